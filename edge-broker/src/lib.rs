@@ -1,0 +1,9 @@
+//! What clients meet: doors, subscriptions, groups, quotas, the command line.
+
+/// The client protocol as generated from `seaway/v1/seaway.proto`.
+#[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated code")]
+pub mod api {
+    tonic::include_proto!("seaway.v1");
+    /// For the reflection service.
+    pub const DESCRIPTORS: &[u8] = tonic::include_file_descriptor_set!("seaway_descriptor");
+}

@@ -1,0 +1,26 @@
+//! Every bound of the protocol, in one place, with its unit in its name.
+
+/// Longest path or pattern, in bytes (DESIGN: 1 KiB).
+pub const PATH_BYTES_MAX: usize = 1024;
+/// Largest batch in bytes, envelope included, unless one message alone is larger.
+pub const BATCH_BYTES_MAX: usize = 1024 * 1024;
+/// Size that a batch is filled to before the next is begun, in bytes.
+pub const BATCH_BYTES_TARGET: usize = 256 * 1024;
+/// Largest message that any topic may allow, in bytes: payload, key and headers together.
+pub const MESSAGE_BYTES_CEILING: usize = 16 * 1024 * 1024;
+/// Largest message of a topic that sets nothing, in bytes.
+pub const MESSAGE_BYTES_DEFAULT: usize = 1024 * 1024;
+/// Room on top of a message for envelope and record, in bytes.
+pub const BATCH_OVERHEAD_BYTES: usize = 8 * 1024;
+/// Most messages in one batch.
+pub const BATCH_MESSAGES_MAX: u32 = 65_536;
+/// Most tags that an envelope lists; with more it says "any".
+pub const BATCH_TAGS_MAX: usize = 16;
+/// Largest control message of a link, in bytes.
+pub const CONTROL_FRAME_BYTES_MAX: usize = 1024 * 1024;
+/// Most queues of a topic at one origin.
+pub const QUEUES_MAX: u16 = 1024;
+/// Most headers of a message, and the longest header name and value together in bytes.
+pub const HEADERS_MAX: usize = 64;
+/// Longest key in bytes.
+pub const KEY_BYTES_MAX: usize = 4096;

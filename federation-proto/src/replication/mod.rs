@@ -1,0 +1,308 @@
+//! What a node wants, announces, fetches, acknowledges and routes: the state machine above the links.
+//! Pure; one for each node. Inputs are `handle_*`, outputs come from [`Replication::poll_output`], time is an argument.
+//!
+//! The shell brings it every control message of every link, every change of the local copies, and the local wants;
+//! it carries out the outputs. Batches themselves do not pass through here.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::{
+    copies::{Hole, LogInfo},
+    envelope::Chain,
+    ids::{LogName, NodeName, Pattern, Place, Site, Start, Topic},
+    session::{FetchEnded, FetchNumber, FetchOrder, NodeKind, PeerInfo},
+    wire::link,
+};
+
+/// A link of this node, while it is up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkId(pub u64);
+
+/// Where a want begins, counted once for each origin, for the logs of the first complete announcement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum WantStart {
+    /// From the oldest place that can be had.
+    Earliest,
+    /// From the end as first announced.
+    Latest,
+    /// From the first batch at or after this origin time, microseconds since 1970.
+    Time(u64),
+}
+
+/// A site's durable request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Want {
+    /// Unique at this site; permanent for this want.
+    pub id: String,
+    /// Which topics.
+    pub pattern: Pattern,
+    /// From these origins; empty: all.
+    pub origins: Vec<Site>,
+    /// Where to begin.
+    pub start: WantStart,
+    /// Whether this site registers with the origins for it (counts for `all` and for hold-back).
+    pub registers: bool,
+}
+
+/// Settings of the state machine.
+#[derive(Debug, Clone)]
+pub struct ReplicationConfig {
+    /// This node.
+    pub node: NodeName,
+    /// Its kind: a relay has no wants of its own, is never counted, and keeps copies as a cache.
+    pub kind: NodeKind,
+    /// This start.
+    pub start: Start,
+    /// Interval of marks and of repeated statements.
+    pub mark_interval: Duration,
+    /// Hop limit of everything that travels.
+    pub hops: u32,
+    /// Which sites an origin accepts as registered, for each topic pattern in order; the first match counts. `None`: all that ask.
+    pub replicate: Vec<(Pattern, Option<Vec<Site>>)>,
+    /// After how long without an answer a range is lost although not every registered site was reached.
+    pub lost_after: Duration,
+    /// Configured cost of a link by the peer's name; else 1.
+    pub costs: Vec<(NodeName, u32)>,
+    /// Bounds in number: logs, wants, sites.
+    pub logs_max: usize,
+    /// See above.
+    pub wants_max: usize,
+    /// See above.
+    pub sites_max: usize,
+    /// Body versions read here.
+    pub body_versions: Vec<u8>,
+}
+
+/// Changes of durable state that the machine asks for; carried out in order, each list as one unit.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// Begin a copy.
+    BeginCopy {
+        /// The log.
+        log: LogName,
+        /// Where.
+        at: Place,
+        /// Chain value there, if known.
+        chain: Option<Chain>,
+    },
+    /// State a hole at an incarnation's end.
+    Hole {
+        /// The log.
+        log: LogName,
+        /// The hole.
+        hole: Hole,
+    },
+    /// Keep a value of the machine's own ("starts", "registrations", "held"); given back at the next start by [`Replication::restore`].
+    Put {
+        /// Its table.
+        table: StateTable,
+        /// Key.
+        key: Bytes,
+        /// Value.
+        value: Bytes,
+    },
+    /// Forget one.
+    Delete {
+        /// Its table.
+        table: StateTable,
+        /// Key.
+        key: Bytes,
+    },
+}
+
+/// The machine's durable tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum StateTable {
+    /// Resolved starts of wants.
+    Starts,
+    /// Registrations this site stated.
+    Registrations,
+    /// What registered sites hold of our logs.
+    Held,
+}
+
+/// Something that people should know; each kind is counted and shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// Stable name: `origin-went-back`, `broken-chain`, `fork`, `range-lost`, `two-nodes-one-name` …
+    pub name: &'static str,
+    /// One sentence.
+    pub text: String,
+}
+
+/// What the shell is to do.
+#[derive(Debug)]
+pub enum Output {
+    /// Send a control message on a link.
+    Send(LinkId, Box<link::control::Kind>),
+    /// Ask a link's peer for a log.
+    StartFetch(LinkId, FetchOrder),
+    /// End a fetch of ours.
+    StopFetch(LinkId, FetchNumber),
+    /// Raise a passing fetch's allowance.
+    RaiseAllowance(LinkId, FetchNumber, u64),
+    /// Serve the peer's fetch from our copy.
+    Serve(LinkId, FetchNumber),
+    /// Hand the batches of our passing fetch (first) to the peer's fetch (second).
+    Pass((LinkId, FetchNumber), (LinkId, FetchNumber)),
+    /// End the peer's fetch with an answer.
+    EndServed(LinkId, FetchEnded),
+    /// Change durable state, as one unit.
+    Store(Vec<Change>),
+    /// A site states to hold a log of ours up to a place (lower than before: believed).
+    RemoteHeld {
+        /// The site.
+        site: Site,
+        /// Our log.
+        log: LogName,
+        /// All below is held, holes aside.
+        below: Place,
+        /// Stated holes and forks' tips.
+        holes: Vec<Hole>,
+        /// See above.
+        fork_tips: Vec<Place>,
+    },
+    /// Close a link for cause.
+    CloseLink(LinkId, link::RefuseReason, String),
+    /// Forward a one-way message to these links (already filtered, hop taken).
+    OneWay(Box<link::OneWay>, Vec<LinkId>),
+    /// Look for the first batch at or after a time in our copy; answer with [`Replication::handle_time_found`].
+    FindTime {
+        /// Names the question.
+        token: u64,
+        /// The log.
+        log: LogName,
+        /// Origin time, microseconds since 1970.
+        time_us: u64,
+    },
+    /// Deliver a one-way message to local subscribers.
+    DeliverOneWay(Box<link::OneWay>),
+    /// Tell people.
+    Report(Report),
+}
+
+/// State of one copy, or of one own log.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CopyStatus {
+    /// `live`, `catching-up`, `stalled`, `own` …
+    pub state: &'static str,
+    /// Why, where there is something to say.
+    pub reason: String,
+    /// The origin's end as last marked or announced.
+    pub origin_end: Option<Place>,
+    /// Messages behind; `None` while nothing is known.
+    pub lag_messages: Option<u64>,
+    /// Bytes behind.
+    pub lag_bytes: Option<u64>,
+    /// Seconds behind, by the origin's clock alone.
+    pub lag: Option<Duration>,
+}
+
+/// A site as this node knows it.
+#[derive(Debug, Clone)]
+pub struct SiteStatus {
+    /// Its name.
+    pub site: Site,
+    /// Its nodes.
+    pub nodes: Vec<NodeName>,
+    /// The link towards it.
+    pub next_hop: Option<LinkId>,
+    /// Cost of the way.
+    pub cost: Option<u32>,
+    /// What it states to hold of our logs: place below which all is held, whether registered, whether the chain value was checked equal.
+    pub held: Vec<(LogName, Place, bool, bool)>,
+}
+
+/// The machine; see the module's documentation.
+#[derive(Debug)]
+pub struct Replication {}
+
+#[allow(unused_variables, reason = "signatures first")]
+impl Replication {
+    /// A machine with nothing but its settings.
+    pub fn new(config: ReplicationConfig, now: Duration) -> Self {
+        todo!()
+    }
+    /// Brings back durable state before anything else: tables' pairs, and the copies held.
+    pub fn restore(&mut self, states: Vec<(StateTable, Bytes, Bytes)>, logs: Vec<(LogName, LogInfo)>) {
+        todo!()
+    }
+    /// A want is there (at start, or new); removing one.
+    pub fn handle_want(&mut self, now: Duration, want: Want) {
+        todo!()
+    }
+    /// See above.
+    pub fn handle_want_removed(&mut self, now: Duration, id: &str) {
+        todo!()
+    }
+    /// A link came up.
+    pub fn handle_link_up(&mut self, now: Duration, link: LinkId, peer: PeerInfo) {
+        todo!()
+    }
+    /// A link went down; its fetches are over.
+    pub fn handle_link_down(&mut self, now: Duration, link: LinkId) {
+        todo!()
+    }
+    /// A control message that the session handed up.
+    pub fn handle_message(&mut self, now: Duration, link: LinkId, message: link::control::Kind) {
+        todo!()
+    }
+    /// A peer asks for a log.
+    pub fn handle_fetch_requested(&mut self, now: Duration, link: LinkId, order: FetchOrder) {
+        todo!()
+    }
+    /// A fetch that we served from our copy ran outside it at `next`; `room` is what its asker has granted.
+    pub fn handle_served_outside(&mut self, now: Duration, link: LinkId, number: FetchNumber, next: Place, room: u64) {
+        todo!()
+    }
+    /// A passing fetch that we feed was given more room by its asker, has been sent on so far that more can be asked for, or was stopped (`None`).
+    pub fn handle_served_room(&mut self, now: Duration, link: LinkId, number: FetchNumber, next: Place, room: Option<u64>) {
+        todo!()
+    }
+    /// A fetch of ours ended.
+    pub fn handle_fetch_ended(&mut self, now: Duration, link: LinkId, ended: FetchEnded) {
+        todo!()
+    }
+    /// The log refused a batch of a fetch of ours (gap, broken chain): the fetch was stopped; decide anew.
+    pub fn handle_refused_batch(&mut self, now: Duration, link: LinkId, number: FetchNumber, refusal: crate::copies::AppendRefusal) {
+        todo!()
+    }
+    /// A copy or own log changed: submitted view (what the next batch must follow) and durable view (what may be stated to others).
+    pub fn handle_log(&mut self, now: Duration, log: LogName, submitted: Option<LogInfo>, durable: Option<LogInfo>) {
+        todo!()
+    }
+    /// This node publishes a one-way message (origin, start and sequence are set here), or the session received one on `link`.
+    pub fn handle_one_way(&mut self, now: Duration, link: Option<LinkId>, message: link::OneWay) {
+        todo!()
+    }
+    /// Answers [`Output::FindTime`].
+    pub fn handle_time_found(&mut self, now: Duration, token: u64, place: Option<Place>) {
+        todo!()
+    }
+    /// Time passed; `wall_us` is the wall clock, microseconds since 1970.
+    pub fn handle_timeout(&mut self, now: Duration, wall_us: u64) {
+        todo!()
+    }
+    /// When to call [`Replication::handle_timeout`].
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        todo!()
+    }
+    /// The next thing to do.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        todo!()
+    }
+    /// The sites registered for a topic of this origin, in order of name.
+    pub fn registered(&self, topic: &Topic) -> Vec<Site> {
+        todo!()
+    }
+    /// State of a log.
+    pub fn copy_status(&self, now: Duration, log: &LogName) -> Option<CopyStatus> {
+        todo!()
+    }
+    /// The sites known.
+    pub fn sites(&self) -> Vec<SiteStatus> {
+        todo!()
+    }
+}

@@ -1,0 +1,342 @@
+//! The session of one link: handshake and version, frames, credit by lane, fetches asked and served,
+//! probes. Pure: inputs are `handle_*`, outputs are `poll_*`, time is an argument (a [`Duration`] since
+//! a moment of the caller's choosing, never decreasing).
+//!
+//! The session moves batches and keeps their order; *what* to fetch, announce or acknowledge is decided by
+//! [`crate::replication`], to which it hands every other control message unread.
+//!
+//! It speaks over ordered channels (one for control, one a lane) and datagrams, and does not know QUIC.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::{
+    envelope::Batch,
+    ids::{LogName, NodeName, Offset, Place, Start},
+    wire::link,
+};
+
+/// A share of a link: live traffic goes before backlog. The numbers are on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Lane {
+    /// Fetches that stood near their log's end when they began.
+    Live = 1,
+    /// Fetches that catch up.
+    Backlog = 2,
+}
+
+/// An ordered sequence of bytes that the transport gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Channel {
+    /// Kind 1 frames.
+    Control,
+    /// Kinds 2 and 3.
+    Lane(Lane),
+}
+
+/// What a node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum NodeKind {
+    /// Serves clients, appends; at most one active in a site.
+    Edge,
+    /// Transit only.
+    Relay,
+}
+
+/// What this side says of itself, and its bounds.
+#[derive(Debug, Clone)]
+pub struct SessionConfig {
+    /// The federation's name.
+    pub federation: String,
+    /// This node.
+    pub node: NodeName,
+    /// Its kind.
+    pub kind: NodeKind,
+    /// This start of its process.
+    pub start: Start,
+    /// Protocol versions spoken.
+    pub versions: std::ops::RangeInclusive<u32>,
+    /// Largest batch accepted, bytes.
+    pub batch_bytes_max: usize,
+    /// Credit granted per lane: the receive buffer, bytes; at least one largest batch.
+    pub lane_credit: [(Lane, u64); 2],
+    /// Bound of the outgoing control queue, bytes; a peer that lets it fill is cut off.
+    pub control_queue_bytes_max: usize,
+    /// Interval of probes.
+    pub probe_interval: Duration,
+    /// The link is dead when nothing was heard for this long.
+    pub dead_after: Duration,
+    /// Name and version of the software.
+    pub software: String,
+    /// Most fetches the peer may have open at once.
+    pub fetches_max: usize,
+    /// The peer's identity as its certificate states it; hello must agree. `None` only in tests.
+    pub peer_identity: Option<NodeName>,
+}
+
+/// What the peer said of itself.
+#[derive(Debug, Clone)]
+pub struct PeerInfo {
+    /// Its name.
+    pub node: NodeName,
+    /// Its kind.
+    pub kind: NodeKind,
+    /// Its start.
+    pub start: Start,
+    /// The version in use.
+    pub version: u32,
+    /// Its software.
+    pub software: String,
+    /// Largest batch it accepts.
+    pub batch_bytes_max: usize,
+    /// Body versions it reads.
+    pub body_versions: Vec<u8>,
+}
+
+/// A fetch's number on one link in one direction.
+pub type FetchNumber = u64;
+
+/// How a fetch runs where a log has several incarnations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FetchLine {
+    /// On into the next incarnation of the main line.
+    Main,
+    /// Stays in the place's incarnation (a fork's part).
+    Incarnation,
+}
+
+/// A fetch, as asked by either side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FetchOrder {
+    /// Unique and ascending on this link in this direction.
+    pub number: FetchNumber,
+    /// The lane its batches take.
+    pub lane: Lane,
+    /// The log.
+    pub log: LogName,
+    /// The first place wanted.
+    pub from: Place,
+    /// See [`FetchLine`].
+    pub line: FetchLine,
+    /// Read through on the way and not stored by the asker; see `link.proto`.
+    pub passing: bool,
+    /// Hops left (passing only).
+    pub hops: u32,
+    /// Bytes that may be sent so far (passing only).
+    pub allowance: u64,
+    /// Exclusive end.
+    pub until: Option<Offset>,
+    /// End at the holder's end instead of waiting there.
+    pub no_wait: bool,
+}
+
+/// Why a fetch ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FetchEnded {
+    /// Which.
+    pub number: FetchNumber,
+    /// Why.
+    pub end: link::FetchEnd,
+    /// A place that goes with it.
+    pub at: Option<Place>,
+    /// The site that answered.
+    pub answered_by: String,
+    /// In words.
+    pub text: String,
+}
+
+/// What a read for a served fetch gave (the shell reads; see [`Event::Read`]).
+#[derive(Debug, Clone)]
+pub enum ReadOutcome {
+    /// Batches, and the place where to read on.
+    Batches(Vec<Batch>, Place),
+    /// At the readable end: wait for [`Session::handle_advanced`] (or end, for `no_wait`).
+    AtEnd(Place),
+    /// Outside the copy: the fetch pauses until the core says how it goes on ([`Session::serve`],
+    /// [`Session::push_passed`] or [`Session::end_served`]).
+    Outside,
+}
+
+/// Where a fetch served by this side stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ServedAt {
+    /// Next place to be sent.
+    pub next: Place,
+    /// Bytes of allowance and lane credit left for it, whichever is less.
+    pub room: u64,
+}
+
+/// What the session tells its shell.
+#[derive(Debug)]
+pub enum Event {
+    /// Hello was exchanged; the link is usable.
+    Up(PeerInfo),
+    /// A control message for [`crate::replication`].
+    Control(Box<link::control::Kind>),
+    /// The peer asks for a log. The core answers with serve, passing, or end.
+    FetchRequested(FetchOrder),
+    /// Read for a served fetch and answer with [`Session::handle_read`]. At most one is out a fetch.
+    Read {
+        /// The peer's fetch.
+        number: FetchNumber,
+        /// The log.
+        log: LogName,
+        /// Where.
+        from: Place,
+        /// How.
+        line: FetchLine,
+        /// About how much.
+        bytes_max: usize,
+    },
+    /// The peer ended its fetch, or raised the allowance of a passing one.
+    FetchStopped(FetchNumber),
+    /// See above: new total.
+    AllowanceRaised(FetchNumber, u64),
+    /// A batch came in order for an open fetch of ours; checksum and continuity within the fetch
+    /// hold. Its credit returns with [`Session::release`].
+    Batch {
+        /// Our fetch.
+        number: FetchNumber,
+        /// The lane whose credit it took.
+        lane: Lane,
+        /// Bytes of credit it took.
+        credit: u64,
+        /// Whether it is to be passed on, not stored.
+        passing: bool,
+        /// The batch.
+        batch: Batch,
+    },
+    /// A fetch of ours ended.
+    FetchEnded(FetchEnded),
+    /// A one-way message.
+    OneWay(Box<link::OneWay>),
+    /// A probe came back.
+    RoundTrip(Duration),
+    /// The session is over; transmit what is left, then close. Nothing follows.
+    Closed(CloseReason),
+}
+
+/// Why a session ended, sorted by who caused it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CloseReason {
+    /// In peace, by either side.
+    #[error("closed: {0}")]
+    Goodbye(String),
+    /// The peer refused us.
+    #[error("the peer refused the link ({reason:?}): {text}")]
+    RefusedByPeer {
+        /// Its reason.
+        reason: link::RefuseReason,
+        /// Its words.
+        text: String,
+    },
+    /// We refuse the peer.
+    #[error("this node refused the link ({reason:?}): {text}")]
+    Refused {
+        /// Reason sent.
+        reason: link::RefuseReason,
+        /// Words sent.
+        text: String,
+    },
+    /// Nothing heard for too long.
+    #[error("nothing was heard from the peer for {0:?}")]
+    Dead(Duration),
+}
+
+/// Bytes for one channel, in order; the chunks together are whole frames.
+#[derive(Debug)]
+pub struct Transmit {
+    /// To be written one after the other.
+    pub chunks: Vec<Bytes>,
+}
+
+/// The control queue is full: the peer does not read. The link is being closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the peer does not read its control channel")]
+pub struct Congested;
+
+/// One link's state machine; see the module's documentation.
+#[derive(Debug)]
+pub struct Session {}
+
+#[allow(unused_variables, reason = "signatures first")]
+impl Session {
+    /// A session that begins with its hello.
+    pub fn new(config: SessionConfig, now: Duration) -> Self {
+        todo!()
+    }
+    /// Bytes of a channel, in order, cut anywhere.
+    pub fn handle_bytes(&mut self, now: Duration, channel: Channel, bytes: Bytes) {
+        todo!()
+    }
+    /// A datagram, or the whole content of a one-way stream.
+    pub fn handle_one_way(&mut self, now: Duration, bytes: Bytes) {
+        todo!()
+    }
+    /// Time passed; call at or after [`Session::poll_timeout`].
+    pub fn handle_timeout(&mut self, now: Duration) {
+        todo!()
+    }
+    /// Sends a control message.
+    pub fn send(&mut self, message: link::control::Kind) -> Result<(), Congested> {
+        todo!()
+    }
+    /// Asks the peer for a log.
+    pub fn start_fetch(&mut self, order: FetchOrder) -> Result<(), Congested> {
+        todo!()
+    }
+    /// Raises a passing fetch's allowance to a new total.
+    pub fn raise_allowance(&mut self, number: FetchNumber, total: u64) -> Result<(), Congested> {
+        todo!()
+    }
+    /// Ends a fetch of ours; its batches still under way are dropped here and their credit returned.
+    pub fn stop_fetch(&mut self, number: FetchNumber) -> Result<(), Congested> {
+        todo!()
+    }
+    /// Gives back the credit of a batch that was stored, passed on or dropped.
+    pub fn release(&mut self, lane: Lane, credit: u64) {
+        todo!()
+    }
+    /// Serve this fetch of the peer from the own copy, from its present place on.
+    pub fn serve(&mut self, number: FetchNumber) {
+        todo!()
+    }
+    /// The answer to [`Event::Read`].
+    pub fn handle_read(&mut self, number: FetchNumber, outcome: ReadOutcome) {
+        todo!()
+    }
+    /// The log's readable end moved: served fetches that wait there read again.
+    pub fn handle_advanced(&mut self, log: &LogName) {
+        todo!()
+    }
+    /// A batch read through for a served fetch: sent in order; must begin at (or contain) its next place.
+    pub fn push_passed(&mut self, number: FetchNumber, batch: Batch) {
+        todo!()
+    }
+    /// Where a served fetch stands.
+    pub fn served_at(&self, number: FetchNumber) -> Option<ServedAt> {
+        todo!()
+    }
+    /// Ends a served fetch with an answer, in order after what was sent.
+    pub fn end_served(&mut self, ended: FetchEnded) {
+        todo!()
+    }
+    /// Begins the end: sends the reason as the last control frame.
+    pub fn close(&mut self, reason: CloseReason) {
+        todo!()
+    }
+    /// The next frames of a channel; call when the channel can take more. Lanes: about 64 KiB to one batch at a time.
+    pub fn poll_transmit(&mut self, now: Duration, channel: Channel) -> Option<Transmit> {
+        todo!()
+    }
+    /// The next event.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        todo!()
+    }
+    /// When to call [`Session::handle_timeout`].
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        todo!()
+    }
+}

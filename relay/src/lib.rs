@@ -1,0 +1,5 @@
+//! Seaway's engine: commit log, transport, link drivers, replication, and the node that joins them.
+
+pub mod link;
+pub mod log;
+pub mod node;

@@ -1,0 +1,7 @@
+//! The commit log: a node's one append-only sequence in which all logs' batches and all state
+//! changes are interleaved.
+//!
+//! This module is the contract. [`disk`] is the implementation that ships, [`memory`] its
+//! fault-injecting twin for simulation; one conformance suite runs on both.
+
+pub mod contract;

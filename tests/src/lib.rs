@@ -1,0 +1,1 @@
+//! What tests share: simulation, fault injection, real processes under test.
