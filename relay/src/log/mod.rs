@@ -5,3 +5,4 @@
 //! fault-injecting twin for simulation; one conformance suite runs on both.
 
 pub mod contract;
+pub mod files;
