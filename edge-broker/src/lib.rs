@@ -1,5 +1,7 @@
 //! What clients meet: doors, subscriptions, groups, quotas, the command line.
 
+pub mod door;
+
 /// The client protocol as generated from `seaway/v1/seaway.proto`.
 #[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated code")]
 pub mod api {
