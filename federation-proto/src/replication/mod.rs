@@ -73,6 +73,8 @@ pub struct ReplicationConfig {
     pub sites_max: usize,
     /// Body versions read here.
     pub body_versions: Vec<u8>,
+    /// Nobody's next hop while another way exists (a stub site; see also [`Replication::handle_transit`]).
+    pub no_transit: bool,
 }
 
 /// Changes of durable state that the machine asks for; carried out in order, each list as one unit.
@@ -86,6 +88,11 @@ pub enum Change {
         at: Place,
         /// Chain value there, if known.
         chain: Option<Chain>,
+    },
+    /// Forget a copy wholly (a relay's cache that nothing can continue).
+    Drop {
+        /// The log.
+        log: LogName,
     },
     /// State a hole at an incarnation's end.
     Hole {
@@ -157,13 +164,17 @@ pub enum Output {
         site: Site,
         /// Our log.
         log: LogName,
-        /// All below is held, holes aside.
+        /// Where its copy begins: below it the site does not count.
+        from: Place,
+        /// All below on the main line is held, holes aside.
         below: Place,
         /// Stated holes and forks' tips.
         holes: Vec<Hole>,
         /// See above.
         fork_tips: Vec<Place>,
     },
+    /// The sites registered with this origin changed; see [`Replication::registered`].
+    RegistrationsChanged,
     /// Close a link for cause.
     CloseLink(LinkId, link::RefuseReason, String),
     /// Forward a one-way message to these links (already filtered, hop taken).
@@ -257,8 +268,26 @@ impl Replication {
     pub fn handle_served_outside(&mut self, now: Duration, link: LinkId, number: FetchNumber, next: Place, room: u64) {
         todo!()
     }
-    /// A passing fetch that we feed was given more room by its asker, has been sent on so far that more can be asked for, or was stopped (`None`).
-    pub fn handle_served_room(&mut self, now: Duration, link: LinkId, number: FetchNumber, next: Place, room: Option<u64>) {
+    /// A fetch of the peer that we feed by [`Output::Pass`] moved on or was given more room by its asker: `next` is where it
+    /// stands, `passed` how many bytes were sent to the asker since that `Pass`, `room` how many more it has granted. Call it
+    /// when the allowance or credit grew, and whenever about 256 KiB more were sent on.
+    pub fn handle_served_room(&mut self, now: Duration, link: LinkId, number: FetchNumber, next: Place, passed: u64, room: u64) {
+        todo!()
+    }
+    /// A fetch of the peer is over: its asker stopped it, or the session ended it by itself (`no_wait`, `until`, failed read).
+    pub fn handle_served_over(&mut self, now: Duration, link: LinkId, number: FetchNumber) {
+        todo!()
+    }
+    /// Whether this node may carry transit (poisoned, out of disk, replaying, draining: no).
+    pub fn handle_transit(&mut self, now: Duration, allowed: bool) {
+        todo!()
+    }
+    /// Counters by cause: dropped one-way messages, refused announcements and so on; the names are stable.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        todo!()
+    }
+    /// Whether a site has stated to hold the message at this place of a log of ours (and not a hole).
+    pub fn site_holds(&self, site: &Site, log: &LogName, place: Place) -> bool {
         todo!()
     }
     /// A fetch of ours ended.
@@ -269,7 +298,8 @@ impl Replication {
     pub fn handle_refused_batch(&mut self, now: Duration, link: LinkId, number: FetchNumber, refusal: crate::copies::AppendRefusal) {
         todo!()
     }
-    /// A copy or own log changed: submitted view (what the next batch must follow) and durable view (what may be stated to others).
+    /// A copy or own log changed: submitted view (what the next batch must follow) and durable view (what may be stated to
+    /// others); `None`: there is no such log in that view. [`Replication::restore`] gives the views that there are at the start.
     pub fn handle_log(&mut self, now: Duration, log: LogName, submitted: Option<LogInfo>, durable: Option<LogInfo>) {
         todo!()
     }

@@ -130,6 +130,8 @@ pub struct FetchOrder {
     pub until: Option<Offset>,
     /// End at the holder's end instead of waiting there.
     pub no_wait: bool,
+    /// Sent on towards this node instead of the log's origin (a named holder).
+    pub towards: Option<NodeName>,
 }
 
 /// Why a fetch ended.
