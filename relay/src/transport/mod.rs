@@ -1,0 +1,11 @@
+//! Links over QUIC: identity and TLS, the endpoint, channels mapped to streams, dialling and listening.
+//!
+//! What lives here is the shell around [`crate::link`]: sockets, timers, tasks. What the bytes mean is
+//! decided by the session in the protocol crate; what is fetched, by the hub. A link is one tokio task,
+//! so that no link waits for another.
+
+pub mod identity;
+pub mod tls;
+
+#[cfg(test)]
+mod tls_tests;
