@@ -1,0 +1,93 @@
+//! Conversions: round trips of the checked types, refusals, and mutated messages.
+
+use proptest::prelude::*;
+use prost::Message as _;
+
+use super::*;
+
+prop_compose! {
+    fn places()(counter in any::<u64>(), random in any::<u64>(), offset in any::<u64>()) -> Place {
+        Place { incarnation: Incarnation { counter, random }, offset }
+    }
+}
+
+prop_compose! {
+    fn logs()(topic in "[a-z_$][a-zé]{0,9}", origin in "[a-z]{1,9}", queue in 0..=limits::QUEUES_MAX) -> LogName {
+        LogName { topic: topic.parse().unwrap(), origin: origin.parse().unwrap(), queue: Queue(queue) }
+    }
+}
+
+prop_compose! {
+    fn orders()(
+        number in any::<u64>(), live in any::<bool>(), log in logs(), from in places(), main in any::<bool>(),
+        passing in any::<bool>(), hops in any::<u32>(), allowance in any::<u64>(),
+        until in prop::option::of(1..u64::MAX), no_wait in any::<bool>(),
+    ) -> FetchOrder {
+        let lane = if live { Lane::Live } else { Lane::Backlog };
+        let line = if main { FetchLine::Main } else { FetchLine::Incarnation };
+        FetchOrder { number, lane, log, from, line, passing, hops, allowance, until, no_wait }
+    }
+}
+
+prop_compose! {
+    fn held()(
+        log in logs(), below in places(), chain in prop::option::of(any::<[u8; 16]>()),
+        holes in prop::collection::vec((places(), 1..1000u64, 0..3usize), 0..4), fork_tips in prop::collection::vec(places(), 0..4),
+    ) -> HeldLog {
+        let kinds = [HoleKind::Pending, HoleKind::NotWanted, HoleKind::Lost];
+        let hole = |(at, len, kind): (Place, u64, usize)| {
+            let from = at.offset / 2;
+            Hole { incarnation: at.incarnation, from, to: from + len, kind: kinds[kind] }
+        };
+        HeldLog { log, below, chain: chain.map(Chain), holes: holes.into_iter().map(hole).collect(), fork_tips }
+    }
+}
+
+proptest! {
+    #[test]
+    fn fetches_come_back(order in orders()) {
+        let bytes = link::Fetch::from(&order).encode_to_vec();
+        let read: FetchOrder = link::Fetch::decode(&bytes[..]).unwrap().try_into().unwrap();
+        prop_assert_eq!(read, order);
+    }
+
+    #[test]
+    fn statements_come_back(held in held()) {
+        let bytes = link::HeldLog::from(held.clone()).encode_to_vec();
+        let read: HeldLog = link::HeldLog::decode(&bytes[..]).unwrap().try_into().unwrap();
+        prop_assert_eq!(read, held);
+    }
+
+    #[test]
+    fn ends_come_back(number in any::<u64>(), at in prop::option::of(places()), end in 0..10, site in "[a-z]{0,5}") {
+        let end = link::FetchEnd::try_from(end).unwrap();
+        let ended = FetchEnded { number, end, at, answered_by: site, text: "why".into() };
+        let bytes = link::FetchEnded::from(ended.clone()).encode_to_vec();
+        prop_assert_eq!(FetchEnded::try_from(link::FetchEnded::decode(&bytes[..]).unwrap()).unwrap(), ended);
+    }
+
+    #[test]
+    fn mutated_messages_never_panic(held in held(), order in orders(), at in any::<prop::sample::Index>(), by in any::<u8>()) {
+        for mut bytes in [link::HeldLog::from(held).encode_to_vec(), link::Fetch::from(&order).encode_to_vec()] {
+            let at = at.index(bytes.len());
+            bytes[at] = by;
+            let _ = link::HeldLog::decode(&bytes[..]).map(HeldLog::try_from);
+            let _ = link::Fetch::decode(&bytes[..]).map(FetchOrder::try_from);
+        }
+    }
+}
+
+#[test]
+fn what_is_impossible_is_refused() {
+    let log = link::LogName { topic: "a".into(), origin: "b".into(), queue: 70_000 };
+    assert_eq!(LogName::try_from(log), Err(WireError::Range { what: "queue", found: 70_000 }));
+    let log = link::LogName { topic: "a/b".into(), origin: "b".into(), queue: 1 };
+    assert!(matches!(LogName::try_from(log), Err(WireError::Name(_))));
+    assert_eq!(Place::try_from(link::Place::default()), Err(WireError::Missing("place.incarnation")));
+    let hole = link::Hole { incarnation: Some(link::Incarnation::default()), from: 5, to: 5, kind: 1 };
+    assert_eq!(Hole::try_from(hole), Err(WireError::Range { what: "hole.to", found: 5 }));
+    assert!(matches!(chain_from_wire(&[1; 15]), Err(WireError::Length { found: 15, .. })));
+    assert_eq!(Lane::try_from(3), Err(WireError::Range { what: "lane", found: 3 }));
+    let name = link::NodeName { site: "Berlin".into(), node: "a".into() };
+    assert!(matches!(NodeName::try_from(name), Err(WireError::Name(_))));
+}
