@@ -88,6 +88,8 @@ impl From<std::convert::Infallible> for WireError {
 pub struct HeldLog {
     /// The log.
     pub log: LogName,
+    /// Where the site's copy begins, if it is stated: below it the site does not count.
+    pub from: Option<Place>,
     /// The place below which all is held, holes aside.
     pub below: Place,
     /// The chain value there, where it is known.
@@ -244,6 +246,7 @@ impl TryFrom<link::HeldLog> for HeldLog {
     fn try_from(found: link::HeldLog) -> Result<Self, WireError> {
         Ok(Self {
             log: required(found.log, "held.log")?,
+            from: found.from.map(TryInto::try_into).transpose()?,
             below: required(found.below, "held.below")?,
             chain: chain_from_wire(&found.chain)?,
             holes: all(found.holes)?,
@@ -256,6 +259,7 @@ impl From<HeldLog> for link::HeldLog {
     fn from(held: HeldLog) -> Self {
         Self {
             log: Some(held.log.into()),
+            from: held.from.map(Into::into),
             below: Some(held.below.into()),
             chain: chain_to_wire(held.chain),
             holes: held.holes.into_iter().map(Into::into).collect(),
@@ -300,6 +304,7 @@ impl TryFrom<link::Fetch> for FetchOrder {
             allowance: found.allowance,
             until: (found.until != 0).then_some(found.until),
             no_wait: found.no_wait,
+            towards: found.towards.map(TryInto::try_into).transpose()?,
         })
     }
 }
@@ -321,6 +326,7 @@ impl From<&FetchOrder> for link::Fetch {
             allowance: order.allowance,
             until: order.until.unwrap_or_default(),
             no_wait: order.no_wait,
+            towards: order.towards.as_ref().map(Into::into),
         }
     }
 }

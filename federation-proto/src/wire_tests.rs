@@ -21,17 +21,18 @@ prop_compose! {
     fn orders()(
         number in any::<u64>(), live in any::<bool>(), log in logs(), from in places(), main in any::<bool>(),
         passing in any::<bool>(), hops in any::<u32>(), allowance in any::<u64>(),
-        until in prop::option::of(1..u64::MAX), no_wait in any::<bool>(),
+        until in prop::option::of(1..u64::MAX), no_wait in any::<bool>(), towards in prop::option::of("[a-z]{1,9}"),
     ) -> FetchOrder {
         let lane = if live { Lane::Live } else { Lane::Backlog };
         let line = if main { FetchLine::Main } else { FetchLine::Incarnation };
-        FetchOrder { number, lane, log, from, line, passing, hops, allowance, until, no_wait }
+        let towards = towards.map(|site| NodeName::new(site.parse().unwrap(), "a").unwrap());
+        FetchOrder { number, lane, log, from, line, passing, hops, allowance, until, no_wait, towards }
     }
 }
 
 prop_compose! {
     fn held()(
-        log in logs(), below in places(), chain in prop::option::of(any::<[u8; 16]>()),
+        log in logs(), from in prop::option::of(places()), below in places(), chain in prop::option::of(any::<[u8; 16]>()),
         holes in prop::collection::vec((places(), 1..1000u64, 0..3usize), 0..4), fork_tips in prop::collection::vec(places(), 0..4),
     ) -> HeldLog {
         let kinds = [HoleKind::Pending, HoleKind::NotWanted, HoleKind::Lost];
@@ -39,7 +40,7 @@ prop_compose! {
             let from = at.offset / 2;
             Hole { incarnation: at.incarnation, from, to: from + len, kind: kinds[kind] }
         };
-        HeldLog { log, below, chain: chain.map(Chain), holes: holes.into_iter().map(hole).collect(), fork_tips }
+        HeldLog { log, from, below, chain: chain.map(Chain), holes: holes.into_iter().map(hole).collect(), fork_tips }
     }
 }
 
