@@ -242,6 +242,9 @@ pub enum CloseReason {
         /// Words sent.
         text: String,
     },
+    /// The transport failed.
+    #[error("the connection was lost: {0}")]
+    Lost(String),
     /// Nothing heard for too long.
     #[error("nothing was heard from the peer for {0:?}")]
     Dead(Duration),

@@ -28,6 +28,8 @@ pub enum LinkCommand {
     Advanced(LogName),
     /// A batch that this link received is durable, passed on or dropped: return its credit.
     Stored(Lane, u64),
+    /// The commit log has room again: submit what is held back.
+    Retry,
     /// Send a one-way message.
     OneWay(Box<link::OneWay>),
     /// Close the link.

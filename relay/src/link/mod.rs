@@ -10,3 +10,5 @@
 //! Everything one link has to tell another goes as a [`command::LinkCommand`] through that link's mailbox; posting never waits.
 
 pub mod command;
+pub mod driver;
+pub mod port;
