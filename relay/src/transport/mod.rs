@@ -4,8 +4,13 @@
 //! decided by the session in the protocol crate; what is fetched, by the hub. A link is one tokio task,
 //! so that no link waits for another.
 
+pub mod bounds;
+pub mod channels;
+pub mod endpoint;
 pub mod identity;
 pub mod tls;
 
+#[cfg(test)]
+mod loopback_tests;
 #[cfg(test)]
 mod tls_tests;

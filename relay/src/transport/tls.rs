@@ -36,6 +36,12 @@ const PEM_BYTES_MAX: u64 = 4 * 1024 * 1024;
 #[error("{0}")]
 pub struct TlsError(String);
 
+impl TlsError {
+    pub(super) fn new(error: &dyn std::error::Error) -> Self {
+        Self(format!("TLS for links cannot be set up: {error}"))
+    }
+}
+
 /// Why a peer's certificate is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PeerRefused {

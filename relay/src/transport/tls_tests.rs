@@ -15,14 +15,14 @@ use crate::{
     node::LinkTls,
 };
 
-struct Federation {
+pub(super) struct Federation {
     dir: tempfile::TempDir,
     name: &'static str,
     authority: Authority,
 }
 
 impl Federation {
-    fn new(name: &'static str) -> Self {
+    pub(super) fn new(name: &'static str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         Authority::create(dir.path(), name, AUTHORITY_LIFETIME).unwrap();
         let authority = Authority::open(dir.path()).unwrap();
@@ -39,14 +39,14 @@ impl Federation {
     }
 
     /// Credentials of a node that trusts the authorities in `roots`.
-    fn node(&self, name: &str, roots: &Path) -> Credentials {
+    pub(super) fn node(&self, name: &str, roots: &Path) -> Credentials {
         let node: NodeName = name.parse().unwrap();
         let issued = self.issue(Identity::node(self.name, node.clone()).unwrap(), &name.replace('/', "-"));
         let files = LinkTls { cert: issued.cert, key: issued.key, ca: roots.to_owned() };
         Credentials::load(&files, self.name, &node).unwrap()
     }
 
-    fn roots(&self) -> std::path::PathBuf {
+    pub(super) fn roots(&self) -> std::path::PathBuf {
         self.dir.path().join("ca.pem")
     }
 }

@@ -1,0 +1,166 @@
+//! Channels and one-way messages over a real connection on loopback.
+
+use std::{
+    future::poll_fn,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use quinn::{Connection, Endpoint};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use seaway_federation_proto::session::Transmit;
+
+use super::{
+    channels::{CHANNELS, ChannelError, OneWaySender, Readers, Received, Writers, datagrams},
+    endpoint::{self, Timing},
+    tls_tests::Federation,
+};
+use crate::node::StartError;
+
+const TIMING: Timing = Timing { probe_interval: Duration::from_millis(500), dead_after: Duration::from_secs(20) };
+
+struct Pair {
+    dialled: Connection,
+    accepted: Connection,
+    _endpoints: (Endpoint, Endpoint),
+}
+
+async fn pair() -> Pair {
+    let acme = Federation::new("acme");
+    let (a, b) = (acme.node("berlin/edge", &acme.roots()), acme.node("tokyo/relay", &acme.roots()));
+    let transport = Arc::new(endpoint::transport_config(TIMING));
+    let local = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+    let listener = endpoint::open(local).unwrap();
+    listener.set_server_config(Some(endpoint::server_config(&b, transport.clone()).unwrap()));
+    let dialler = endpoint::open(None).unwrap();
+    let peer = "tokyo/relay".parse().unwrap();
+    let config = endpoint::client_config(&a, &peer, transport).unwrap();
+    let connecting = dialler.connect_with(config, listener.local_addr().unwrap(), &a.server_name(&peer)).unwrap();
+    let (dialled, accepted) = tokio::join!(connecting, async { listener.accept().await.unwrap().await });
+    Pair { dialled: dialled.unwrap(), accepted: accepted.unwrap(), _endpoints: (dialler, listener) }
+}
+
+/// Writes everything to the three channels, as fast as each takes it.
+async fn write_all(connection: Connection, mut parts: [Vec<Bytes>; 3]) -> Result<(), ChannelError> {
+    let mut writers = Writers::new(connection);
+    for part in &mut parts {
+        part.reverse();
+    }
+    poll_fn(|cx| {
+        writers.poll_acknowledged(cx);
+        for (channel, parts) in CHANNELS.into_iter().zip(&mut parts) {
+            while let Poll::Ready(ready) = writers.poll_ready(cx, channel) {
+                ready?;
+                match parts.pop() {
+                    Some(bytes) => writers.push(channel, Transmit { chunks: vec![bytes] }),
+                    None => break,
+                }
+            }
+        }
+        let done = parts.iter().all(Vec::is_empty) && writers.is_flushed();
+        if done { Poll::Ready(Ok::<(), ChannelError>(())) } else { Poll::Pending }
+    })
+    .await?;
+    // Until the test has read everything.
+    std::future::pending().await
+}
+
+async fn read_until(connection: Connection, expected: [usize; 3]) -> Result<[BytesMut; 3], ChannelError> {
+    let mut readers = Readers::new(connection);
+    let mut read: [BytesMut; 3] = Default::default();
+    while read.iter().zip(expected).any(|(read, expected)| read.len() < expected) {
+        if let Received::Bytes(channel, bytes) = poll_fn(|cx| readers.poll(cx)).await? {
+            let at = CHANNELS.iter().position(|known| *known == channel).unwrap();
+            read[at].extend_from_slice(&bytes);
+        }
+    }
+    Ok(read)
+}
+
+#[tokio::test]
+async fn every_channel_keeps_its_order_over_many_streams() {
+    let seed = getrandom::u64().unwrap();
+    println!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let pair = pair().await;
+    // Few large writes, many small ones, and a mixture; each over several streams.
+    let sizes: [(usize, usize); 3] = [(5_000, 200), (30, 400_000), (300, 30_000)];
+    let parts = sizes.map(|(count, most)| {
+        let part = |_| Bytes::from((0..random.random_range(1..most)).map(|_| random.random()).collect::<Vec<u8>>());
+        (0..count).map(part).collect::<Vec<_>>()
+    });
+    let expected = parts.clone().map(|parts| parts.concat());
+    let lengths = [0, 1, 2].map(|at: usize| expected[at].len());
+    let read = tokio::select! {
+        read = read_until(pair.accepted.clone(), lengths) => read.unwrap(),
+        error = write_all(pair.dialled.clone(), parts) => panic!("{error:?}"),
+    };
+    for (read, expected) in read.iter().zip(&expected) {
+        assert!(read == expected);
+    }
+    let streams = pair.accepted.stats().frame_rx.max_streams_uni;
+    println!("streams' limit raised {streams} times");
+}
+
+#[tokio::test]
+async fn one_way_messages_go_as_datagrams_or_short_streams() {
+    let pair = pair().await;
+    let mut sender = OneWaySender::new(pair.dialled.clone());
+    let small = Bytes::from_static(b"small");
+    let large = Bytes::from(vec![7; 3_000_000]);
+    sender.send(small.clone());
+    sender.send(large.clone());
+    sender.send(Bytes::from(vec![0; super::bounds::ONE_WAY_BYTES_MAX + 1]));
+    assert_eq!(sender.dropped(), 1);
+    let mut datagrams = datagrams(pair.accepted.clone());
+    assert_eq!(datagrams.next().await.unwrap().unwrap(), small);
+    let mut readers = Readers::new(pair.accepted.clone());
+    let received = poll_fn(|cx| {
+        sender.poll(cx);
+        readers.poll(cx)
+    });
+    assert!(matches!(received.await.unwrap(), Received::OneWay(bytes) if bytes == large));
+}
+
+#[tokio::test]
+async fn one_way_messages_without_room_are_dropped_and_counted() {
+    let pair = pair().await;
+    let mut sender = OneWaySender::new(pair.dialled.clone());
+    for _ in 0..super::bounds::ONE_WAY_STREAMS_MAX + 5 {
+        sender.send(Bytes::from(vec![1; 100_000]));
+    }
+    assert_eq!(sender.dropped(), 5);
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_the_mapping_ends_the_link() {
+    let headers: [(&[u8], &str); 4] = [
+        (&[9, 0, 0, 0, 0, 0, 0, 0, 0, 1], "unknown channel"),
+        (&[1, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 1], "out of range"),
+        (&[1, 0, 0], "ended in its header"),
+        (&[2, 3, 0, 0, 0, 0, 0, 0, 0], "one number"),
+    ];
+    for (header, says) in headers {
+        let pair = pair().await;
+        for _ in 0..2 {
+            let mut stream = pair.dialled.open_uni().await.unwrap();
+            stream.write_all(header).await.unwrap();
+            stream.finish().unwrap();
+        }
+        let mut readers = Readers::new(pair.accepted.clone());
+        let error = poll_fn(|cx| readers.poll(cx)).await.unwrap_err();
+        assert!(matches!(&error, ChannelError::Protocol(text) if text.contains(says)), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_named() {
+    let first = endpoint::open(Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))).unwrap();
+    let address = first.local_addr().unwrap();
+    let Err(StartError::Listen(text)) = endpoint::open(Some(address)) else { panic!("opened twice") };
+    assert!(text.contains(&format!("{address} for links is in use by another process")), "{text}");
+}
