@@ -1,5 +1,6 @@
 //! What clients meet: doors, subscriptions, groups, quotas, the command line.
 
+pub mod config;
 pub mod door;
 
 /// The client protocol as generated from `seaway/v1/seaway.proto`.
