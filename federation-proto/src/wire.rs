@@ -20,6 +20,12 @@ pub mod link {
     include!(concat!(env!("OUT_DIR"), "/seaway.link.v1.rs"));
 }
 
+/// What nodes keep in control queues and tables; see `proto/seaway/store/v1/store.proto`.
+#[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated code")]
+pub mod store {
+    include!(concat!(env!("OUT_DIR"), "/seaway.store.v1.rs"));
+}
+
 /// A message of a peer that cannot be meant: its link is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {

@@ -2,6 +2,9 @@
 //!
 //! This is what `edge-broker` sees of the engine. Cloning a [`Node`] shares it.
 
+pub mod clock;
+pub mod origin;
+
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;

@@ -1,0 +1,591 @@
+//! The publish path of this site's own logs: checks a message, gives it to a queue, gathers batches, and tells each
+//! publisher its message's place once the commit log has made it durable.
+//!
+//! Synchronous and free of threads, so that simulation and the kill test run exactly this code: [`Origin::publish`] accepts,
+//! [`Origin::pump`] does what follows from the commit log's answers and is called whenever the `wake` given in
+//! [`OriginConfig`] was called. In a node a thread of its own does that.
+//!
+//! **Batches form by themselves**: while a queue's unit is with the storage thread, its messages gather; the next
+//! batch goes when that unit is durable, or earlier once it holds [`limits::BATCH_BYTES_TARGET`] bytes. An idle queue's
+//! message goes at once. Bodies are hashed and compressed outside the queue's lock; only the right to seal, which one caller
+//! at a time holds, keeps the order.
+//!
+//! **Bounds**: [`WAITING_BYTES_MAX`] of messages accepted and not yet durable; [`TOPICS_MAX`] topics.
+
+mod producers;
+mod queue;
+mod topic;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+use prost::Message as _;
+use seaway_federation_proto::{
+    envelope::Codec,
+    ids::{LogName, Path, Place, Queue, Site, Topic},
+    limits,
+    message::{BodyBuilder, Message, ProducerStamp},
+    replication::Report,
+    wire::store::TopicSettings,
+};
+
+use self::{
+    producers::{Producers, Stamped, Verdict},
+    queue::{InFlight, Line, OwnQueue, QueueState, Ready, Waiting, Work},
+    topic::OwnTopic,
+};
+use super::{PublishError, TopicConfig, clock::Clock};
+use crate::log::contract::{CommitLog, Done, Entry, Poisoned, RejectReason, Role, Table, Unit};
+
+/// Bytes of messages accepted and not yet durable, over all queues.
+pub const WAITING_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Counted for each message on top of its content.
+pub const MESSAGE_CHARGE_BYTES: usize = 256;
+/// Most topics of one origin.
+pub const TOPICS_MAX: usize = 10_000;
+/// A batch of at most this many bytes is compressed by the publisher's own call; larger ones by whoever pumps.
+const COMPRESS_INLINE_BYTES: usize = 16 * 1024;
+/// How far the wall clock may stand before the newest durable time before it is reported, microseconds.
+const CLOCK_BACK_US: u64 = 1_000_000;
+
+/// What became of a message that is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// Its log.
+    pub log: LogName,
+    /// Its place.
+    pub place: Place,
+    /// A retry of a message that was stored before.
+    pub repeated: bool,
+}
+
+/// Told once, from within [`Origin::publish`] or [`Origin::pump`].
+pub type Tell = Box<dyn FnOnce(Result<Stored, PublishError>) + Send>;
+
+/// A message of this site's.
+#[derive(Debug, Clone)]
+pub struct OwnMessage {
+    /// Its path.
+    pub path: Path,
+    /// The key that chooses its queue.
+    pub key: Option<Bytes>,
+    /// Headers.
+    pub headers: Vec<(String, Bytes)>,
+    /// Content.
+    pub payload: Bytes,
+    /// Idempotence.
+    pub producer: Option<ProducerStamp>,
+}
+
+impl OwnMessage {
+    /// Payload, key and headers together, bytes.
+    pub fn content_bytes(&self) -> usize {
+        let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+        self.payload.len() + self.key.as_ref().map_or(0, Bytes::len) + headers
+    }
+
+    /// Bytes it takes of the origin's bound, and about what it takes in a body.
+    pub fn charge(&self) -> usize {
+        self.content_bytes() + self.path.as_str().len() + MESSAGE_CHARGE_BYTES
+    }
+}
+
+/// Why a message was not taken.
+#[derive(Debug)]
+pub enum Refusal {
+    /// No room at this moment: try again after [`Origin::when_room`].
+    Full,
+    /// Refused; nothing is stored.
+    Error(PublishError),
+}
+
+/// A message that was not taken, with what came with it.
+pub struct NotTaken {
+    /// As it came.
+    pub message: OwnMessage,
+    /// Not called.
+    pub tell: Tell,
+    /// Why.
+    pub refusal: Refusal,
+}
+
+impl std::fmt::Debug for NotTaken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NotTaken").field("message", &self.message).field("refusal", &self.refusal).finish_non_exhaustive()
+    }
+}
+
+/// What an origin needs.
+pub struct OriginConfig {
+    /// This site.
+    pub site: Site,
+    /// The random half of the incarnations that this start opens.
+    pub random: u64,
+    /// Settings of topics.
+    pub topics: Arc<dyn Fn(&Topic) -> TopicConfig + Send + Sync>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Called from any thread when [`Origin::pump`] has something to do; must not block or call back.
+    pub wake: Arc<dyn Fn() + Send + Sync>,
+    /// Told what people should know; must not block or call back.
+    pub report: Arc<dyn Fn(Report) + Send + Sync>,
+}
+
+/// The publish path; see the module's documentation. Lock order: producers, then a queue's state.
+pub struct Origin {
+    config: OriginConfig,
+    log: Arc<dyn CommitLog>,
+    topics: RwLock<HashMap<String, Arc<OwnTopic>>>,
+    producers: Mutex<Producers>,
+    waiting_bytes: AtomicUsize,
+    closed: AtomicBool,
+    clock_reported: AtomicBool,
+    /// What the storage thread answered: in order for each queue.
+    answered: Mutex<Vec<(Arc<OwnQueue>, Result<(), Poisoned>)>>,
+    /// Queues to look after.
+    listed: Mutex<Vec<Arc<OwnQueue>>>,
+}
+
+impl std::fmt::Debug for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Origin").field("site", &self.config.site).finish_non_exhaustive()
+    }
+}
+
+impl Origin {
+    /// An origin over its commit log: brings back what is known of producers.
+    pub fn open(config: OriginConfig, log: Arc<dyn CommitLog>) -> Arc<Origin> {
+        let producers = Producers::restore(log.scan(Table::Producers, &[]), config.clock.now());
+        Arc::new(Origin {
+            config,
+            log,
+            topics: RwLock::default(),
+            producers: Mutex::new(producers),
+            waiting_bytes: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
+            clock_reported: AtomicBool::new(false),
+            answered: Mutex::default(),
+            listed: Mutex::default(),
+        })
+    }
+
+    /// Takes a message: it is stored in the order of these calls within its queue, and `tell` is called once. Waits on
+    /// nothing, except where a topic's logs are first opened after damage.
+    pub fn publish(self: &Arc<Self>, message: OwnMessage, tell: Tell) -> Result<(), Box<NotTaken>> {
+        let topic = match self.admit(&message) {
+            Ok(topic) => topic,
+            Err(refusal) => return Err(Box::new(NotTaken { message, tell, refusal })),
+        };
+        let Some(queue) = topic.choose(message.key.as_deref(), message.charge()) else {
+            let refusal = Refusal::Error(PublishError::Unavailable(format!("topic {} has no queue", topic.topic)));
+            return Err(Box::new(NotTaken { message, tell, refusal }));
+        };
+        if let Err(error) = self.open_line(queue) {
+            return Err(Box::new(NotTaken { message, tell, refusal: Refusal::Error(error) }));
+        }
+        match message.producer {
+            Some(stamp) => self.push_stamped(&topic, queue, message, stamp, tell),
+            None => {
+                self.push(queue, message, tell);
+                Ok(())
+            }
+        }
+    }
+
+    fn push_stamped(
+        self: &Arc<Self>,
+        topic: &OwnTopic,
+        queue: &Arc<OwnQueue>,
+        message: OwnMessage,
+        stamp: ProducerStamp,
+        tell: Tell,
+    ) -> Result<(), Box<NotTaken>> {
+        let mut producers = self.producers.lock();
+        match producers.judge(&topic.topic, stamp, self.config.clock.now(), tell) {
+            Verdict::Accept(tell) => {
+                // Under the producers' lock, so that two calls cannot change places between judgement and queue.
+                let due = self.push_only(queue, message, tell);
+                drop(producers);
+                self.follow_up(queue, due);
+            }
+            Verdict::Waits => {}
+            Verdict::Repeated(tell, queue, place) => {
+                drop(producers);
+                let log = LogName { topic: topic.topic.clone(), origin: self.config.site.clone(), queue };
+                tell(Ok(Stored { log, place, repeated: true }));
+            }
+            Verdict::Refused(tell, error) => {
+                return Err(Box::new(NotTaken { message, tell, refusal: Refusal::Error(error) }));
+            }
+        }
+        Ok(())
+    }
+
+    fn push(self: &Arc<Self>, queue: &Arc<OwnQueue>, message: OwnMessage, tell: Tell) {
+        let due = self.push_only(queue, message, tell);
+        self.follow_up(queue, due);
+    }
+
+    /// Adds to the queue; answers how many bytes are due, if any.
+    fn push_only(&self, queue: &OwnQueue, message: OwnMessage, tell: Tell) -> Option<usize> {
+        let charge = message.charge();
+        self.waiting_bytes.fetch_add(charge, Ordering::Relaxed);
+        let OwnMessage { path, key, headers, payload, producer } = message;
+        let time_us = self.config.clock.wall_us();
+        let message = Message { path, key, headers, time_us, producer, payload };
+        let mut state = queue.state.lock();
+        state.push(message, charge, Waiting { tell, stamp: producer, charge });
+        state.is_due().then(|| state.due_bytes())
+    }
+
+    fn follow_up(self: &Arc<Self>, queue: &Arc<OwnQueue>, due: Option<usize>) {
+        match due {
+            Some(bytes) if queue.codec == Codec::None || bytes <= COMPRESS_INLINE_BYTES => self.drive(queue),
+            Some(_) => self.list(queue),
+            None => {}
+        }
+    }
+
+    /// Checks that need no queue, and opens the topic.
+    fn admit(self: &Arc<Self>, message: &OwnMessage) -> Result<Arc<OwnTopic>, Refusal> {
+        if self.closed.load(Ordering::Acquire) {
+            let text = "the node is shutting down; publish elsewhere or when it is back";
+            return Err(Refusal::Error(PublishError::Unavailable(text.to_owned())));
+        }
+        if self.waiting_bytes.load(Ordering::Relaxed) >= WAITING_BYTES_MAX {
+            return Err(Refusal::Full);
+        }
+        let name = message.path.as_str().split('/').next().unwrap_or_default();
+        let known = self.topics.read().get(name).cloned();
+        let topic = match known {
+            Some(topic) => topic,
+            None => self.open_topic(&message.path.topic())?,
+        };
+        check_content(message, topic.message_bytes_max).map_err(Refusal::Error)?;
+        Ok(topic)
+    }
+
+    /// Opens a topic: at its creation, and when its settings changed, a control entry is written first.
+    fn open_topic(self: &Arc<Self>, topic: &Topic) -> Result<Arc<OwnTopic>, Refusal> {
+        let mut topics = self.topics.write();
+        if let Some(known) = topics.get(topic.as_str()) {
+            return Ok(known.clone());
+        }
+        if topics.len() >= TOPICS_MAX {
+            let text = format!("this site has {TOPICS_MAX} topics already, the most it may have; use tags below a topic");
+            return Err(Refusal::Error(PublishError::Unavailable(text)));
+        }
+        let stored = self.log.get(Table::Topics, topic.as_str().as_bytes()).and_then(|v| TopicSettings::decode(v).ok());
+        let mut settings = topic::settings_of(&(self.config.topics)(topic));
+        if let Some(stored) = &stored {
+            if stored.queues != settings.queues {
+                let (found, wanted) = (stored.queues, settings.queues);
+                (self.config.report)(Report {
+                    name: "queue-count-kept",
+                    text: format!("topic {topic} was made with {found} queues and keeps them; the configured {wanted} are for new topics"),
+                });
+            }
+            settings.queues = stored.queues;
+        }
+        if stored.as_ref() != Some(&settings) {
+            self.write_settings(topic, &settings)?;
+        }
+        let opened = Arc::new(OwnTopic::new(topic.clone(), &self.config.site, &settings));
+        topics.insert(topic.as_str().to_owned(), opened.clone());
+        Ok(opened)
+    }
+
+    /// Writes the control entry and the topic's row as one unit. Messages submitted after it become durable after it.
+    fn write_settings(self: &Arc<Self>, topic: &Topic, settings: &TopicSettings) -> Result<(), Refusal> {
+        let name = LogName { topic: topic.clone(), origin: self.config.site.clone(), queue: Queue::CONTROL };
+        let line = Line::open(&*self.log, &name, self.config.random).map_err(Refusal::Error)?;
+        let Ok(path) = topic.as_str().parse::<Path>() else {
+            return Err(Refusal::Error(PublishError::Invalid(format!("topic {topic} is not a path"))));
+        };
+        let time_us = self.config.clock.wall_us();
+        self.check_clock(time_us, line.time_us);
+        let payload = topic::control_payload(settings).into();
+        let mut builder = BodyBuilder::default();
+        builder.push(&Message { path, key: None, headers: Vec::new(), time_us, producer: None, payload });
+        let Some(body) = builder.finish(Codec::None) else {
+            return Err(Refusal::Error(PublishError::Invalid(format!("topic {topic} has no settings to write"))));
+        };
+        let batch = line.place(&name, body, time_us);
+        let row = Entry::Put {
+            table: Table::Topics,
+            key: Bytes::copy_from_slice(topic.as_str().as_bytes()),
+            value: settings.encode_to_vec().into(),
+        };
+        let unit = Unit { entries: vec![Entry::Append { role: Role::Own, batch }, row] };
+        // A unit that is lost after it was accepted takes every later one with it: the publishers are told by theirs.
+        match self.log.submit(unit, Box::new(|_| {})) {
+            Ok(()) => Ok(()),
+            Err(rejected) if rejected.reason == RejectReason::Busy => Err(Refusal::Full),
+            Err(rejected) => Err(Refusal::Error(PublishError::Unavailable(rejected.reason.to_string()))),
+        }
+    }
+
+    /// Finds where the queue's log ends, once each start.
+    fn open_line(&self, queue: &OwnQueue) -> Result<(), PublishError> {
+        let mut state = queue.state.lock();
+        if state.line.is_none() {
+            let line = Line::open(&*self.log, &queue.log, self.config.random)?;
+            self.check_clock(self.config.clock.wall_us(), line.time_us);
+            state.line = Some(line);
+        }
+        Ok(())
+    }
+
+    fn check_clock(&self, wall_us: u64, durable_us: u64) {
+        if wall_us.saturating_add(CLOCK_BACK_US) < durable_us && !self.clock_reported.swap(true, Ordering::Relaxed) {
+            let behind_s = durable_us.saturating_sub(wall_us) / 1_000_000;
+            let text = format!("the wall clock stands {behind_s} s before the newest message stored here; set the clock, origin times stand still until then");
+            (self.config.report)(Report { name: "clock-behind", text });
+        }
+    }
+
+    /// Does what follows from the commit log's answers: seals and submits what gathered, then tells publishers.
+    pub fn pump(self: &Arc<Self>) {
+        loop {
+            let answered = std::mem::take(&mut *self.answered.lock());
+            let listed = std::mem::take(&mut *self.listed.lock());
+            if answered.is_empty() && listed.is_empty() {
+                return;
+            }
+            let mut finished = Vec::with_capacity(answered.len());
+            for (queue, result) in answered {
+                if let Some(batch) = queue.state.lock().in_flight.pop_front() {
+                    finished.push((queue.clone(), batch, result));
+                }
+                self.drive(&queue);
+            }
+            for queue in listed {
+                queue.listed.store(false, Ordering::Release);
+                self.drive(&queue);
+            }
+            for (queue, batch, result) in finished {
+                self.finish(&queue, batch, result);
+            }
+        }
+    }
+
+    /// Seals and submits what is due in a queue.
+    fn drive(self: &Arc<Self>, queue: &Arc<OwnQueue>) {
+        while let Some(work) = queue.take_work() {
+            let ready = match work {
+                Work::Submit(ready) => ready,
+                Work::Seal(mut gathering) => {
+                    let stamped = gathering.stamped();
+                    let Some(body) = gathering.builder.finish(queue.codec) else {
+                        queue.state.lock().end_sealing();
+                        continue;
+                    };
+                    Ready { body, waiting: gathering.waiting, stamped, time_us: gathering.time_us }
+                }
+            };
+            self.submit(queue, ready);
+        }
+    }
+
+    /// Places a sealed body at its log's end and hands it to the commit log.
+    fn submit(self: &Arc<Self>, queue: &Arc<OwnQueue>, ready: Ready) {
+        let mut producers = (!ready.stamped.is_empty()).then(|| self.producers.lock());
+        let mut state = queue.state.lock();
+        let Some(line) = state.line.as_ref() else {
+            return self.fail_queue(queue, producers, state, ready.waiting, "the log was not opened");
+        };
+        let batch = line.place(&queue.log, ready.body.clone(), ready.time_us);
+        let begin = batch.begin();
+        let mut entries = vec![Entry::Append { role: Role::Own, batch: batch.clone() }];
+        let mut undo = None;
+        if let Some(producers) = &mut producers {
+            let (more, changed) = producers.submitting(queue.topic(), queue.log.queue, begin, &ready.stamped);
+            entries.extend(more);
+            undo = Some(changed);
+        }
+        match self.log.submit(Unit { entries }, self.answer_to(queue)) {
+            Ok(()) => {
+                if let Some(producers) = &mut producers {
+                    producers.submitted(queue.topic(), queue.log.queue, begin, &ready.stamped);
+                }
+                if let Some(line) = &mut state.line {
+                    line.advance(&batch);
+                }
+                state.in_flight.push_back(InFlight { begin, waiting: ready.waiting });
+                state.end_sealing();
+            }
+            Err(rejected) => {
+                if let (Some(producers), Some(undo)) = (&mut producers, undo) {
+                    producers.not_submitted(queue.topic(), &ready.stamped, undo);
+                }
+                if rejected.reason != RejectReason::Busy {
+                    let reason = rejected.reason.to_string();
+                    if matches!(rejected.reason, RejectReason::Refused { .. } | RejectReason::Invalid { .. }) {
+                        // The log is not as this line remembers it: look again before the next message.
+                        tracing::error!(log = %queue.log, %reason, "the commit log refused a batch of this site's own");
+                        state.line = None;
+                    }
+                    return self.fail_queue(queue, producers, state, ready.waiting, &reason);
+                }
+                let bytes = batch.len();
+                state.blocked = Some(ready);
+                state.end_sealing();
+                drop(state);
+                drop(producers);
+                self.retry_when_room(queue, bytes);
+            }
+        }
+    }
+
+    fn answer_to(self: &Arc<Self>, queue: &Arc<OwnQueue>) -> Done {
+        let (origin, queue) = (Arc::downgrade(self), queue.clone());
+        Box::new(move |result| {
+            if let Some(origin) = origin.upgrade() {
+                origin.answered.lock().push((queue, result));
+                (origin.config.wake)();
+            }
+        })
+    }
+
+    fn retry_when_room(self: &Arc<Self>, queue: &Arc<OwnQueue>, bytes: usize) {
+        let (origin, queue) = (Arc::downgrade(self), queue.clone());
+        let wake = move || {
+            if let Some(origin) = origin.upgrade() {
+                queue.state.lock().woken = true;
+                origin.list(&queue);
+            }
+        };
+        self.log.ready(bytes, Box::new(wake));
+    }
+
+    /// Puts a queue on the list that [`Origin::pump`] works off.
+    fn list(&self, queue: &Arc<OwnQueue>) {
+        if !queue.listed.swap(true, Ordering::AcqRel) {
+            self.listed.lock().push(queue.clone());
+        }
+        (self.config.wake)();
+    }
+
+    /// A batch was refused for good: it and everything behind it in the queue fails, so that no order is broken.
+    fn fail_queue(
+        &self,
+        queue: &OwnQueue,
+        producers: Option<parking_lot::MutexGuard<'_, Producers>>,
+        mut state: parking_lot::MutexGuard<'_, QueueState>,
+        waiting: Vec<Waiting>,
+        reason: &str,
+    ) {
+        let behind = state.take_unsubmitted();
+        state.end_sealing();
+        drop(state);
+        drop(producers);
+        let all: Vec<Waiting> = waiting.into_iter().chain(behind).collect();
+        let stamps: Vec<Stamped> = queue::stamped(&all);
+        let mut retries = Vec::new();
+        if !stamps.is_empty() {
+            let mut producers = self.producers.lock();
+            // From the last to the first, so that what is missing stays one range.
+            retries = stamps.iter().rev().flat_map(|s| producers.failed(queue.topic(), s.stamp)).collect();
+        }
+        for waiting in all {
+            self.waiting_bytes.fetch_sub(waiting.charge, Ordering::Relaxed);
+            (waiting.tell)(Err(PublishError::Unavailable(reason.to_owned())));
+        }
+        for tell in retries {
+            tell(Err(PublishError::Unavailable(reason.to_owned())));
+        }
+    }
+
+    /// Tells the publishers of a batch that is durable, or never will be.
+    fn finish(&self, queue: &OwnQueue, batch: InFlight, result: Result<(), Poisoned>) {
+        let stamps = queue::stamped(&batch.waiting);
+        let mut retries: HashMap<u64, Vec<Tell>> = HashMap::new();
+        if !stamps.is_empty() {
+            let mut producers = self.producers.lock();
+            for Stamped { stamp, index } in stamps {
+                let waiting = producers.stored(queue.topic(), stamp);
+                if !waiting.is_empty() {
+                    retries.insert(index, waiting);
+                }
+            }
+        }
+        for (waiting, index) in batch.waiting.into_iter().zip(0_u64..) {
+            self.waiting_bytes.fetch_sub(waiting.charge, Ordering::Relaxed);
+            let place = Place { offset: batch.begin.offset.saturating_add(index), ..batch.begin };
+            let answer = |repeated| match &result {
+                Ok(()) => Ok(Stored { log: queue.log.clone(), place, repeated }),
+                Err(poisoned) => Err(PublishError::Unavailable(poisoned.to_string())),
+            };
+            (waiting.tell)(answer(false));
+            for tell in retries.remove(&index).into_iter().flatten() {
+                tell(answer(true));
+            }
+        }
+    }
+
+    /// Calls `wake` when it is worth while to publish again after [`Refusal::Full`].
+    pub fn when_room(&self, wake: Box<dyn FnOnce() + Send>) {
+        self.log.ready(limits::BATCH_BYTES_TARGET, wake);
+    }
+
+    /// Now and then (a minute is fine): forgets producers unused for long.
+    pub fn expire(&self) {
+        let entries = self.producers.lock().expire(self.config.clock.now());
+        if entries.is_empty() {
+            return;
+        }
+        if let Err(rejected) = self.log.submit(Unit { entries }, Box::new(|_| {})) {
+            tracing::debug!(reason = %rejected.reason, "rows of forgotten producers stay until the next start");
+        }
+    }
+
+    /// Takes nothing more; what was taken is finished.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    /// Whether everything taken has been answered.
+    pub fn is_idle(&self) -> bool {
+        self.waiting_bytes.load(Ordering::Relaxed) == 0
+            && self.topics.read().values().flat_map(|t| t.queues()).all(|q| q.state.lock().is_idle())
+    }
+
+    /// Bytes of messages taken and not yet answered.
+    pub fn waiting_bytes(&self) -> usize {
+        self.waiting_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Producers and runs of sequences remembered.
+    pub fn producers_remembered(&self) -> (usize, usize) {
+        self.producers.lock().remembered()
+    }
+}
+
+/// Limits of a message's content.
+pub fn check_content(message: &OwnMessage, bytes_max: usize) -> Result<(), PublishError> {
+    let bytes = message.content_bytes();
+    let invalid = |text: String| Err(PublishError::Invalid(text));
+    if bytes > bytes_max {
+        return invalid(format!("the message has {bytes} bytes, more than the {bytes_max} that its topic allows"));
+    }
+    if message.key.as_ref().is_some_and(|k| k.len() > limits::KEY_BYTES_MAX) {
+        return invalid(format!("the key is longer than {} bytes", limits::KEY_BYTES_MAX));
+    }
+    if message.headers.len() > limits::HEADERS_MAX {
+        return invalid(format!("the message has {} headers, more than {}", message.headers.len(), limits::HEADERS_MAX));
+    }
+    if message.headers.iter().any(|(name, _)| name.is_empty()) {
+        return invalid("a header has an empty name".to_owned());
+    }
+    Ok(())
+}

@@ -1,0 +1,231 @@
+//! One queue of this site's own: gathers messages into batches and knows where its log ends.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use parking_lot::Mutex;
+use seaway_federation_proto::{
+    copies::LogInfo,
+    envelope::{Batch, Chain, Codec, Placement, SealedBody},
+    ids::{Incarnation, LogName, Place, Topic},
+    limits::{BATCH_BYTES_MAX, BATCH_BYTES_TARGET, BATCH_MESSAGES_MAX, BATCH_OVERHEAD_BYTES},
+    message::{BodyBuilder, Message, ProducerStamp},
+};
+
+use super::{Tell, producers::Stamped};
+use crate::{log::contract::CommitLog, node::PublishError};
+
+/// A message that waits for its batch to become durable.
+pub(super) struct Waiting {
+    pub(super) tell: Tell,
+    pub(super) stamp: Option<ProducerStamp>,
+    /// Bytes it takes of the origin's bound.
+    pub(super) charge: usize,
+}
+
+/// A batch in the making.
+#[derive(Default)]
+pub(super) struct Gathering {
+    pub(super) builder: BodyBuilder,
+    pub(super) waiting: Vec<Waiting>,
+    /// Origin time of its newest message.
+    pub(super) time_us: u64,
+}
+
+impl Gathering {
+    fn is_full(&self) -> bool {
+        self.builder.bytes() >= BATCH_BYTES_TARGET || self.builder.count() >= BATCH_MESSAGES_MAX
+    }
+
+    fn has_room(&self, bytes: usize) -> bool {
+        !self.is_full() && self.builder.bytes() + bytes + BATCH_OVERHEAD_BYTES <= BATCH_BYTES_MAX
+    }
+
+    pub(super) fn stamped(&self) -> Vec<Stamped> {
+        stamped(&self.waiting)
+    }
+}
+
+pub(super) fn stamped(waiting: &[Waiting]) -> Vec<Stamped> {
+    let all = waiting.iter().zip(0_u64..);
+    all.filter_map(|(w, index)| w.stamp.map(|stamp| Stamped { stamp, index })).collect()
+}
+
+/// A batch with its body sealed, on its way into the commit log.
+pub(super) struct Ready {
+    pub(super) body: SealedBody,
+    pub(super) waiting: Vec<Waiting>,
+    pub(super) stamped: Vec<Stamped>,
+    pub(super) time_us: u64,
+}
+
+/// A batch that the commit log has accepted.
+pub(super) struct InFlight {
+    pub(super) begin: Place,
+    pub(super) waiting: Vec<Waiting>,
+}
+
+/// Where an own log ends, and how its next batch follows.
+#[derive(Debug, Clone)]
+pub(super) struct Line {
+    /// Place of the next message, in this start's incarnation.
+    end: Place,
+    /// Set until this start's first batch: what it names as the end before it.
+    first: Option<Option<Place>>,
+    chain: Chain,
+    /// Origin time of the newest batch.
+    pub(super) time_us: u64,
+}
+
+impl Line {
+    /// How this log goes on in a new incarnation. May wait on the disk where a log ends in a damaged range.
+    pub(super) fn open(log: &dyn CommitLog, name: &LogName, random: u64) -> Result<Line, PublishError> {
+        let Some(info) = log.info(name, false) else {
+            let end = Place { incarnation: Incarnation { counter: 1, random }, offset: 0 };
+            return Ok(Line { end, first: Some(None), chain: Chain::default(), time_us: 0 });
+        };
+        let counter = info.incarnations.iter().map(|i| i.incarnation.counter).max().unwrap_or(0).saturating_add(1);
+        let (previous, chain) = proven_end(log, name, &info)?;
+        let end = Place { incarnation: Incarnation { counter, random }, offset: previous.offset };
+        Ok(Line { end, first: Some(Some(previous)), chain, time_us: info.newest_origin_time_us })
+    }
+
+    /// Places a sealed body at the end; [`Line::advance`] makes it so.
+    pub(super) fn place(&self, log: &LogName, body: SealedBody, time_us: u64) -> Batch {
+        let placement = Placement {
+            log,
+            begin: self.end,
+            first_of_incarnation: self.first.is_some(),
+            previous: self.first.flatten(),
+            origin_time_us: time_us.max(self.time_us),
+            chain_before: self.chain,
+        };
+        Batch::seal(&placement, body)
+    }
+
+    pub(super) fn advance(&mut self, batch: &Batch) {
+        self.end = batch.end();
+        self.first = None;
+        self.chain = batch.chain_after();
+        self.time_us = batch.header().origin_time_us;
+    }
+}
+
+/// The end of a log's main line; where that is a range that was lost to damage, the place before it, so that the chain value
+/// named is one that every holder can compare.
+fn proven_end(log: &dyn CommitLog, name: &LogName, info: &LogInfo) -> Result<(Place, Chain), PublishError> {
+    let mut place = info.end;
+    let known = info.incarnations.iter().find(|i| i.incarnation == place.incarnation && i.end == place.offset);
+    if let Some(chain) = known.and_then(|i| i.chain_at_end) {
+        return Ok((place, chain));
+    }
+    while let Some(hole) = info.holes.iter().find(|h| h.incarnation == place.incarnation && h.to == place.offset) {
+        place.offset = hole.from;
+    }
+    let found = log.chain_at(name, place).map_err(|e| PublishError::Unavailable(e.to_string()))?;
+    let text = || format!("the end of {name} at {place} cannot be read; run `seaway log verify` on the stopped node");
+    Ok((place, found.ok_or_else(|| PublishError::Unavailable(text()))?))
+}
+
+#[derive(Default)]
+pub(super) struct QueueState {
+    /// Batches in the making, oldest first; all but the last are full.
+    gathering: VecDeque<Gathering>,
+    /// Somebody seals and submits this queue's next batch at this moment.
+    sealing: bool,
+    /// Sealed, but the commit log had no room; and whether it has said since that there is.
+    pub(super) blocked: Option<Ready>,
+    pub(super) woken: bool,
+    /// Accepted by the commit log, oldest first.
+    pub(super) in_flight: VecDeque<InFlight>,
+    pub(super) line: Option<Line>,
+}
+
+/// What [`OwnQueue::take_work`] found to do.
+pub(super) enum Work {
+    Seal(Gathering),
+    Submit(Ready),
+}
+
+impl QueueState {
+    /// Adds a message; its time never goes back within the log.
+    pub(super) fn push(&mut self, mut message: Message, bytes: usize, waiting: Waiting) {
+        let newest = self.gathering.back().map_or(0, |g| g.time_us).max(self.line.as_ref().map_or(0, |l| l.time_us));
+        message.time_us = message.time_us.max(newest);
+        if !self.gathering.back().is_some_and(|g| g.has_room(bytes)) {
+            self.gathering.push_back(Gathering::default());
+        }
+        if let Some(last) = self.gathering.back_mut() {
+            last.time_us = message.time_us;
+            last.builder.push(&message);
+            last.waiting.push(waiting);
+        }
+    }
+
+    /// Whether a batch may go now: the log is idle, or the batch is as large as it gets.
+    pub(super) fn is_due(&self) -> bool {
+        let front = self.gathering.front();
+        self.blocked.is_none() && front.is_some_and(|f| self.in_flight.is_empty() || self.gathering.len() > 1 || f.is_full())
+    }
+
+    /// Bytes of the batch that would go next.
+    pub(super) fn due_bytes(&self) -> usize {
+        self.gathering.front().map_or(0, |g| g.builder.bytes())
+    }
+
+    /// Takes everything that is not in the commit log yet, for failing it.
+    pub(super) fn take_unsubmitted(&mut self) -> Vec<Waiting> {
+        self.gathering.drain(..).flat_map(|g| g.waiting).collect()
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.gathering.is_empty() && self.in_flight.is_empty() && self.blocked.is_none() && !self.sealing
+    }
+
+    pub(super) fn end_sealing(&mut self) {
+        self.sealing = false;
+    }
+}
+
+/// One queue; shared by publishers and the sealing thread.
+pub(super) struct OwnQueue {
+    pub(super) log: LogName,
+    pub(super) codec: Codec,
+    pub(super) state: Mutex<QueueState>,
+    /// Whether it stands in the origin's list of queues to look after.
+    pub(super) listed: AtomicBool,
+}
+
+impl OwnQueue {
+    pub(super) fn new(log: LogName, codec: Codec) -> Arc<Self> {
+        Arc::new(Self { log, codec, state: Mutex::default(), listed: AtomicBool::new(false) })
+    }
+
+    pub(super) fn topic(&self) -> &Topic {
+        &self.log.topic
+    }
+
+    /// Takes the right to seal and submit, and the next thing to do, if there is one.
+    pub(super) fn take_work(&self) -> Option<Work> {
+        let mut state = self.state.lock();
+        if state.sealing {
+            return None;
+        }
+        let work = match state.blocked.take() {
+            Some(ready) if state.woken => {
+                state.woken = false;
+                Work::Submit(ready)
+            }
+            Some(ready) => {
+                state.blocked = Some(ready);
+                return None;
+            }
+            None if state.is_due() => Work::Seal(state.gathering.pop_front()?),
+            None => return None,
+        };
+        state.sealing = true;
+        Some(work)
+    }
+}
