@@ -195,7 +195,9 @@ pub enum RejectReason {
     #[error("the append queue is full")]
     Busy,
     /// The disk's reserve, or the share of `role`, is reached.
-    #[error("the disk is nearly full: {free} bytes are free, {needed} are kept in reserve; make room or lower the retention")]
+    #[error(
+        "the disk is nearly full: {free} bytes are free, {needed} are kept in reserve; make room or lower the retention"
+    )]
     DiskFull {
         /// Bytes free.
         free: u64,

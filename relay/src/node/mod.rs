@@ -162,7 +162,9 @@ pub enum PublishError {
     #[error("{0}")]
     NobodyToAcknowledge(String),
     /// Stored here at this place, but the sites asked for did not all state to hold it in time.
-    #[error("stored at {log} {place}, but {missing} did not acknowledge within the deadline; it will still be delivered")]
+    #[error(
+        "stored at {log} {place}, but {missing} did not acknowledge within the deadline; it will still be delivered"
+    )]
     Deadline {
         /// Its log.
         log: LogName,
@@ -340,7 +342,10 @@ impl Node {
         todo!()
     }
     /// Stores values in the groups', tokens' … tables as one unit, durable when this returns (`None` deletes).
-    pub async fn put_state(&self, changes: Vec<(crate::log::contract::Table, Bytes, Option<Bytes>)>) -> Result<(), PublishError> {
+    pub async fn put_state(
+        &self,
+        changes: Vec<(crate::log::contract::Table, Bytes, Option<Bytes>)>,
+    ) -> Result<(), PublishError> {
         todo!()
     }
     /// Reads a table.

@@ -121,7 +121,10 @@ pub struct NotTaken {
 
 impl std::fmt::Debug for NotTaken {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NotTaken").field("message", &self.message).field("refusal", &self.refusal).finish_non_exhaustive()
+        f.debug_struct("NotTaken")
+            .field("message", &self.message)
+            .field("refusal", &self.refusal)
+            .finish_non_exhaustive()
     }
 }
 
@@ -282,7 +285,8 @@ impl Origin {
             return Ok(known.clone());
         }
         if topics.len() >= TOPICS_MAX {
-            let text = format!("this site has {TOPICS_MAX} topics already, the most it may have; use tags below a topic");
+            let text =
+                format!("this site has {TOPICS_MAX} topics already, the most it may have; use tags below a topic");
             return Err(Refusal::Error(PublishError::Unavailable(text)));
         }
         let stored = self.log.get(Table::Topics, topic.as_str().as_bytes()).and_then(|v| TopicSettings::decode(v).ok());
@@ -292,7 +296,9 @@ impl Origin {
                 let (found, wanted) = (stored.queues, settings.queues);
                 (self.config.report)(Report {
                     name: "queue-count-kept",
-                    text: format!("topic {topic} was made with {found} queues and keeps them; the configured {wanted} are for new topics"),
+                    text: format!(
+                        "topic {topic} was made with {found} queues and keeps them; the configured {wanted} are for new topics"
+                    ),
                 });
             }
             settings.queues = stored.queues;
@@ -349,7 +355,9 @@ impl Origin {
     fn check_clock(&self, wall_us: u64, durable_us: u64) {
         if wall_us.saturating_add(CLOCK_BACK_US) < durable_us && !self.clock_reported.swap(true, Ordering::Relaxed) {
             let behind_s = durable_us.saturating_sub(wall_us) / 1_000_000;
-            let text = format!("the wall clock stands {behind_s} s before the newest message stored here; set the clock, origin times stand still until then");
+            let text = format!(
+                "the wall clock stands {behind_s} s before the newest message stored here; set the clock, origin times stand still until then"
+            );
             (self.config.report)(Report { name: "clock-behind", text });
         }
     }
@@ -582,7 +590,11 @@ pub fn check_content(message: &OwnMessage, bytes_max: usize) -> Result<(), Publi
         return invalid(format!("the key is longer than {} bytes", limits::KEY_BYTES_MAX));
     }
     if message.headers.len() > limits::HEADERS_MAX {
-        return invalid(format!("the message has {} headers, more than {}", message.headers.len(), limits::HEADERS_MAX));
+        return invalid(format!(
+            "the message has {} headers, more than {}",
+            message.headers.len(),
+            limits::HEADERS_MAX
+        ));
     }
     if message.headers.iter().any(|(name, _)| name.is_empty()) {
         return invalid("a header has an empty name".to_owned());

@@ -30,13 +30,13 @@ use crate::{
 };
 
 /// Most producers remembered; past it the one unused longest is forgotten.
-pub const PRODUCERS_MAX: usize = 10_000;
+pub(super) const PRODUCERS_MAX: usize = 10_000;
 /// Most runs of sequences remembered over all producers (about 100 bytes each).
-pub const RUNS_MAX: usize = 500_000;
+pub(super) const RUNS_MAX: usize = 500_000;
 /// For how many of the last sequences of a producer in a topic the place is remembered.
-pub const SEQUENCES_REMEMBERED: u64 = 4_096;
+pub(super) const SEQUENCES_REMEMBERED: u64 = 4_096;
 /// How long an unused producer is remembered, by the monotonic clock; a restart begins it anew.
-pub const REMEMBERED_FOR: Duration = Duration::from_secs(24 * 3600);
+pub(super) const REMEMBERED_FOR: Duration = Duration::from_secs(24 * 3600);
 /// Most retries that wait for one pending message.
 const RETRIES_WAITING_MAX: usize = 16;
 /// Most rows of forgotten sequences deleted in one unit.
@@ -217,9 +217,13 @@ impl Sequences {
         }
         match self.lowest_missing() {
             Some(lowest) if found == lowest => self.fill_lowest_missing(),
-            Some(lowest) => return Verdict::Refused(tell, PublishError::ProducerSequence { found, last: lowest.saturating_sub(1) }),
+            Some(lowest) => {
+                return Verdict::Refused(tell, PublishError::ProducerSequence { found, last: lowest.saturating_sub(1) });
+            }
             None if found == self.next && found < u64::MAX => self.next += 1,
-            None if found > self.next && !self.accepted_here => return Verdict::Refused(tell, PublishError::ProducerUnknown),
+            None if found > self.next && !self.accepted_here => {
+                return Verdict::Refused(tell, PublishError::ProducerUnknown);
+            }
             None => {
                 let last = self.next.saturating_sub(1);
                 return Verdict::Refused(tell, PublishError::ProducerSequence { found, last });
@@ -241,7 +245,7 @@ impl Sequences {
             first.remove();
         }
         let rows: Vec<u64> = self.rows.range(..low).filter(|(_, last)| **last < low).map(|(first, _)| *first).collect();
-        rows.iter().for_each(|first| drop(self.rows.remove(first)));
+        self.rows.retain(|_, last| *last >= low);
         (rows, before - self.runs.len())
     }
 }
@@ -298,7 +302,8 @@ impl Producers {
                 self.garbage.insert(head_key(&topic, id));
                 continue;
             }
-            let producer = self.by_id.entry(id).or_insert(Producer { epoch: 0, topics: BTreeMap::new(), used: 0, used_at: now });
+            let producer =
+                self.by_id.entry(id).or_insert(Producer { epoch: 0, topics: BTreeMap::new(), used: 0, used_at: now });
             producer.epoch = producer.epoch.max(head.epoch);
             let sequences = Sequences { floor: head.floor, next: head.floor, ..Sequences::default() };
             producer.topics.insert(topic, sequences);
@@ -368,7 +373,13 @@ impl Producers {
     }
 
     /// The batch is about to be submitted with these entries added to its unit. Hold the lock until it is decided.
-    pub(super) fn submitting(&mut self, topic: &Topic, queue: Queue, begin: Place, batch: &[Stamped]) -> (Vec<Entry>, Undo) {
+    pub(super) fn submitting(
+        &mut self,
+        topic: &Topic,
+        queue: Queue,
+        begin: Place,
+        batch: &[Stamped],
+    ) -> (Vec<Entry>, Undo) {
         let mut per_producer: BTreeMap<(u128, u32), Vec<Stamped>> = BTreeMap::new();
         for stamped in batch {
             per_producer.entry((stamped.stamp.id, stamped.stamp.epoch)).or_default().push(*stamped);
@@ -386,7 +397,11 @@ impl Producers {
             }
             sequences.raise_floor();
             let first = messages.first().map_or(0, |m| m.stamp.sequence);
-            let row = ProducerRow { queue: u32::from(queue.0), first: Some(encode_place(begin)), runs: runs_of(begin, &messages) };
+            let row = ProducerRow {
+                queue: u32::from(queue.0),
+                first: Some(encode_place(begin)),
+                runs: runs_of(begin, &messages),
+            };
             let head = ProducerHead { epoch, floor: sequences.floor };
             for (key, value) in
                 [(head_key(topic, id), head.encode_to_vec()), (row_key(topic, id, epoch, first), row.encode_to_vec())]
@@ -542,7 +557,9 @@ fn runs_of(begin: Place, messages: &[Stamped]) -> Vec<ProducerRun> {
     for message in messages {
         let offset = begin.offset.saturating_add(message.index);
         match runs.last_mut() {
-            Some(run) if run.sequence + run.count == message.stamp.sequence && run.offset + run.count == offset => run.count += 1,
+            Some(run) if run.sequence + run.count == message.stamp.sequence && run.offset + run.count == offset => {
+                run.count += 1
+            }
             _ => runs.push(ProducerRun { sequence: message.stamp.sequence, count: 1, offset }),
         }
     }

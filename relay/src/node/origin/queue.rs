@@ -167,7 +167,8 @@ impl QueueState {
     /// Whether a batch may go now: the log is idle, or the batch is as large as it gets.
     pub(super) fn is_due(&self) -> bool {
         let front = self.gathering.front();
-        self.blocked.is_none() && front.is_some_and(|f| self.in_flight.is_empty() || self.gathering.len() > 1 || f.is_full())
+        self.blocked.is_none()
+            && front.is_some_and(|f| self.in_flight.is_empty() || self.gathering.len() > 1 || f.is_full())
     }
 
     /// Bytes of the batch that would go next.
