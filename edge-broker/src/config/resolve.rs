@@ -99,10 +99,12 @@ impl Loaded {
                 Err(self.mistake(&["cache"], "is for relays: an edge keeps its topics as retention says; remove it"))
             }
             Kind::Edge if settings.door.is_none() => {
-                Err(self.mistake(&["node", "kind"], "is \"edge\", so section [door] with key \"listen\" is needed; add it"))
+                Err(self
+                    .mistake(&["node", "kind"], "is \"edge\", so section [door] with key \"listen\" is needed; add it"))
             }
             Kind::Relay if settings.cache.is_none() => {
-                Err(self.mistake(&["node", "kind"], "is \"relay\", so section [cache] with key \"size\" is needed; add it"))
+                Err(self
+                    .mistake(&["node", "kind"], "is \"relay\", so section [cache] with key \"size\" is needed; add it"))
             }
             Kind::Relay if !settings.want.is_empty() => {
                 Err(self.mistake(&["want"], "is for edges: a relay wants nothing of its own; remove it"))
@@ -124,14 +126,17 @@ impl Loaded {
                 client_ca: door.client_ca_file.as_ref().map(|ca| self.absolute(ca)),
             }),
             (None, None) if door.client_ca_file.is_some() => {
-                return Err(self.mistake(&["door", "client_ca_file"], "needs door.cert_file and door.key_file beside it"));
+                return Err(
+                    self.mistake(&["door", "client_ca_file"], "needs door.cert_file and door.key_file beside it")
+                );
             }
             (None, None) => None,
             (Some(_), None) => return Err(self.mistake(&["door", "cert_file"], "needs door.key_file beside it")),
             (None, Some(_)) => return Err(self.mistake(&["door", "key_file"], "needs door.cert_file beside it")),
         };
         if tls.is_none() && !door.allow_plain_text && !door.listen.0.ip().is_loopback() {
-            let text = "is beyond loopback without TLS; set door.cert_file and door.key_file, or door.allow_plain_text = true";
+            let text =
+                "is beyond loopback without TLS; set door.cert_file and door.key_file, or door.allow_plain_text = true";
             return Err(self.mistake(&["door", "listen"], text));
         }
         if door.publish_deadline.0.is_zero() {
@@ -269,7 +274,10 @@ impl Loaded {
     fn topic(&self, index: &str, topic: &TopicSection) -> Result<TopicConfig, ConfigError> {
         let wrong = |key: &str, text: &str| self.mistake(&["topic", index, key], text);
         if topic.pattern.0.as_str().contains('/') {
-            return Err(wrong("pattern", "has more than one level; settings are for whole topics, so the first level is expected"));
+            return Err(wrong(
+                "pattern",
+                "has more than one level; settings are for whole topics, so the first level is expected",
+            ));
         }
         if topic.queues == 0 || topic.queues > limits::QUEUES_MAX {
             return Err(wrong("queues", &format!("is {}, but 1 to {} is expected", topic.queues, limits::QUEUES_MAX)));

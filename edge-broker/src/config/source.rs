@@ -27,7 +27,8 @@ pub struct SourceFile {
 impl SourceFile {
     /// Reads and parses a file.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let failed = |what: String| ConfigError::new(format!("cannot read the configuration {}: {what}", path.display()));
+        let failed =
+            |what: String| ConfigError::new(format!("cannot read the configuration {}: {what}", path.display()));
         let size = std::fs::metadata(path).map_err(|e| failed(e.to_string()))?.len();
         if size > FILE_BYTES_MAX {
             return Err(failed(format!("it has {size} bytes, and at most {FILE_BYTES_MAX} are read")));

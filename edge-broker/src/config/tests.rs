@@ -71,16 +71,37 @@ fn what_is_set_reaches_the_node() {
 #[test]
 fn a_mistake_says_line_found_and_expected() {
     let cases = [
-        (("listen = \"127.0.0.1:7400\"", "lisen = 1"), "conf/edge.toml:10: unknown key \"lisen\" in [link]; did you mean \"listen\"?"),
+        (
+            ("listen = \"127.0.0.1:7400\"", "lisen = 1"),
+            "conf/edge.toml:10: unknown key \"lisen\" in [link]; did you mean \"listen\"?",
+        ),
         (("[door]", "[dor]"), "conf/edge.toml:20: unknown section \"dor\"; did you mean \"door\"?"),
-        (("queues = 4", "queus = 4"), "conf/edge.toml:25: unknown key \"queus\" in [topic[1]]; did you mean \"queues\"?"),
-        (("queues = 4", "queues = \"four\""), "conf/edge.toml:25: topic[1].queues is \"four\", but a whole number is expected"),
+        (
+            ("queues = 4", "queus = 4"),
+            "conf/edge.toml:25: unknown key \"queus\" in [topic[1]]; did you mean \"queues\"?",
+        ),
+        (
+            ("queues = 4", "queues = \"four\""),
+            "conf/edge.toml:25: topic[1].queues is \"four\", but a whole number is expected",
+        ),
         (("queues = 4", "queues = 0"), "conf/edge.toml:25: topic[1].queues is 0, but 1 to 1024 is expected"),
-        (("site = \"eu\"", "site = 5"), "conf/edge.toml:5: node.site is 5, but a site's name such as \"eu-1\" is expected"),
-        (("kind = \"edge\"", "kind = \"hub\""), "conf/edge.toml:3: node.kind is \"hub\", but one of \"edge\", \"relay\" is expected"),
+        (
+            ("site = \"eu\"", "site = 5"),
+            "conf/edge.toml:5: node.site is 5, but a site's name such as \"eu-1\" is expected",
+        ),
+        (
+            ("kind = \"edge\"", "kind = \"hub\""),
+            "conf/edge.toml:3: node.kind is \"hub\", but one of \"edge\", \"relay\" is expected",
+        ),
         (("site = \"eu\"\n", ""), "conf/edge.toml:2: key \"site\" is missing in [node]; add it"),
-        (("cost = 3", "cost = 0"), "conf/edge.toml:18: link.peer[1].cost is 0, but a whole number of at least 1 is expected"),
-        (("\"lz4\"", "\"gzip\""), "conf/edge.toml:26: topic[1].compression is \"gzip\", but \"none\", \"lz4\" or \"zstd\" is expected"),
+        (
+            ("cost = 3", "cost = 0"),
+            "conf/edge.toml:18: link.peer[1].cost is 0, but a whole number of at least 1 is expected",
+        ),
+        (
+            ("\"lz4\"", "\"gzip\""),
+            "conf/edge.toml:26: topic[1].compression is \"gzip\", but \"none\", \"lz4\" or \"zstd\" is expected",
+        ),
         (("[node]", "[node"), "conf/edge.toml:2: this is not TOML"),
         (("name = \"all\"", "name = \"\""), "conf/edge.toml:31: want[1].name must have"),
     ];
@@ -99,7 +120,12 @@ fn a_site_that_is_no_label_says_why() {
 
 #[test]
 fn the_environment_wins_over_the_file_and_flags_over_both() {
-    let env = [("SEAWAY_NODE__SITE", "us"), ("SEAWAY_PORT_7400_TCP", "x"), ("SEAWAY_LINK__LISTEN", "0.0.0.0:9"), ("HOME", "/")];
+    let env = [
+        ("SEAWAY_NODE__SITE", "us"),
+        ("SEAWAY_PORT_7400_TCP", "x"),
+        ("SEAWAY_LINK__LISTEN", "0.0.0.0:9"),
+        ("HOME", "/"),
+    ];
     let node = load(EDGE, &env, &["node.site=asia"]).unwrap().node_config().unwrap();
     assert_eq!(node.name.to_string(), "asia/edge");
     assert_eq!(node.listen, Some("0.0.0.0:9".parse().unwrap()));
@@ -108,12 +134,14 @@ fn the_environment_wins_over_the_file_and_flags_over_both() {
 #[test]
 fn a_mistake_in_the_environment_names_the_variable() {
     let found = load(EDGE, &[("SEAWAY_NODE__SIET", "us")], &[]).expect_err("misspelt");
-    assert_eq!(
-        found,
-        "environment variable SEAWAY_NODE__SIET: unknown key \"siet\" in [node]; did you mean \"site\"?"
-    );
+    assert_eq!(found, "environment variable SEAWAY_NODE__SIET: unknown key \"siet\" in [node]; did you mean \"site\"?");
     let found = load(EDGE, &[("SEAWAY_LINK__PROBE_INTERVAL", "soon")], &[]).expect_err("no duration");
-    assert!(found.starts_with("environment variable SEAWAY_LINK__PROBE_INTERVAL: link.probe_interval is \"soon\", but a duration"), "{found}");
+    assert!(
+        found.starts_with(
+            "environment variable SEAWAY_LINK__PROBE_INTERVAL: link.probe_interval is \"soon\", but a duration"
+        ),
+        "{found}"
+    );
     let found = load(EDGE, &[], &["log.segment_size=1"]).expect_err("too small");
     assert_eq!(found, "--set log.segment_size: log.segment_size is \"1 B\", but at least \"1 MiB\" is expected");
     assert!(load(EDGE, &[], &["segment_size"]).expect_err("no value").contains("--set SECTION.KEY=VALUE"));

@@ -145,13 +145,11 @@ impl FromText for Size {
         let number: u64 = digits.parse().map_err(|_| "a whole number and a unit".to_string())?;
         let factor = match unit {
             "" => 1,
-            _ => {
-                UNITS
-                    .iter()
-                    .find(|(name, _)| *name == unit)
-                    .map(|(_, factor)| *factor)
-                    .ok_or("units are B, kB, MB, GB, TB, KiB, MiB, GiB, TiB")?
-            }
+            _ => UNITS
+                .iter()
+                .find(|(name, _)| *name == unit)
+                .map(|(_, factor)| *factor)
+                .ok_or("units are B, kB, MB, GB, TB, KiB, MiB, GiB, TiB")?,
         };
         number.checked_mul(factor).map(Size).ok_or_else(|| "that is more than 64 bits of bytes".into())
     }
