@@ -435,7 +435,7 @@ impl LogCopy {
         }
         let Some(held) = self.held(previous.incarnation) else {
             let older = self.incarnations.first().is_some_and(|h| previous.incarnation < h.incarnation);
-            if older || self.is_forgotten(previous.incarnation) {
+            if self.is_forgotten(previous.incarnation) || (older && !self.is_whole_below()) {
                 return Ok(());
             }
             return Err(AppendRefusal::Gap { found: at, expected: self.end() });
@@ -464,6 +464,15 @@ impl LogCopy {
         // The upper edge counts too: its value belongs to the part above, and is not proven.
         let below = Place { offset: place.offset.saturating_sub(1), ..place };
         self.hole_from(below).is_some_and(|(_, e)| e.hole.from <= place.offset)
+    }
+
+    /// Whether the copy reaches down to a log's very first batch, so that nothing lies below it.
+    fn is_whole_below(&self) -> bool {
+        self.forgotten.is_empty()
+            && self.fence.is_none()
+            && self.incarnations.first().is_some_and(|h| {
+                h.begin == 0 && h.end > 0 && h.previous.is_none() && h.chain_at_begin == Some(Chain::default())
+            })
     }
 
     /// States that the copy will lack a range. It begins at the end of an incarnation that is held; or it
@@ -590,6 +599,11 @@ impl LogCopy {
         gone += to.offset - held.begin;
         let lacking: u64 = self.holes.iter().map(|e| missing_below(&e.hole, to)).sum();
         let forgotten: Vec<Incarnation> = self.incarnations.drain(..index).map(|h| h.incarnation).collect();
+        self.remember_forgotten(forgotten.iter().copied());
+        // What it names lies below the begin from now on, even if it was never held.
+        let above = |p: &Place| p.offset < to.offset;
+        let named = self.incarnations.first().and_then(|held| held.previous).filter(above);
+        self.remember_forgotten(named.map(|p| p.incarnation).into_iter());
         if let Some(held) = self.incarnations.first_mut() {
             held.begin = to.offset;
             held.chain_at_begin = known;
@@ -606,14 +620,13 @@ impl LogCopy {
         });
         self.messages = self.messages.saturating_sub(gone.saturating_sub(lacking));
         self.bytes = self.bytes.saturating_sub(bytes);
-        self.remember_forgotten(&forgotten);
         Ok(Trimmed { begin: to, forgotten, bytes })
     }
 
-    fn remember_forgotten(&mut self, forgotten: &[Incarnation]) {
+    fn remember_forgotten(&mut self, forgotten: impl Iterator<Item = Incarnation>) {
         for incarnation in forgotten {
-            if let Err(at) = self.forgotten.binary_search(incarnation) {
-                self.forgotten.insert(at, *incarnation);
+            if let Err(at) = self.forgotten.binary_search(&incarnation) {
+                self.forgotten.insert(at, incarnation);
             }
         }
         let excess = self.forgotten.len().saturating_sub(FORGOTTEN_MAX);

@@ -14,6 +14,8 @@
 
 mod codec;
 mod log_copy;
+#[cfg(test)]
+mod tests;
 mod view;
 
 use std::collections::BTreeMap;

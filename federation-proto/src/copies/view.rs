@@ -29,7 +29,7 @@ pub enum Located {
     Hole {
         /// The place reached.
         at: Place,
-        /// The hole.
+        /// The hole, as far as the line goes through it: reading goes on at its `to`.
         hole: Hole,
     },
     /// The end of what is held.
@@ -88,8 +88,9 @@ impl LogCopy {
         std::iter::successors(newest, |(held, _)| {
             let previous = held.previous?;
             let before = self.held(previous.incarnation)?;
-            (before.incarnation < held.incarnation && (before.begin..=before.end).contains(&previous.offset))
-                .then_some((before, previous.offset))
+            // Trimmed above the place that it names: nothing joins the two any more.
+            let joined = held.begin == previous.offset && before.incarnation < held.incarnation;
+            (joined && (before.begin..=before.end).contains(&previous.offset)).then_some((before, previous.offset))
         })
     }
 
@@ -145,7 +146,7 @@ impl LogCopy {
             }
             if let Some((_, edged)) = self.hole_from(at) {
                 if edged.hole.from <= at.offset {
-                    return Located::Hole { at, hole: edged.hole };
+                    return Located::Hole { at, hole: Hole { to: edged.hole.to.min(until), ..edged.hole } };
                 }
                 until = until.min(edged.hole.from);
             }
