@@ -9,6 +9,9 @@
 //! `Read` → `read_cached`, else a [`driver::ReadJob`] that the shell runs where it may block.
 //! Everything one link has to tell another goes as a [`command::LinkCommand`] through that link's mailbox; posting never waits.
 
+pub mod alarms;
 pub mod command;
 pub mod driver;
+pub mod hub;
 pub mod port;
+mod stores;

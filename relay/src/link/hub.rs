@@ -1,0 +1,521 @@
+//! The hub: owns the node's one replication machine, brings it what links and commit log tell, and carries out what it asks.
+//!
+//! Every input takes the lock, feeds the machine and turns its outputs into actions; the actions are then carried out without
+//! the lock, by one caller at a time, so their order is the machine's. What may wait on the disk, and what the commit log's
+//! listener told, is left for [`Hub::pump`], which a thread of the node's calls whenever `wake` was called or
+//! [`Hub::poll_timeout`] has come; simulation calls it after each event.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::{Mutex, MutexGuard};
+use seaway_federation_proto::{
+    copies::{AppendRefusal, Hole},
+    envelope::Batch,
+    ids::{LogName, Place, Site, Topic},
+    replication::{Change, CopyStatus, LinkId, Output, Replication, ReplicationConfig, Report, SiteStatus, StateTable, Want},
+    session::{CloseReason, FetchEnded, FetchNumber, FetchOrder, Lane, PeerInfo},
+    wire::link,
+};
+
+use super::{
+    alarms::Alarms,
+    command::{LinkCommand, Mailbox},
+    port::HubPort,
+    stores::{Stores, table_of},
+};
+use crate::{
+    log::contract::{Advanced, CommitLog},
+    node::Alarm,
+};
+
+/// What a site states to hold of a log of this node's own; see [`Output::RemoteHeld`].
+#[derive(Debug, Clone)]
+pub struct RemoteHeld {
+    /// The site.
+    pub site: Site,
+    /// The log.
+    pub log: LogName,
+    /// Where its copy begins: below it the site does not count.
+    pub from: Place,
+    /// All below on the main line is held, holes aside.
+    pub below: Place,
+    /// What it lacks below.
+    pub holes: Vec<Hole>,
+    /// Ends of forks that it holds.
+    pub fork_tips: Vec<Place>,
+}
+
+/// What the hub tells its node. Called without any lock of the hub's, in the machine's order; must not wait.
+pub trait NodePort: Send + Sync {
+    /// A site's statement.
+    fn on_remote_held(&self, held: RemoteHeld);
+    /// [`Hub::registered`] may answer something else now.
+    fn on_registrations_changed(&self);
+    /// A one-way message for local subscribers.
+    fn on_one_way(&self, message: Box<link::OneWay>);
+    /// A log moved, appeared or went.
+    fn on_log(&self, log: &LogName);
+}
+
+enum Action {
+    Post(Arc<dyn Mailbox>, LinkCommand),
+    /// Not before the changes that came before it are accepted.
+    PostBehind(Arc<dyn Mailbox>, LinkCommand),
+    /// Not before they are durable.
+    PostDurable(Arc<dyn Mailbox>, LinkCommand),
+    Store(Vec<Change>),
+    Held(RemoteHeld),
+    RegistrationsChanged,
+    OneWay(Box<link::OneWay>),
+    Report(Report),
+}
+
+struct LinkEntry {
+    mailbox: Arc<dyn Mailbox>,
+    up: bool,
+}
+
+struct FindTime {
+    token: u64,
+    log: LogName,
+    time_us: u64,
+}
+
+/// A fetch on a link, ours or the peer's.
+type FetchKey = (LinkId, FetchNumber);
+
+struct Core {
+    machine: Replication,
+    links: BTreeMap<LinkId, LinkEntry>,
+    /// Our passing fetches, and the peers' fetches that they feed.
+    passes: BTreeMap<FetchKey, FetchKey>,
+    /// Peers' fetches, and who is to be told when a log moves.
+    served: BTreeMap<FetchKey, LogName>,
+    serving: BTreeMap<LogName, BTreeSet<FetchKey>>,
+    find_times: Vec<FindTime>,
+    actions: Vec<Action>,
+    /// Somebody carries out actions at this moment and will take these too.
+    acting: bool,
+    one_way_dropped: u64,
+}
+
+/// See the module's documentation.
+pub struct Hub {
+    log: Arc<dyn CommitLog>,
+    node: Arc<dyn NodePort>,
+    wake: Arc<dyn Fn() + Send + Sync>,
+    core: Mutex<Core>,
+    stores: Stores,
+    alarms: Arc<Alarms>,
+    /// Logs that moved since the last pump: at most as many as there are logs.
+    advanced: Arc<Mutex<BTreeSet<LogName>>>,
+    /// One pump at a time.
+    pumping: Mutex<()>,
+    wall_us: AtomicU64,
+    next_link: AtomicU64,
+}
+
+impl std::fmt::Debug for Hub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hub")
+    }
+}
+
+impl Hub {
+    /// A hub over its commit log, with the machine's durable state brought back; it becomes the log's listener. `wake` is called
+    /// from any thread when [`Hub::pump`] has something to do; it must not block or call back.
+    pub fn open(
+        config: ReplicationConfig,
+        log: Arc<dyn CommitLog>,
+        node: Arc<dyn NodePort>,
+        alarms: Arc<Alarms>,
+        wake: Arc<dyn Fn() + Send + Sync>,
+        now: Duration,
+        wall_us: u64,
+    ) -> Arc<Hub> {
+        let mut machine = Replication::new(config, now);
+        let tables = [StateTable::Starts, StateTable::Registrations, StateTable::Held];
+        let states = tables.into_iter().flat_map(|t| log.scan(table_of(t), &[]).into_iter().map(move |(k, v)| (t, k, v)));
+        let logs = log.logs().into_iter().filter_map(|name| Some((name.clone(), log.info(&name, true)?)));
+        machine.restore(states.collect(), logs.collect());
+        let core = Core {
+            machine,
+            links: BTreeMap::new(),
+            passes: BTreeMap::new(),
+            served: BTreeMap::new(),
+            serving: BTreeMap::new(),
+            find_times: Vec::new(),
+            actions: Vec::new(),
+            acting: false,
+            one_way_dropped: 0,
+        };
+        let hub = Arc::new(Hub {
+            stores: Stores::new(log.clone(), wake.clone()),
+            log,
+            node,
+            wake,
+            core: Mutex::new(core),
+            alarms,
+            advanced: Arc::default(),
+            pumping: Mutex::new(()),
+            wall_us: AtomicU64::new(wall_us),
+            next_link: AtomicU64::new(1),
+        });
+        let (advanced, wake) = (hub.advanced.clone(), hub.wake.clone());
+        hub.log.set_listener(Arc::new(move |news: &[Advanced]| {
+            let mut set = advanced.lock();
+            let grown = news.iter().fold(false, |grown, n| set.insert(n.log.clone()) || grown);
+            drop(set);
+            if grown {
+                wake();
+            }
+        }));
+        hub.act(|_| {});
+        hub
+    }
+
+    /// Gives a new link its id and makes its mailbox known; to be called before its driver is made.
+    pub fn attach(&self, mailbox: Arc<dyn Mailbox>) -> LinkId {
+        let link = LinkId(self.next_link.fetch_add(1, Ordering::Relaxed));
+        self.core.lock().links.insert(link, LinkEntry { mailbox, up: false });
+        link
+    }
+
+    /// Does what waits: news of the commit log, looks for times, retries, timers.
+    pub fn pump(&self, now: Duration, wall_us: u64) {
+        let _one_at_a_time = self.pumping.lock();
+        self.wall_us.store(wall_us, Ordering::Relaxed);
+        self.stores.pump(now);
+        self.pump_logs(now);
+        self.pump_find_times(now);
+        let due = |core: &Core| core.machine.poll_timeout().is_some_and(|at| at <= now);
+        if due(&self.core.lock()) {
+            self.act(|core| core.machine.handle_timeout(now, wall_us));
+        }
+    }
+
+    fn pump_logs(&self, now: Duration) {
+        let logs = mem::take(&mut *self.advanced.lock());
+        for name in &logs {
+            let (submitted, durable) = (self.log.info(name, false), self.log.info(name, true));
+            self.act(|core| {
+                core.machine.handle_log(now, name.clone(), submitted, durable);
+                core.tell_serving(name);
+            });
+            self.node.on_log(name);
+        }
+    }
+
+    fn pump_find_times(&self, now: Duration) {
+        loop {
+            let questions = mem::take(&mut self.core.lock().find_times);
+            if questions.is_empty() {
+                return;
+            }
+            for FindTime { token, log, time_us } in questions {
+                let place = self.log.find_time(&log, time_us).unwrap_or_else(|error| {
+                    self.alarms.raise(Report { name: "read-failed", text: error.to_string() }, self.wall_us());
+                    None
+                });
+                self.act(|core| core.machine.handle_time_found(now, token, place));
+            }
+        }
+    }
+
+    /// When to call [`Hub::pump`] at the latest.
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        [self.core.lock().machine.poll_timeout(), self.stores.poll_timeout()].into_iter().flatten().min()
+    }
+
+    /// A want is there: at start, or made durable since.
+    pub fn put_want(&self, now: Duration, want: Want) {
+        self.act(|core| core.machine.handle_want(now, want));
+    }
+
+    /// A want is gone.
+    pub fn remove_want(&self, now: Duration, id: &str) {
+        self.act(|core| core.machine.handle_want_removed(now, id));
+    }
+
+    /// Publishes a one-way message of this site's.
+    pub fn publish_one_way(&self, now: Duration, message: link::OneWay) {
+        self.act(|core| core.machine.handle_one_way(now, None, message));
+    }
+
+    /// Whether this node may be others' next hop (poisoned, out of disk, draining: no).
+    pub fn set_transit(&self, now: Duration, allowed: bool) {
+        self.act(|core| core.machine.handle_transit(now, allowed));
+    }
+
+    /// Closes every link in peace.
+    pub fn close_links(&self, why: &str) {
+        let mailboxes: Vec<_> = self.core.lock().links.values().map(|l| l.mailbox.clone()).collect();
+        for mailbox in mailboxes {
+            mailbox.post(LinkCommand::Close(CloseReason::Goodbye(why.to_owned())));
+        }
+    }
+
+    /// Links attached and not closed yet.
+    pub fn links(&self) -> usize {
+        self.core.lock().links.len()
+    }
+
+    /// The sites registered for a topic of this origin, in order of name.
+    pub fn registered(&self, topic: &Topic) -> Vec<Site> {
+        self.core.lock().machine.registered(topic)
+    }
+
+    /// State of a log.
+    pub fn copy_status(&self, now: Duration, log: &LogName) -> Option<CopyStatus> {
+        self.core.lock().machine.copy_status(now, log)
+    }
+
+    /// The sites known.
+    pub fn sites(&self) -> Vec<SiteStatus> {
+        self.core.lock().machine.sites()
+    }
+
+    /// Counters by cause.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        let core = self.core.lock();
+        let mut all = core.machine.counters();
+        all.push(("one_way_without_link", core.one_way_dropped));
+        drop(core);
+        all.push(("changes_dropped", self.stores.waiting().1));
+        all
+    }
+
+    /// Changes and promises waiting for the commit log, and their bound, in number.
+    pub fn waiting(&self) -> (u64, u64) {
+        (self.stores.waiting().0, Stores::waiting_max())
+    }
+
+    /// Alarms since the start.
+    pub fn alarms(&self) -> Vec<Alarm> {
+        self.alarms.list()
+    }
+
+    fn wall_us(&self) -> u64 {
+        self.wall_us.load(Ordering::Relaxed)
+    }
+
+    /// Feeds the machine, then carries out what it asks.
+    fn act(&self, input: impl FnOnce(&mut Core)) {
+        let mut core = self.core.lock();
+        input(&mut core);
+        core.collect();
+        if !core.find_times.is_empty() {
+            (self.wake)();
+        }
+        self.carry_out(core);
+    }
+
+    fn carry_out(&self, mut core: MutexGuard<'_, Core>) {
+        if core.acting {
+            return;
+        }
+        core.acting = true;
+        while !core.actions.is_empty() {
+            let actions = mem::take(&mut core.actions);
+            MutexGuard::unlocked(&mut core, || actions.into_iter().for_each(|action| self.carry_out_one(action)));
+        }
+        core.acting = false;
+    }
+
+    fn carry_out_one(&self, action: Action) {
+        match action {
+            Action::Post(mailbox, command) => mailbox.post(command),
+            Action::PostBehind(mailbox, command) => self.stores.post_behind(mailbox, command),
+            Action::PostDurable(mailbox, command) => self.stores.post_durable(mailbox, command),
+            Action::Store(changes) => self.stores.store(changes),
+            Action::Held(held) => self.node.on_remote_held(held),
+            Action::RegistrationsChanged => self.node.on_registrations_changed(),
+            Action::OneWay(message) => self.node.on_one_way(message),
+            Action::Report(report) => self.alarms.raise(report, self.wall_us()),
+        }
+    }
+}
+
+impl Core {
+    /// Turns the machine's outputs into actions.
+    fn collect(&mut self) {
+        while let Some(output) = self.machine.poll_output() {
+            self.translate(output);
+        }
+    }
+
+    fn post(&mut self, link: LinkId, command: LinkCommand) {
+        if let Some(entry) = self.links.get(&link) {
+            self.actions.push(Action::Post(entry.mailbox.clone(), command));
+        }
+    }
+
+    fn translate(&mut self, output: Output) {
+        match output {
+            Output::Send(link, message) => self.send(link, message),
+            Output::StartFetch(link, order) => {
+                if let Some(entry) = self.links.get(&link) {
+                    self.actions.push(Action::PostBehind(entry.mailbox.clone(), LinkCommand::StartFetch(order)));
+                }
+            }
+            Output::StopFetch(link, number) => {
+                self.passes.remove(&(link, number));
+                if let Some(entry) = self.links.get(&link) {
+                    // Behind the fetch's own start.
+                    self.actions.push(Action::PostBehind(entry.mailbox.clone(), LinkCommand::StopFetch(number)));
+                }
+            }
+            Output::RaiseAllowance(link, number, total) => {
+                if let Some(entry) = self.links.get(&link) {
+                    let command = LinkCommand::RaiseAllowance(number, total);
+                    self.actions.push(Action::PostBehind(entry.mailbox.clone(), command));
+                }
+            }
+            Output::Serve(link, number) => self.post(link, LinkCommand::Serve(number)),
+            Output::Pass(ours, theirs) => {
+                self.passes.insert(ours, theirs);
+            }
+            Output::EndServed(link, ended) => {
+                self.served_over((link, ended.number));
+                self.post(link, LinkCommand::EndServed(ended));
+            }
+            Output::Store(changes) => self.actions.push(Action::Store(changes)),
+            Output::RemoteHeld { site, log, from, below, holes, fork_tips } => {
+                self.actions.push(Action::Held(RemoteHeld { site, log, from, below, holes, fork_tips }));
+            }
+            Output::RegistrationsChanged => self.actions.push(Action::RegistrationsChanged),
+            Output::CloseLink(link, reason, text) => {
+                self.post(link, LinkCommand::Close(CloseReason::Refused { reason, text }));
+            }
+            Output::OneWay(message, links) => {
+                for link in links {
+                    if !self.links.contains_key(&link) {
+                        self.one_way_dropped += 1;
+                    }
+                    self.post(link, LinkCommand::OneWay(message.clone()));
+                }
+            }
+            Output::FindTime { token, log, time_us } => self.find_times.push(FindTime { token, log, time_us }),
+            Output::DeliverOneWay(message) => self.actions.push(Action::OneWay(message)),
+            Output::Report(report) => self.actions.push(Action::Report(report)),
+        }
+    }
+
+    /// Answers that promise durability wait for it.
+    fn send(&mut self, link: LinkId, message: Box<link::control::Kind>) {
+        use link::control::Kind;
+        let Some(entry) = self.links.get(&link) else { return };
+        let mailbox = entry.mailbox.clone();
+        let promises = matches!(*message, Kind::Registered(_) | Kind::HeldSeen(_));
+        let command = LinkCommand::Send(message);
+        self.actions.push(if promises { Action::PostDurable(mailbox, command) } else { Action::Post(mailbox, command) });
+    }
+
+    fn tell_serving(&mut self, log: &LogName) {
+        let Some(keys) = self.serving.get(log) else { return };
+        let links: BTreeSet<LinkId> = keys.iter().map(|(link, _)| *link).collect();
+        for link in links {
+            self.post(link, LinkCommand::Advanced(log.clone()));
+        }
+    }
+
+    fn serve(&mut self, key: FetchKey, log: LogName) {
+        self.serving.entry(log.clone()).or_default().insert(key);
+        self.served.insert(key, log);
+    }
+
+    fn served_over(&mut self, key: FetchKey) {
+        let Some(log) = self.served.remove(&key) else { return };
+        if let Some(keys) = self.serving.get_mut(&log) {
+            keys.remove(&key);
+            if keys.is_empty() {
+                self.serving.remove(&log);
+            }
+        }
+    }
+
+    fn forget_link(&mut self, link: LinkId) -> bool {
+        self.passes.retain(|ours, theirs| ours.0 != link && theirs.0 != link);
+        let over: Vec<FetchKey> =
+            self.served.range((link, FetchNumber::MIN)..=(link, FetchNumber::MAX)).map(|(key, _)| *key).collect();
+        over.into_iter().for_each(|key| self.served_over(key));
+        self.links.remove(&link).is_some_and(|entry| entry.up)
+    }
+}
+
+impl HubPort for Hub {
+    fn on_up(&self, now: Duration, link: LinkId, peer: PeerInfo) {
+        self.act(|core| {
+            if let Some(entry) = core.links.get_mut(&link) {
+                entry.up = true;
+                core.machine.handle_link_up(now, link, peer);
+            }
+        });
+    }
+
+    fn on_control(&self, now: Duration, link: LinkId, message: Box<link::control::Kind>) {
+        self.act(|core| core.machine.handle_message(now, link, *message));
+    }
+
+    fn on_fetch_requested(&self, now: Duration, link: LinkId, order: FetchOrder) {
+        self.act(|core| {
+            core.serve((link, order.number), order.log.clone());
+            core.machine.handle_fetch_requested(now, link, order);
+        });
+    }
+
+    fn on_served_outside(&self, now: Duration, link: LinkId, number: FetchNumber, next: Place, room: u64) {
+        self.act(|core| core.machine.handle_served_outside(now, link, number, next, room));
+    }
+
+    fn on_served_room(&self, now: Duration, link: LinkId, number: FetchNumber, next: Place, passed: u64, room: u64) {
+        self.act(|core| core.machine.handle_served_room(now, link, number, next, passed, room));
+    }
+
+    fn on_served_over(&self, now: Duration, link: LinkId, number: FetchNumber) {
+        self.act(|core| {
+            core.served_over((link, number));
+            core.machine.handle_served_over(now, link, number);
+        });
+    }
+
+    fn on_fetch_ended(&self, now: Duration, link: LinkId, ended: FetchEnded) {
+        self.act(|core| {
+            core.passes.remove(&(link, ended.number));
+            core.machine.handle_fetch_ended(now, link, ended);
+        });
+    }
+
+    fn on_refused_batch(&self, now: Duration, link: LinkId, number: FetchNumber, refusal: AppendRefusal) {
+        self.act(|core| core.machine.handle_refused_batch(now, link, number, refusal));
+    }
+
+    fn on_passed_batch(&self, _now: Duration, link: LinkId, number: FetchNumber, batch: Batch, lane: Lane, credit: u64) {
+        self.act(|core| {
+            if let Some((to, served)) = core.passes.get(&(link, number)).copied() {
+                core.post(to, LinkCommand::Passed(served, batch));
+            }
+            core.post(link, LinkCommand::Stored(lane, credit));
+        });
+    }
+
+    fn on_one_way(&self, now: Duration, link: LinkId, message: Box<link::OneWay>) {
+        self.act(|core| core.machine.handle_one_way(now, Some(link), *message));
+    }
+
+    fn on_closed(&self, now: Duration, link: LinkId, _reason: &CloseReason) {
+        self.act(|core| {
+            if core.forget_link(link) {
+                core.machine.handle_link_down(now, link);
+            }
+        });
+    }
+}

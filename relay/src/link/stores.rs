@@ -1,0 +1,211 @@
+//! The replication machine's changes of durable state, on their way into the commit log: in order, each list one unit.
+//!
+//! What must not overtake a change waits here too: a fetch whose copy is yet to be begun, until the change is accepted; an
+//! answer that promises durability ("registered", "seen"), until it is durable.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use seaway_federation_proto::replication::{Change, StateTable};
+
+use super::command::{LinkCommand, Mailbox};
+use crate::log::contract::{CommitLog, Entry, RejectReason, Table, Unit};
+
+/// How long a change that the full disk refused waits until it is tried again.
+const DISK_FULL_RETRY: Duration = Duration::from_secs(1);
+/// Most changes and posts waiting for room; past it what comes is dropped, and what it was for is asked again.
+const WAITING_MAX: usize = 65_536;
+/// Room asked for when the commit log was busy, bytes: changes are small.
+const ROOM_BYTES: usize = 64 * 1024;
+
+type Post = (Arc<dyn Mailbox>, LinkCommand);
+
+enum Waiting {
+    Store(Vec<Entry>),
+    Post(Post),
+}
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<Waiting>,
+    /// When to try again after the disk was full.
+    retry_at: Option<Duration>,
+    disk_full: bool,
+    /// Changes taken so far.
+    taken: u64,
+    /// Posts that wait until so many changes are settled.
+    promises: VecDeque<(u64, Post)>,
+}
+
+/// See the module's documentation.
+pub(super) struct Stores {
+    log: Arc<dyn CommitLog>,
+    wake: Arc<dyn Fn() + Send + Sync>,
+    state: Mutex<State>,
+    /// Changes that are durable, or were given up.
+    settled: Arc<AtomicU64>,
+    dropped: AtomicU64,
+    busy: Arc<AtomicBool>,
+}
+
+pub(super) fn table_of(table: StateTable) -> Table {
+    match table {
+        StateTable::Starts => Table::Starts,
+        StateTable::Registrations => Table::Registrations,
+        StateTable::Held => Table::Held,
+    }
+}
+
+fn entry_of(change: Change) -> Entry {
+    match change {
+        Change::BeginCopy { log, at, chain } => Entry::BeginCopy { log, at, chain },
+        Change::Drop { log } => Entry::Drop { log },
+        Change::Hole { log, hole } => Entry::Hole { log, hole },
+        Change::Put { table, key, value } => Entry::Put { table: table_of(table), key, value },
+        Change::Delete { table, key } => Entry::Delete { table: table_of(table), key },
+    }
+}
+
+impl Stores {
+    pub(super) fn new(log: Arc<dyn CommitLog>, wake: Arc<dyn Fn() + Send + Sync>) -> Self {
+        let (settled, busy) = (Arc::default(), Arc::default());
+        Self { log, wake, state: Mutex::default(), settled, dropped: AtomicU64::new(0), busy }
+    }
+
+    /// Submits a list of changes as one unit, after those that wait.
+    pub(super) fn store(&self, changes: Vec<Change>) {
+        let mut state = self.state.lock();
+        if state.waiting.len() >= WAITING_MAX {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        state.taken += 1;
+        state.waiting.push_back(Waiting::Store(changes.into_iter().map(entry_of).collect()));
+        self.flush(&mut state);
+    }
+
+    /// Posts once every change before is accepted.
+    pub(super) fn post_behind(&self, mailbox: Arc<dyn Mailbox>, command: LinkCommand) {
+        let mut state = self.state.lock();
+        if state.waiting.is_empty() {
+            drop(state);
+            mailbox.post(command);
+        } else if state.waiting.len() < WAITING_MAX {
+            state.waiting.push_back(Waiting::Post((mailbox, command)));
+        } else {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Posts once every change before is durable.
+    pub(super) fn post_durable(&self, mailbox: Arc<dyn Mailbox>, command: LinkCommand) {
+        let mut state = self.state.lock();
+        if state.taken <= self.settled.load(Ordering::Acquire) {
+            drop(state);
+            mailbox.post(command);
+        } else if state.promises.len() < WAITING_MAX {
+            let needed = state.taken;
+            state.promises.push_back((needed, (mailbox, command)));
+        } else {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Tries again what waits, and posts what was promised.
+    pub(super) fn pump(&self, now: Duration) {
+        let mut state = self.state.lock();
+        if state.disk_full {
+            let at = *state.retry_at.get_or_insert(now + DISK_FULL_RETRY);
+            if now >= at {
+                (state.disk_full, state.retry_at) = (false, None);
+            }
+        }
+        self.flush(&mut state);
+        let settled = self.settled.load(Ordering::Acquire);
+        let mut due = Vec::new();
+        while state.promises.front().is_some_and(|(needed, _)| *needed <= settled) {
+            due.extend(state.promises.pop_front());
+        }
+        drop(state);
+        due.into_iter().for_each(|(_, (mailbox, command))| mailbox.post(command));
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Duration> {
+        self.state.lock().retry_at
+    }
+
+    /// Waiting now, and dropped so far.
+    pub(super) fn waiting(&self) -> (u64, u64) {
+        let state = self.state.lock();
+        let waiting = u64::try_from(state.waiting.len() + state.promises.len()).unwrap_or(u64::MAX);
+        (waiting, self.dropped.load(Ordering::Relaxed))
+    }
+
+    /// Bound of what waits, in number.
+    pub(super) const fn waiting_max() -> u64 {
+        2 * WAITING_MAX as u64
+    }
+
+    fn flush(&self, state: &mut State) {
+        while !state.disk_full && !self.busy.load(Ordering::Acquire) {
+            match state.waiting.pop_front() {
+                None => return,
+                Some(Waiting::Post((mailbox, command))) => mailbox.post(command),
+                Some(Waiting::Store(entries)) => self.submit(state, entries),
+            }
+        }
+    }
+
+    fn submit(&self, state: &mut State, entries: Vec<Entry>) {
+        if entries.is_empty() {
+            self.settled.fetch_add(1, Ordering::AcqRel);
+            return;
+        }
+        let (settled, wake) = (self.settled.clone(), self.wake.clone());
+        let done = Box::new(move |_| {
+            settled.fetch_add(1, Ordering::AcqRel);
+            wake();
+        });
+        let Err(rejected) = self.log.submit(Unit { entries }, done) else { return };
+        let mut entries = rejected.unit.entries;
+        match rejected.reason {
+            RejectReason::Busy => {
+                self.busy.store(true, Ordering::Release);
+                state.waiting.push_front(Waiting::Store(entries));
+                let (busy, wake) = (self.busy.clone(), self.wake.clone());
+                let room = move || {
+                    busy.store(false, Ordering::Release);
+                    wake();
+                };
+                self.log.ready(ROOM_BYTES, Box::new(room));
+            }
+            RejectReason::DiskFull { .. } => {
+                state.disk_full = true;
+                state.waiting.push_front(Waiting::Store(entries));
+                (self.wake)();
+            }
+            RejectReason::Refused { index, .. } | RejectReason::Invalid { index, .. } => {
+                // What the machine asked for no longer fits the copy; it learns of the copy as it is by the log's listener.
+                tracing::debug!(reason = %rejected.reason, "a change of a copy no longer fits");
+                self.dropped.fetch_add(1, Ordering::Relaxed);
+                if index < entries.len() {
+                    entries.remove(index);
+                } else {
+                    entries.clear();
+                }
+                state.waiting.push_front(Waiting::Store(entries));
+            }
+            RejectReason::Poisoned(_) => {
+                self.settled.fetch_add(1, Ordering::AcqRel);
+                state.promises.clear();
+            }
+        }
+    }
+}
