@@ -20,7 +20,9 @@ use seaway_federation_proto::{
     copies::{AppendRefusal, Hole},
     envelope::Batch,
     ids::{LogName, Place, Site, Topic},
-    replication::{Change, CopyStatus, LinkId, Output, Replication, ReplicationConfig, Report, SiteStatus, StateTable, Want},
+    replication::{
+        Change, CopyStatus, LinkId, Output, Replication, ReplicationConfig, Report, SiteStatus, StateTable, Want,
+    },
     session::{CloseReason, FetchEnded, FetchNumber, FetchOrder, Lane, PeerInfo},
     wire::link,
 };
@@ -143,7 +145,8 @@ impl Hub {
     ) -> Arc<Hub> {
         let mut machine = Replication::new(config, now);
         let tables = [StateTable::Starts, StateTable::Registrations, StateTable::Held];
-        let states = tables.into_iter().flat_map(|t| log.scan(table_of(t), &[]).into_iter().map(move |(k, v)| (t, k, v)));
+        let states =
+            tables.into_iter().flat_map(|t| log.scan(table_of(t), &[]).into_iter().map(move |(k, v)| (t, k, v)));
         let logs = log.logs().into_iter().filter_map(|name| Some((name.clone(), log.info(&name, true)?)));
         machine.restore(states.collect(), logs.collect());
         let core = Core {
@@ -416,7 +419,11 @@ impl Core {
         let mailbox = entry.mailbox.clone();
         let promises = matches!(*message, Kind::Registered(_) | Kind::HeldSeen(_));
         let command = LinkCommand::Send(message);
-        self.actions.push(if promises { Action::PostDurable(mailbox, command) } else { Action::Post(mailbox, command) });
+        self.actions.push(if promises {
+            Action::PostDurable(mailbox, command)
+        } else {
+            Action::Post(mailbox, command)
+        });
     }
 
     fn tell_serving(&mut self, log: &LogName) {
@@ -498,7 +505,15 @@ impl HubPort for Hub {
         self.act(|core| core.machine.handle_refused_batch(now, link, number, refusal));
     }
 
-    fn on_passed_batch(&self, _now: Duration, link: LinkId, number: FetchNumber, batch: Batch, lane: Lane, credit: u64) {
+    fn on_passed_batch(
+        &self,
+        _now: Duration,
+        link: LinkId,
+        number: FetchNumber,
+        batch: Batch,
+        lane: Lane,
+        credit: u64,
+    ) {
         self.act(|core| {
             if let Some((to, served)) = core.passes.get(&(link, number)).copied() {
                 core.post(to, LinkCommand::Passed(served, batch));

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use seaway_federation_proto::replication::{Change, StateTable};
 
 use super::command::{LinkCommand, Mailbox};
-use crate::log::contract::{CommitLog, Entry, RejectReason, Table, Unit};
+use crate::log::contract::{CommitLog, Entry, Poisoned, RejectReason, Table, Unit};
 
 /// How long a change that the full disk refused waits until it is tried again.
 const DISK_FULL_RETRY: Duration = Duration::from_secs(1);
@@ -49,7 +49,7 @@ pub(super) struct Stores {
     log: Arc<dyn CommitLog>,
     wake: Arc<dyn Fn() + Send + Sync>,
     state: Mutex<State>,
-    /// Changes that are durable, or were given up.
+    /// Changes that are durable, or turned out to have nothing in them.
     settled: Arc<AtomicU64>,
     dropped: AtomicU64,
     busy: Arc<AtomicBool>,
@@ -169,9 +169,12 @@ impl Stores {
             return;
         }
         let (settled, wake) = (self.settled.clone(), self.wake.clone());
-        let done = Box::new(move |_| {
-            settled.fetch_add(1, Ordering::AcqRel);
-            wake();
+        let done = Box::new(move |result: Result<(), Poisoned>| {
+            // What never became durable keeps its promises from being given.
+            if result.is_ok() {
+                settled.fetch_add(1, Ordering::AcqRel);
+                wake();
+            }
         });
         let Err(rejected) = self.log.submit(Unit { entries }, done) else { return };
         let mut entries = rejected.unit.entries;
@@ -203,7 +206,6 @@ impl Stores {
                 state.waiting.push_front(Waiting::Store(entries));
             }
             RejectReason::Poisoned(_) => {
-                self.settled.fetch_add(1, Ordering::AcqRel);
                 state.promises.clear();
             }
         }

@@ -218,7 +218,10 @@ impl Sequences {
         match self.lowest_missing() {
             Some(lowest) if found == lowest => self.fill_lowest_missing(),
             Some(lowest) => {
-                return Verdict::Refused(tell, PublishError::ProducerSequence { found, last: lowest.saturating_sub(1) });
+                return Verdict::Refused(
+                    tell,
+                    PublishError::ProducerSequence { found, last: lowest.saturating_sub(1) },
+                );
             }
             None if found == self.next && found < u64::MAX => self.next += 1,
             None if found > self.next && !self.accepted_here => {
