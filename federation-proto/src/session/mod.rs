@@ -7,14 +7,28 @@
 //!
 //! It speaks over ordered channels (one for control, one a lane) and datagrams, and does not know QUIC.
 
+mod credit;
+mod fetches;
+mod frames;
+mod handshake;
+mod machine;
+mod probes;
+mod serving;
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 use bytes::Bytes;
 
+pub use self::{
+    machine::Session,
+    serving::{READ_AHEAD_BYTES, READ_BYTES},
+};
 use crate::{
     envelope::Batch,
     ids::{LogName, NodeName, Offset, Place, Start},
-    wire::link,
+    wire::{WireError, link},
 };
 
 /// A share of a link: live traffic goes before backlog. The numbers are on the wire.
@@ -25,6 +39,17 @@ pub enum Lane {
     Live = 1,
     /// Fetches that catch up.
     Backlog = 2,
+}
+
+/// All lanes, in the order in which arrays hold them.
+pub const LANES: [Lane; 2] = [Lane::Live, Lane::Backlog];
+
+/// Where a lane stands in [`LANES`].
+fn lane_index(lane: Lane) -> usize {
+    match lane {
+        Lane::Live => 0,
+        Lane::Backlog => 1,
+    }
 }
 
 /// An ordered sequence of bytes that the transport gives.
@@ -164,10 +189,12 @@ pub enum ReadOutcome {
 /// Where a fetch served by this side stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServedAt {
-    /// Next place to be sent.
+    /// The place after everything sent and queued for it.
     pub next: Place,
-    /// Bytes of allowance and lane credit left for it, whichever is less.
+    /// Bytes of allowance and lane credit left for it, whichever is less, beyond what is queued.
     pub room: u64,
+    /// Bytes sent of what was fed by [`Session::push_passed`] since [`Session::feed`].
+    pub passed: u64,
 }
 
 /// What the session tells its shell.
@@ -192,9 +219,13 @@ pub enum Event {
         /// About how much.
         bytes_max: usize,
     },
-    /// The peer ended its fetch, or raised the allowance of a passing one.
+    /// The peer stopped its fetch.
     FetchStopped(FetchNumber),
-    /// See above: new total.
+    /// A fetch of the peer ended by itself (`no_wait`, `until`, a failure); its end goes out by itself.
+    ServedOver(FetchNumber),
+    /// A fetch of the peer that is fed by [`Session::push_passed`] went on or has more room; see [`Session::served_at`].
+    ServedMoved(FetchNumber),
+    /// The peer raised the allowance of a passing fetch to this total.
     AllowanceRaised(FetchNumber, u64),
     /// A batch came in order for an open fetch of ours; checksum and continuity within the fetch
     /// hold. Its credit returns with [`Session::release`].
@@ -255,6 +286,31 @@ pub enum CloseReason {
 pub struct Transmit {
     /// To be written one after the other.
     pub chunks: Vec<Bytes>,
+    /// Batches among them.
+    pub batches: u32,
+}
+
+/// What the peer did wrong; it ends the session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Fault {
+    reason: link::RefuseReason,
+    text: String,
+}
+
+impl Fault {
+    fn protocol(text: String) -> Self {
+        Self { reason: link::RefuseReason::Protocol, text }
+    }
+
+    fn before_hello() -> Self {
+        Self::protocol("it sent something before its hello".to_owned())
+    }
+}
+
+impl From<WireError> for Fault {
+    fn from(error: WireError) -> Self {
+        Self::protocol(error.to_string())
+    }
 }
 
 /// The control queue is full: the peer does not read. The link is being closed.
@@ -262,86 +318,3 @@ pub struct Transmit {
 #[error("the peer does not read its control channel")]
 pub struct Congested;
 
-/// One link's state machine; see the module's documentation.
-#[derive(Debug)]
-pub struct Session {}
-
-#[allow(unused_variables, reason = "signatures first")]
-impl Session {
-    /// A session that begins with its hello.
-    pub fn new(config: SessionConfig, now: Duration) -> Self {
-        todo!()
-    }
-    /// Bytes of a channel, in order, cut anywhere.
-    pub fn handle_bytes(&mut self, now: Duration, channel: Channel, bytes: Bytes) {
-        todo!()
-    }
-    /// A datagram, or the whole content of a one-way stream.
-    pub fn handle_one_way(&mut self, now: Duration, bytes: Bytes) {
-        todo!()
-    }
-    /// Time passed; call at or after [`Session::poll_timeout`].
-    pub fn handle_timeout(&mut self, now: Duration) {
-        todo!()
-    }
-    /// Sends a control message.
-    pub fn send(&mut self, message: link::control::Kind) -> Result<(), Congested> {
-        todo!()
-    }
-    /// Asks the peer for a log.
-    pub fn start_fetch(&mut self, order: FetchOrder) -> Result<(), Congested> {
-        todo!()
-    }
-    /// Raises a passing fetch's allowance to a new total.
-    pub fn raise_allowance(&mut self, number: FetchNumber, total: u64) -> Result<(), Congested> {
-        todo!()
-    }
-    /// Ends a fetch of ours; its batches still under way are dropped here and their credit returned.
-    pub fn stop_fetch(&mut self, number: FetchNumber) -> Result<(), Congested> {
-        todo!()
-    }
-    /// Gives back the credit of a batch that was stored, passed on or dropped.
-    pub fn release(&mut self, lane: Lane, credit: u64) {
-        todo!()
-    }
-    /// Serve this fetch of the peer from the own copy, from its present place on.
-    pub fn serve(&mut self, number: FetchNumber) {
-        todo!()
-    }
-    /// The answer to [`Event::Read`].
-    pub fn handle_read(&mut self, number: FetchNumber, outcome: ReadOutcome) {
-        todo!()
-    }
-    /// The log's readable end moved: served fetches that wait there read again.
-    pub fn handle_advanced(&mut self, log: &LogName) {
-        todo!()
-    }
-    /// A batch read through for a served fetch: sent in order; must begin at (or contain) its next place.
-    pub fn push_passed(&mut self, number: FetchNumber, batch: Batch) {
-        todo!()
-    }
-    /// Where a served fetch stands.
-    pub fn served_at(&self, number: FetchNumber) -> Option<ServedAt> {
-        todo!()
-    }
-    /// Ends a served fetch with an answer, in order after what was sent.
-    pub fn end_served(&mut self, ended: FetchEnded) {
-        todo!()
-    }
-    /// Begins the end: sends the reason as the last control frame.
-    pub fn close(&mut self, reason: CloseReason) {
-        todo!()
-    }
-    /// The next frames of a channel; call when the channel can take more. Lanes: about 64 KiB to one batch at a time.
-    pub fn poll_transmit(&mut self, now: Duration, channel: Channel) -> Option<Transmit> {
-        todo!()
-    }
-    /// The next event.
-    pub fn poll_event(&mut self) -> Option<Event> {
-        todo!()
-    }
-    /// When to call [`Session::handle_timeout`].
-    pub fn poll_timeout(&self) -> Option<Duration> {
-        todo!()
-    }
-}

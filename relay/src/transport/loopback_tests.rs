@@ -56,7 +56,7 @@ async fn write_all(connection: Connection, mut parts: [Vec<Bytes>; 3]) -> Result
             while let Poll::Ready(ready) = writers.poll_ready(cx, channel) {
                 ready?;
                 match parts.pop() {
-                    Some(bytes) => writers.push(channel, Transmit { chunks: vec![bytes] }),
+                    Some(bytes) => writers.push(channel, Transmit { chunks: vec![bytes], batches: 0 }),
                     None => break,
                 }
             }

@@ -1,0 +1,539 @@
+//! The fetches that the peer asked for: what is read for them, and whose batch goes next.
+//!
+//! Every fetch has a queue of batches, filled by reads of the own copy or by what is read through from another
+//! link. A lane's credit goes round its ready fetches by bytes (deficit round robin), so that one log cannot starve
+//! another. A batch goes only when the whole of it fits the lane's credit; a passing fetch gets its next batch while
+//! fewer bytes than its allowance were sent, so it runs over by less than one batch and cannot stand still for want
+//! of a few bytes.
+//!
+//! What is read ahead is bounded per lane ([`READ_AHEAD_BYTES`]); what is read through is bounded by the room that
+//! [`ServedAt`] states to the core.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::{
+    Event, Fault, FetchEnded, FetchLine, FetchNumber, FetchOrder, LANES, Lane, ReadOutcome, ServedAt,
+    credit::Allowed,
+    fetches::{contains, follows},
+    frames::TransmitBuilder,
+    lane_index,
+};
+use crate::{
+    envelope::Batch,
+    ids::{LogName, Place},
+    wire::{link, link::FetchEnd, link::RefuseReason},
+};
+
+/// About how much one read asks for, in bytes.
+pub const READ_BYTES: usize = 256 * 1024;
+/// Bytes that a lane holds of batches read, and of reads under way, before it begins another read.
+pub const READ_AHEAD_BYTES: u64 = 2 * 1024 * 1024;
+/// Bytes that a fetch may send when its turn comes, before the next fetch has its turn.
+const QUANTUM_BYTES: u64 = 64 * 1024;
+/// The core is told how a fed fetch goes on whenever this many bytes were sent on, or when it had less room than this
+/// and has more now.
+const FED_REPORT_BYTES: u64 = 256 * 1024;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// The core decides.
+    Paused,
+    /// The own copy, which may have more.
+    Copy,
+    /// The own copy, at whose end the fetch waits.
+    CopyAtEnd,
+    /// Batches read through, pushed by the core.
+    Fed,
+}
+
+#[derive(Debug)]
+struct Served {
+    order: FetchOrder,
+    source: Source,
+    /// After everything queued.
+    next: Place,
+    queue: VecDeque<Batch>,
+    queued: u64,
+    sent: u64,
+    allowance: u64,
+    deficit: u64,
+    ready: bool,
+    /// Bytes reserved for the read that is out.
+    reading: Option<u64>,
+    waits_for_read: bool,
+    /// The log advanced while the read was out.
+    advanced: bool,
+    ended: Option<link::FetchEnded>,
+    /// Bytes pushed since the core began to feed it.
+    fed: u64,
+    reported: (u64, u64),
+}
+
+impl Served {
+    fn new(order: FetchOrder) -> Self {
+        Self {
+            source: Source::Paused,
+            next: order.from,
+            queue: VecDeque::new(),
+            queued: 0,
+            sent: 0,
+            allowance: if order.passing { order.allowance } else { u64::MAX },
+            deficit: 0,
+            ready: false,
+            reading: None,
+            waits_for_read: false,
+            advanced: false,
+            ended: None,
+            fed: 0,
+            reported: (0, 0),
+            order,
+        }
+    }
+
+    fn allowance_left(&self) -> u64 {
+        self.allowance.saturating_sub(self.sent)
+    }
+
+    /// Bytes sent of what was fed: the queue is in order, so what was fed is its last part.
+    fn passed(&self) -> u64 {
+        self.fed.saturating_sub(self.queued)
+    }
+}
+
+#[derive(Debug, Default)]
+struct LaneOut {
+    credit: Allowed,
+    ready: VecDeque<FetchNumber>,
+    /// Answers to stops; the fetches are gone.
+    ends: VecDeque<link::FetchEnded>,
+    to_read: VecDeque<FetchNumber>,
+    queued: u64,
+    reading: u64,
+    fed: BTreeSet<FetchNumber>,
+}
+
+/// All fetches served on a link.
+#[derive(Debug)]
+pub(super) struct Serving {
+    site: String,
+    fetches_max: usize,
+    batch_bytes_max: usize,
+    fetches: BTreeMap<FetchNumber, Served>,
+    by_log: BTreeMap<LogName, BTreeSet<FetchNumber>>,
+    lanes: [LaneOut; LANES.len()],
+    highest: FetchNumber,
+    /// Fed fetches whose progress the core has not yet been told.
+    moved: BTreeSet<FetchNumber>,
+}
+
+impl Serving {
+    pub(super) fn new(site: String, fetches_max: usize) -> Self {
+        Self {
+            site,
+            fetches_max,
+            batch_bytes_max: 0,
+            fetches: BTreeMap::new(),
+            by_log: BTreeMap::new(),
+            lanes: Default::default(),
+            highest: 0,
+            moved: BTreeSet::new(),
+        }
+    }
+
+    /// What the peer's hello granted.
+    pub(super) fn open(&mut self, credit: [Allowed; 2], batch_bytes_max: usize) {
+        self.batch_bytes_max = batch_bytes_max;
+        for (lane, credit) in self.lanes.iter_mut().zip(credit) {
+            lane.credit = credit;
+        }
+    }
+
+    pub(super) fn raise_credit(&mut self, lane: Lane, total: u64) -> Result<(), Fault> {
+        self.lane(lane).credit.raise(total)?;
+        let fed = self.lane(lane).fed.clone();
+        let short = |number: &FetchNumber| self.fetches.get(number).is_some_and(|f| f.reported.1 < FED_REPORT_BYTES);
+        self.moved.extend(fed.into_iter().filter(short));
+        Ok(())
+    }
+
+    /// The peer asks.
+    pub(super) fn request(&mut self, order: &FetchOrder) -> Result<(), Fault> {
+        if order.number <= self.highest {
+            return Err(Fault::protocol(format!("fetch {} came after fetch {}", order.number, self.highest)));
+        }
+        let unsent: usize = self.lanes.iter().map(|l| l.ends.len()).sum();
+        if self.fetches.len() + unsent >= self.fetches_max {
+            let text = format!("it has more than {} fetches open", self.fetches_max);
+            return Err(Fault { reason: RefuseReason::Overloaded, text });
+        }
+        self.highest = order.number;
+        self.by_log.entry(order.log.clone()).or_default().insert(order.number);
+        self.fetches.insert(order.number, Served::new(order.clone()));
+        Ok(())
+    }
+
+    /// The peer grants a passing fetch more; whether it is one that still runs.
+    pub(super) fn raise_allowance(&mut self, number: FetchNumber, total: u64) -> Result<bool, Fault> {
+        self.check_known(number)?;
+        let Some(fetch) = self.fetches.get_mut(&number) else { return Ok(false) };
+        if !fetch.order.passing || total < fetch.allowance {
+            return Err(Fault::protocol(format!("it lowered the allowance of fetch {number}, or it has none")));
+        }
+        fetch.allowance = total;
+        if fetch.source == Source::Fed {
+            self.moved.insert(number);
+        }
+        self.make_ready(number);
+        self.want_read(number);
+        Ok(true)
+    }
+
+    /// The peer stops a fetch; whether it still ran.
+    pub(super) fn stop(&mut self, number: FetchNumber) -> Result<bool, Fault> {
+        self.check_known(number)?;
+        // Where it is gone already, its end is on the way, and answers the stop too.
+        let Some(fetch) = self.remove(number) else { return Ok(false) };
+        let end = link::FetchEnded { number, end: FetchEnd::Stopped.into(), ..Default::default() };
+        self.lane(fetch.order.lane).ends.push_back(end);
+        Ok(fetch.ended.is_none())
+    }
+
+    fn check_known(&self, number: FetchNumber) -> Result<(), Fault> {
+        if number > self.highest {
+            return Err(Fault::protocol(format!("it speaks of fetch {number}, which it never asked for")));
+        }
+        Ok(())
+    }
+
+    /// Goes on from the own copy.
+    pub(super) fn serve(&mut self, number: FetchNumber) {
+        let Some(fetch) = self.fetches.get_mut(&number) else { return };
+        fetch.source = Source::Copy;
+        let lane = fetch.order.lane;
+        self.lane(lane).fed.remove(&number);
+        self.want_read(number);
+    }
+
+    /// From here on the core feeds the fetch; what it pushes is counted anew.
+    pub(super) fn feed(&mut self, number: FetchNumber) {
+        let Some(fetch) = self.fetches.get_mut(&number) else { return };
+        fetch.source = Source::Fed;
+        fetch.fed = 0;
+        fetch.reported = (0, 0);
+        let lane = fetch.order.lane;
+        self.lane(lane).fed.insert(number);
+    }
+
+    /// A batch read through.
+    pub(super) fn push_passed(&mut self, number: FetchNumber, batch: Batch, events: &mut VecDeque<Event>) {
+        if self.fetches.get(&number).is_some_and(|f| f.source != Source::Fed) {
+            self.feed(number);
+        }
+        let Some(fetch) = self.fetches.get_mut(&number).filter(|f| f.ended.is_none()) else { return };
+        let next = fetch.next;
+        if batch.begin().incarnation == next.incarnation && batch.end_offset() <= next.offset {
+            return;
+        }
+        // Batch boundaries are the same everywhere, so only a fetch's first batch may begin below its place.
+        let begins = next == fetch.order.from && contains(&batch, next);
+        if !begins && !follows(&batch, next, FetchLine::Main) {
+            let text = format!("what was read through jumped from {next} to {}", batch.begin());
+            return self.end_self(number, FetchEnd::Failed, Some(next), text, events);
+        }
+        fetch.fed = fetch.fed.saturating_add(batch.len() as u64);
+        self.enqueue(number, batch, events);
+    }
+
+    /// A read came back; whether it ran outside the copy.
+    pub(super) fn handle_read(&mut self, number: FetchNumber, outcome: ReadOutcome, events: &mut VecDeque<Event>) {
+        let Some(fetch) = self.fetches.get_mut(&number) else { return };
+        let lane = fetch.order.lane;
+        let Some(reserved) = fetch.reading.take() else { return };
+        let advanced = std::mem::take(&mut fetch.advanced);
+        let wanted = fetch.source == Source::Copy && fetch.ended.is_none();
+        let lane = self.lane(lane);
+        lane.reading = lane.reading.saturating_sub(reserved);
+        if !wanted {
+            return;
+        }
+        match outcome {
+            ReadOutcome::Batches(batches, next) if !batches.is_empty() => {
+                for batch in batches {
+                    self.enqueue(number, batch, events);
+                }
+                if let Some(fetch) = self.fetches.get_mut(&number).filter(|f| f.ended.is_none()) {
+                    fetch.next = next;
+                }
+                self.want_read(number);
+            }
+            ReadOutcome::Batches(_, at) | ReadOutcome::AtEnd(at) => self.at_end(number, at, advanced, events),
+            ReadOutcome::Outside => {
+                if let Some(fetch) = self.fetches.get_mut(&number) {
+                    fetch.source = Source::Paused;
+                }
+            }
+        }
+    }
+
+    fn at_end(&mut self, number: FetchNumber, at: Place, advanced: bool, events: &mut VecDeque<Event>) {
+        let Some(fetch) = self.fetches.get_mut(&number) else { return };
+        if advanced {
+            self.want_read(number);
+        } else if fetch.order.no_wait {
+            self.end_self(number, FetchEnd::AtEnd, Some(at), String::new(), events);
+        } else {
+            fetch.source = Source::CopyAtEnd;
+        }
+    }
+
+    fn enqueue(&mut self, number: FetchNumber, batch: Batch, events: &mut VecDeque<Event>) {
+        let batch_bytes_max = self.batch_bytes_max;
+        let Some(fetch) = self.fetches.get_mut(&number).filter(|f| f.ended.is_none()) else { return };
+        let until = fetch.order.until;
+        let next = fetch.next;
+        if until.is_some_and(|until| batch.begin().offset >= until) {
+            return self.end_self(number, FetchEnd::Done, Some(next), String::new(), events);
+        }
+        if batch.len() > batch_bytes_max {
+            let text = format!(
+                "the batch at {} has {} bytes, and this node takes at most {batch_bytes_max}",
+                next,
+                batch.len()
+            );
+            return self.end_self(number, FetchEnd::Failed, Some(next), text, events);
+        }
+        let len = batch.len() as u64;
+        let end = batch.end();
+        fetch.next = end;
+        fetch.queued = fetch.queued.saturating_add(len);
+        fetch.queue.push_back(batch);
+        let lane = fetch.order.lane;
+        self.lane(lane).queued += len;
+        self.make_ready(number);
+        if until.is_some_and(|until| end.offset >= until) {
+            self.end_self(number, FetchEnd::Done, Some(end), String::new(), events);
+        }
+    }
+
+    /// The fetch ends by itself, which the core is told.
+    fn end_self(
+        &mut self,
+        number: FetchNumber,
+        end: FetchEnd,
+        at: Option<Place>,
+        text: String,
+        events: &mut VecDeque<Event>,
+    ) {
+        let ended = FetchEnded { number, end, at, answered_by: self.site.clone(), text };
+        if self.end(ended) {
+            events.push_back(Event::ServedOver(number));
+        }
+    }
+
+    /// Ends a fetch in order after what is queued; whether it had not ended before.
+    pub(super) fn end(&mut self, ended: FetchEnded) -> bool {
+        let number = ended.number;
+        let Some(fetch) = self.fetches.get_mut(&number).filter(|f| f.ended.is_none()) else { return false };
+        fetch.ended = Some(ended.into());
+        let lane = fetch.order.lane;
+        self.lane(lane).fed.remove(&number);
+        self.moved.remove(&number);
+        self.make_ready(number);
+        true
+    }
+
+    /// The readable end of a log moved.
+    pub(super) fn advanced(&mut self, log: &LogName) {
+        let numbers: Vec<_> = self.by_log.get(log).into_iter().flatten().copied().collect();
+        for number in numbers {
+            let Some(fetch) = self.fetches.get_mut(&number) else { continue };
+            if fetch.reading.is_some() {
+                fetch.advanced = true;
+            } else if fetch.source == Source::CopyAtEnd {
+                fetch.source = Source::Copy;
+                self.want_read(number);
+            }
+        }
+    }
+
+    pub(super) fn served_at(&self, number: FetchNumber) -> Option<ServedAt> {
+        let fetch = self.fetches.get(&number).filter(|f| f.ended.is_none())?;
+        let lane = self.lanes.get(lane_index(fetch.order.lane))?;
+        let by_allowance = fetch.allowance_left().saturating_sub(fetch.queued);
+        let by_credit = lane.credit.room().saturating_sub(lane.queued);
+        Some(ServedAt { next: fetch.next, room: by_allowance.min(by_credit), passed: fetch.passed() })
+    }
+
+    /// The next fed fetch whose progress or room is worth telling.
+    pub(super) fn poll_moved(&mut self) -> Option<FetchNumber> {
+        while let Some(number) = self.moved.pop_first() {
+            let Some(at) = self.served_at(number) else { continue };
+            let Some(fetch) = self.fetches.get_mut(&number).filter(|f| f.source == Source::Fed) else { continue };
+            if fetch.reported != (at.passed, at.room) {
+                fetch.reported = (at.passed, at.room);
+                return Some(number);
+            }
+        }
+        None
+    }
+
+    fn lane(&mut self, lane: Lane) -> &mut LaneOut {
+        let [live, backlog] = &mut self.lanes;
+        match lane {
+            Lane::Live => live,
+            Lane::Backlog => backlog,
+        }
+    }
+
+    fn remove(&mut self, number: FetchNumber) -> Option<Served> {
+        let fetch = self.fetches.remove(&number)?;
+        if let Some(numbers) = self.by_log.get_mut(&fetch.order.log) {
+            numbers.remove(&number);
+            if numbers.is_empty() {
+                self.by_log.remove(&fetch.order.log);
+            }
+        }
+        self.moved.remove(&number);
+        let lane = self.lane(fetch.order.lane);
+        lane.fed.remove(&number);
+        lane.queued = lane.queued.saturating_sub(fetch.queued);
+        lane.reading = lane.reading.saturating_sub(fetch.reading.unwrap_or_default());
+        if fetch.ready {
+            lane.ready.retain(|n| *n != number);
+        }
+        if fetch.waits_for_read {
+            lane.to_read.retain(|n| *n != number);
+        }
+        Some(fetch)
+    }
+
+    fn make_ready(&mut self, number: FetchNumber) {
+        let Some(fetch) = self.fetches.get_mut(&number) else { return };
+        if fetch.ready || (fetch.queue.is_empty() && fetch.ended.is_none()) {
+            return;
+        }
+        fetch.ready = true;
+        let lane = fetch.order.lane;
+        self.lane(lane).ready.push_back(number);
+    }
+
+    fn want_read(&mut self, number: FetchNumber) {
+        let Some(fetch) = self.fetches.get_mut(&number) else { return };
+        let idle = fetch.reading.is_none() && !fetch.waits_for_read && fetch.ended.is_none();
+        let hungry = fetch.queued < READ_BYTES as u64 && fetch.queued < fetch.allowance_left();
+        if fetch.source == Source::Copy && idle && hungry {
+            fetch.waits_for_read = true;
+            let lane = fetch.order.lane;
+            self.lane(lane).to_read.push_back(number);
+        }
+    }
+
+    /// Begins the reads that there is room for.
+    pub(super) fn issue_reads(&mut self, events: &mut VecDeque<Event>) {
+        for lane in LANES {
+            loop {
+                let out = self.lane(lane);
+                let held = out.queued.saturating_add(out.reading);
+                if held > 0 && held.saturating_add(READ_BYTES as u64) > READ_AHEAD_BYTES {
+                    break;
+                }
+                let Some(number) = out.to_read.pop_front() else { break };
+                let Some(fetch) = self.fetches.get_mut(&number) else { continue };
+                fetch.waits_for_read = false;
+                if fetch.source != Source::Copy || fetch.ended.is_some() {
+                    continue;
+                }
+                let left = usize::try_from(fetch.allowance_left()).unwrap_or(usize::MAX);
+                let bytes_max = READ_BYTES.min(left).max(1);
+                fetch.reading = Some(bytes_max as u64);
+                let (log, from, line) = (fetch.order.log.clone(), fetch.next, fetch.order.line);
+                self.lane(lane).reading += bytes_max as u64;
+                events.push_back(Event::Read { number, log, from, line, bytes_max });
+            }
+        }
+    }
+
+    /// Gathers what goes next on a lane.
+    pub(super) fn transmit(&mut self, lane: Lane, out: &mut TransmitBuilder) {
+        while !out.is_full() {
+            let now = self.lane(lane);
+            if let Some(end) = now.ends.pop_front() {
+                out.push_end(end);
+                continue;
+            }
+            let room = now.credit.room();
+            let Some(number) = now.ready.front().copied() else { break };
+            let Some(fetch) = self.fetches.get_mut(&number) else {
+                self.lane(lane).ready.pop_front();
+                continue;
+            };
+            match turn(fetch, room) {
+                Turn::NoCredit => break,
+                Turn::Over => {
+                    if let Some(end) = self.remove(number).and_then(|f| f.ended) {
+                        out.push_end(end);
+                    }
+                }
+                Turn::Nothing => {
+                    fetch.ready = false;
+                    fetch.deficit = 0;
+                    self.lane(lane).ready.pop_front();
+                }
+                Turn::Next => {
+                    fetch.deficit = fetch.deficit.saturating_add(QUANTUM_BYTES);
+                    self.lane(lane).ready.rotate_left(1);
+                }
+                Turn::Send(batch) => {
+                    out.push_batch(number, &batch);
+                    self.sent(number, lane, batch.len() as u64);
+                }
+            }
+        }
+    }
+
+    fn sent(&mut self, number: FetchNumber, lane: Lane, len: u64) {
+        let out = self.lane(lane);
+        out.credit.take(len);
+        out.queued = out.queued.saturating_sub(len);
+        let Some(fetch) = self.fetches.get_mut(&number) else { return };
+        if fetch.source == Source::Fed && fetch.passed().saturating_sub(fetch.reported.0) >= FED_REPORT_BYTES {
+            self.moved.insert(number);
+        }
+        self.want_read(number);
+    }
+}
+
+enum Turn {
+    /// The lane's credit does not hold its next batch; a smaller one of another fetch must not slip past.
+    NoCredit,
+    /// Everything was sent and it has ended.
+    Over,
+    /// It has nothing to send, or may not.
+    Nothing,
+    /// It has used up its share of this round.
+    Next,
+    /// This goes.
+    Send(Batch),
+}
+
+/// What the fetch at the head of the round does with a lane's room.
+fn turn(fetch: &mut Served, room: u64) -> Turn {
+    let Some(batch) = fetch.queue.front() else {
+        return if fetch.ended.is_some() { Turn::Over } else { Turn::Nothing };
+    };
+    let len = batch.len() as u64;
+    if fetch.sent >= fetch.allowance {
+        return Turn::Nothing;
+    }
+    if len > room {
+        return Turn::NoCredit;
+    }
+    if fetch.deficit < len {
+        return Turn::Next;
+    }
+    let Some(batch) = fetch.queue.pop_front() else { return Turn::Nothing };
+    fetch.deficit -= len;
+    fetch.sent = fetch.sent.saturating_add(len);
+    fetch.queued = fetch.queued.saturating_sub(len);
+    Turn::Send(batch)
+}
