@@ -182,7 +182,9 @@ impl FromStr for Pattern {
     fn from_str(text: &str) -> Result<Self, InvalidName> {
         let fail = |rule| Err(InvalidName::new("pattern", text, rule));
         if text.is_empty() {
-            return fail("it is empty; to match everything write '#', in quotes, since a bare # begins a comment in a shell");
+            return fail(
+                "it is empty; to match everything write '#', in quotes, since a bare # begins a comment in a shell",
+            );
         }
         if text.len() > limits::PATH_BYTES_MAX {
             return fail("it must be at most 1024 bytes long");

@@ -4,11 +4,11 @@
 //! an async runtime; time and randomness come in as arguments. That is what lets the simulation
 //! drive exactly the code that ships.
 
+pub mod copies;
+pub mod envelope;
 pub mod ids;
 pub mod limits;
-pub mod envelope;
 pub mod message;
-pub mod copies;
 pub mod replication;
 pub mod session;
 pub mod wire;

@@ -3,16 +3,38 @@
 //!
 //! The shell brings it every control message of every link, every change of the local copies, and the local wants;
 //! it carries out the outputs. Batches themselves do not pass through here.
+//!
+//! One file for each concern: [`machine`] holds the state and spreads the inputs; [`routing`] knows the way; [`wants`] and
+//! [`announce`] say what is asked for and what there is; [`fetching`] feeds the own copies, [`serving`] answers others' fetches;
+//! [`held`] and [`registration`] tell origins who has what; [`marks`] and [`trace`] keep status true; [`questions`] look for
+//! what an origin lost; [`one_way`] carries what is not stored. [`lines`] knows how a log's incarnations hang together.
+
+mod announce;
+mod convert;
+mod fetching;
+mod held;
+mod lines;
+mod logs;
+mod machine;
+mod marks;
+mod one_way;
+mod questions;
+mod registration;
+mod routing;
+mod serving;
+mod trace;
+mod wants;
 
 use std::time::Duration;
 
 use bytes::Bytes;
 
+pub use self::machine::Replication;
 use crate::{
-    copies::{Hole, LogInfo},
+    copies::Hole,
     envelope::Chain,
-    ids::{LogName, NodeName, Pattern, Place, Site, Start, Topic},
-    session::{FetchEnded, FetchNumber, FetchOrder, NodeKind, PeerInfo},
+    ids::{LogName, NodeName, Pattern, Place, Site, Start},
+    session::{FetchEnded, FetchNumber, FetchOrder, NodeKind},
     wire::link,
 };
 
@@ -222,117 +244,8 @@ pub struct SiteStatus {
     pub next_hop: Option<LinkId>,
     /// Cost of the way.
     pub cost: Option<u32>,
+    /// Last round trip of an end-to-end probe to it; `None` while it is not wanted from, or none came back.
+    pub round_trip: Option<Duration>,
     /// What it states to hold of our logs: place below which all is held, whether registered, whether the chain value was checked equal.
     pub held: Vec<(LogName, Place, bool, bool)>,
-}
-
-/// The machine; see the module's documentation.
-#[derive(Debug)]
-pub struct Replication {}
-
-#[allow(unused_variables, reason = "signatures first")]
-impl Replication {
-    /// A machine with nothing but its settings.
-    pub fn new(config: ReplicationConfig, now: Duration) -> Self {
-        todo!()
-    }
-    /// Brings back durable state before anything else: tables' pairs, and the copies held.
-    pub fn restore(&mut self, states: Vec<(StateTable, Bytes, Bytes)>, logs: Vec<(LogName, LogInfo)>) {
-        todo!()
-    }
-    /// A want is there (at start, or new); removing one.
-    pub fn handle_want(&mut self, now: Duration, want: Want) {
-        todo!()
-    }
-    /// See above.
-    pub fn handle_want_removed(&mut self, now: Duration, id: &str) {
-        todo!()
-    }
-    /// A link came up.
-    pub fn handle_link_up(&mut self, now: Duration, link: LinkId, peer: PeerInfo) {
-        todo!()
-    }
-    /// A link went down; its fetches are over.
-    pub fn handle_link_down(&mut self, now: Duration, link: LinkId) {
-        todo!()
-    }
-    /// A control message that the session handed up.
-    pub fn handle_message(&mut self, now: Duration, link: LinkId, message: link::control::Kind) {
-        todo!()
-    }
-    /// A peer asks for a log.
-    pub fn handle_fetch_requested(&mut self, now: Duration, link: LinkId, order: FetchOrder) {
-        todo!()
-    }
-    /// A fetch that we served from our copy ran outside it at `next`; `room` is what its asker has granted.
-    pub fn handle_served_outside(&mut self, now: Duration, link: LinkId, number: FetchNumber, next: Place, room: u64) {
-        todo!()
-    }
-    /// A fetch of the peer that we feed by [`Output::Pass`] moved on or was given more room by its asker: `next` is where it
-    /// stands, `passed` how many bytes were sent to the asker since that `Pass`, `room` how many more it has granted. Call it
-    /// when the allowance or credit grew, and whenever about 256 KiB more were sent on.
-    pub fn handle_served_room(&mut self, now: Duration, link: LinkId, number: FetchNumber, next: Place, passed: u64, room: u64) {
-        todo!()
-    }
-    /// A fetch of the peer is over: its asker stopped it, or the session ended it by itself (`no_wait`, `until`, failed read).
-    pub fn handle_served_over(&mut self, now: Duration, link: LinkId, number: FetchNumber) {
-        todo!()
-    }
-    /// Whether this node may carry transit (poisoned, out of disk, replaying, draining: no).
-    pub fn handle_transit(&mut self, now: Duration, allowed: bool) {
-        todo!()
-    }
-    /// Counters by cause: dropped one-way messages, refused announcements and so on; the names are stable.
-    pub fn counters(&self) -> Vec<(&'static str, u64)> {
-        todo!()
-    }
-    /// Whether a site has stated to hold the message at this place of a log of ours (and not a hole).
-    pub fn site_holds(&self, site: &Site, log: &LogName, place: Place) -> bool {
-        todo!()
-    }
-    /// A fetch of ours ended.
-    pub fn handle_fetch_ended(&mut self, now: Duration, link: LinkId, ended: FetchEnded) {
-        todo!()
-    }
-    /// The log refused a batch of a fetch of ours (gap, broken chain): the fetch was stopped; decide anew.
-    pub fn handle_refused_batch(&mut self, now: Duration, link: LinkId, number: FetchNumber, refusal: crate::copies::AppendRefusal) {
-        todo!()
-    }
-    /// A copy or own log changed: submitted view (what the next batch must follow) and durable view (what may be stated to
-    /// others); `None`: there is no such log in that view. [`Replication::restore`] gives the views that there are at the start.
-    pub fn handle_log(&mut self, now: Duration, log: LogName, submitted: Option<LogInfo>, durable: Option<LogInfo>) {
-        todo!()
-    }
-    /// This node publishes a one-way message (origin, start and sequence are set here), or the session received one on `link`.
-    pub fn handle_one_way(&mut self, now: Duration, link: Option<LinkId>, message: link::OneWay) {
-        todo!()
-    }
-    /// Answers [`Output::FindTime`].
-    pub fn handle_time_found(&mut self, now: Duration, token: u64, place: Option<Place>) {
-        todo!()
-    }
-    /// Time passed; `wall_us` is the wall clock, microseconds since 1970.
-    pub fn handle_timeout(&mut self, now: Duration, wall_us: u64) {
-        todo!()
-    }
-    /// When to call [`Replication::handle_timeout`].
-    pub fn poll_timeout(&self) -> Option<Duration> {
-        todo!()
-    }
-    /// The next thing to do.
-    pub fn poll_output(&mut self) -> Option<Output> {
-        todo!()
-    }
-    /// The sites registered for a topic of this origin, in order of name.
-    pub fn registered(&self, topic: &Topic) -> Vec<Site> {
-        todo!()
-    }
-    /// State of a log.
-    pub fn copy_status(&self, now: Duration, log: &LogName) -> Option<CopyStatus> {
-        todo!()
-    }
-    /// The sites known.
-    pub fn sites(&self) -> Vec<SiteStatus> {
-        todo!()
-    }
 }

@@ -1,0 +1,180 @@
+//! Announcements: telling neighbours which logs their wants cover, and hearing it from the upstream.
+//!
+//! What moves all the time (the newest end) is told by marks; an announcement is sent when a log appears and when its
+//! incarnations, forks or begin change.
+
+use prost::Message as _;
+
+use super::{
+    LinkId, Replication,
+    convert::{self, Checked},
+    lines::{Edge, View},
+};
+use crate::{
+    ids::LogName,
+    wire::{WireError, link},
+};
+
+/// Most incarnations and tips that one announcement may list.
+const EDGES_MAX: usize = 8192;
+
+fn message(log: Option<&LogName>, view: &View) -> link::Announce {
+    link::Announce {
+        log: log.map(Into::into),
+        begin: Some(view.begin.into()),
+        tips: view.tips.iter().copied().map(Into::into).collect(),
+        incarnations: view
+            .edges
+            .iter()
+            .map(|e| link::IncarnationEdge {
+                incarnation: Some(e.incarnation.into()),
+                previous: e.previous.map(Into::into),
+                begin: e.begin,
+                end: e.end,
+            })
+            .collect(),
+    }
+}
+
+/// Names what of an announcement must be told at once: all but the newest end.
+fn digest(view: &View) -> u64 {
+    let newest = view.tip().incarnation;
+    let mut still = view.clone();
+    for edge in still.edges.iter_mut().filter(|e| e.incarnation == newest) {
+        edge.end = 0;
+    }
+    for tip in still.tips.iter_mut().filter(|p| p.incarnation == newest) {
+        tip.offset = 0;
+    }
+    xxhash_rust::xxh3::xxh3_64(&message(None, &still).encode_to_vec())
+}
+
+pub(super) fn announcement(log: &LogName, view: &View) -> link::Announce {
+    message(Some(log), view)
+}
+
+pub(super) fn view_from(announce: &link::Announce) -> Checked<View> {
+    if announce.incarnations.len() > EDGES_MAX || announce.tips.len() > EDGES_MAX {
+        return Err(WireError::Range { what: "announce.incarnations", found: announce.incarnations.len() as u64 });
+    }
+    let mut edges = Vec::with_capacity(announce.incarnations.len());
+    for e in &announce.incarnations {
+        let previous = e.previous.as_ref().map(|p| convert::place_from(Some(p))).transpose()?;
+        if e.begin > e.end {
+            return Err(WireError::Range { what: "announce.incarnations.end", found: e.end });
+        }
+        edges.push(Edge {
+            incarnation: convert::incarnation_from(e.incarnation)?,
+            previous,
+            begin: e.begin,
+            end: e.end,
+        });
+    }
+    let tips = convert::places_from(&announce.tips)?;
+    if tips.is_empty() {
+        return Err(WireError::Missing("announce.tips"));
+    }
+    Ok(View { begin: convert::place_from(announce.begin.as_ref())?, tips, edges })
+}
+
+impl Replication {
+    /// The log as it can be had through this node.
+    pub(super) fn offered(&self, log: &LogName) -> Option<View> {
+        let state = self.logs.get(log)?;
+        if log.origin == self.config.node.site {
+            return state.durable.as_ref().map(View::of);
+        }
+        let own = state.submitted.as_ref().map(View::of);
+        let Some(mut view) = state.remote.clone() else { return own };
+        for edge in own.iter().flat_map(|o| &o.edges) {
+            match view.edges.iter_mut().find(|e| e.incarnation == edge.incarnation) {
+                Some(known) => known.end = known.end.max(edge.end),
+                None => {
+                    view.edges.push(*edge);
+                    view.tips.push(crate::ids::Place { incarnation: edge.incarnation, offset: edge.end });
+                }
+            }
+        }
+        view.edges.sort_by_key(|e| e.incarnation);
+        for tip in &mut view.tips {
+            let end = view.edges.iter().find(|e| e.incarnation == tip.incarnation).map(|e| e.end);
+            tip.offset = tip.offset.max(end.unwrap_or(0));
+        }
+        Some(view)
+    }
+
+    /// Announces a log to one neighbour if its wants cover it and it was not told the same before.
+    pub(super) fn announce_to(&mut self, to: LinkId, log: &LogName) {
+        if self.routing.upstream(&log.origin) == Some(to) || !self.wants.peer_covers(to, &log.origin, &log.topic) {
+            return;
+        }
+        let Some(view) = self.offered(log) else { return };
+        let digest = digest(&view);
+        let Some(link) = self.links.get_mut(&to) else { return };
+        if link.announced.insert(log.clone(), digest) != Some(digest) {
+            self.send(to, link::control::Kind::Announce(message(Some(log), &view)));
+        }
+    }
+
+    pub(super) fn announce_log(&mut self, log: &LogName) {
+        for link in self.wants.links_for(&log.origin) {
+            self.announce_to(link, log);
+        }
+    }
+
+    pub(super) fn forget_announced(&mut self, link: LinkId, log: &LogName) {
+        if let Some(link) = self.links.get_mut(&link) {
+            link.announced.remove(log);
+        }
+    }
+
+    /// The log is gone from here: those who were told of it are told so.
+    pub(super) fn unannounce(&mut self, log: &LogName) {
+        let told: Vec<LinkId> =
+            self.links.iter_mut().filter_map(|(id, link)| link.announced.remove(log).map(|_| *id)).collect();
+        for link in told {
+            let log = Some(log.into());
+            self.send(link, link::control::Kind::Unannounce(link::Unannounce { log }));
+        }
+    }
+
+    pub(super) fn handle_announce(&mut self, from: LinkId, announce: &link::Announce) -> Checked<()> {
+        let log = convert::log_from(announce.log.as_ref())?;
+        let view = view_from(announce)?;
+        if self.routing.upstream(&log.origin) != Some(from) {
+            return Ok(());
+        }
+        let max = self.config.logs_max;
+        let Some(state) = self.logs.entry(&log, max) else {
+            self.refuse(
+                "too-many-logs",
+                format!("log {log} is refused: {max} are known already; raise the bound of logs"),
+            );
+            return Ok(());
+        };
+        if state.remote.as_ref() == Some(&view) {
+            return Ok(());
+        }
+        state.remote = Some(view);
+        state.gap_answered();
+        self.announce_log(&log);
+        self.begin_if_wanted(&log);
+        self.evaluate(&log);
+        Ok(())
+    }
+
+    pub(super) fn handle_unannounce(&mut self, from: LinkId, gone: &link::Unannounce) -> Checked<()> {
+        let log = convert::log_from(gone.log.as_ref())?;
+        if self.routing.upstream(&log.origin) != Some(from) {
+            return Ok(());
+        }
+        if let Some(state) = self.logs.get_mut(&log) {
+            state.remote = None;
+            let held = state.submitted.is_some();
+            if !held {
+                self.unannounce(&log);
+            }
+        }
+        Ok(())
+    }
+}

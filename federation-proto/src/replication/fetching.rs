@@ -1,0 +1,310 @@
+//! Which fetches feed this node's copies: on which link, from where, on which lane, and what to do when one ends.
+
+use std::time::Duration;
+
+use super::{
+    LinkId, Output, Replication,
+    logs::{FetchKey, OwnFetch},
+};
+use crate::{
+    copies::AppendRefusal,
+    ids::{LogName, NodeName, Place, Site},
+    session::{FetchEnded, FetchLine, FetchNumber, FetchOrder, Lane, NodeKind},
+    wire::link,
+};
+
+/// A fetch that stands no more messages behind its log's end begins on the live lane.
+pub(super) const LIVE_LAG_MESSAGES: u64 = 1000;
+/// First pause before a fetch that failed is asked again; doubled each time, up to [`RETRY_MAX`].
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+/// Longest pause before a fetch that failed is asked again.
+const RETRY_MAX: Duration = Duration::from_secs(10);
+/// Most forks of one log that are fetched at a time.
+const FORK_FETCHES_MAX: usize = 8;
+
+/// Whom a fetch of ours serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum FetchOwner {
+    /// Our own copy.
+    Copy(LogName, FetchKey),
+    /// A peer's fetch, read through.
+    Pass(LinkId, FetchNumber),
+}
+
+/// A fetch that should run.
+#[derive(Debug, Clone)]
+struct Planned {
+    key: FetchKey,
+    link: LinkId,
+    from: Place,
+    line: FetchLine,
+    lane: Lane,
+    newest: crate::ids::Incarnation,
+    towards: Option<NodeName>,
+}
+
+impl Replication {
+    /// Whether this node keeps its copy of the log growing.
+    pub(super) fn needs(&self, log: &LogName) -> bool {
+        if log.origin == self.config.node.site {
+            return false;
+        }
+        match self.config.kind {
+            NodeKind::Edge => self.wants.own_covers(log),
+            NodeKind::Relay => {
+                let upstream = self.routing.upstream(&log.origin);
+                let links = self.wants.links_for(&log.origin);
+                links.into_iter().any(|l| Some(l) != upstream && self.wants.peer_covers(l, &log.origin, &log.topic))
+            }
+        }
+    }
+
+    pub(super) fn evaluate_origin(&mut self, origin: &Site) {
+        for log in self.logs.names_of_origin(origin) {
+            self.evaluate(&log);
+        }
+    }
+
+    /// Brings the fetches that feed a copy in line with what is wanted, announced, offered and reachable.
+    pub(super) fn evaluate(&mut self, log: &LogName) {
+        let planned = self.plan(log);
+        let Some(state) = self.logs.get_mut(log) else { return };
+        let mut stop = Vec::new();
+        state.fetches.retain(|key, fetch| {
+            let keep = planned.iter().any(|p| p.key == *key && p.link == fetch.link && p.newest == fetch.newest);
+            if !keep {
+                stop.push((fetch.link, fetch.number));
+            }
+            keep
+        });
+        let waits = state.retry_at.is_some_and(|at| at > self.now);
+        let missing: Vec<Planned> =
+            planned.into_iter().filter(|p| !waits && !state.fetches.contains_key(&p.key)).collect();
+        for (link, number) in stop {
+            self.stop_fetch(link, number);
+        }
+        for plan in missing {
+            self.start_own_fetch(log, plan);
+        }
+    }
+
+    fn plan(&self, log: &LogName) -> Vec<Planned> {
+        let Some(state) = self.logs.get(log) else { return Vec::new() };
+        let own_log = log.origin == self.config.node.site;
+        if !own_log && (state.submitted.is_none() || !self.needs(log)) {
+            return Vec::new();
+        }
+        let edges = state.edges();
+        let mut planned = Vec::new();
+        let upstream = self.routing.upstream(&log.origin);
+        if let (Some(link), Some(remote)) = (upstream, &state.remote)
+            && !own_log
+            && state.gap.is_none()
+        {
+            let main = match (edges.is_empty(), state.end()) {
+                // Just begun: nothing is held yet, the next batch is the one at the begin.
+                (true, end) => end,
+                (false, _) => remote.continue_main(&edges),
+            };
+            if let Some(from) = main {
+                planned.push(self.plan_main(log, link, from));
+            }
+            for from in remote.missing_beside(&edges).into_iter().take(FORK_FETCHES_MAX) {
+                planned.push(Planned {
+                    key: FetchKey::Fork(from.incarnation),
+                    link,
+                    from,
+                    line: FetchLine::Incarnation,
+                    lane: Lane::Backlog,
+                    newest: from.incarnation,
+                    towards: None,
+                });
+            }
+        }
+        let main_runs = planned.iter().any(|p| p.key == FetchKey::Main);
+        if own_log || !main_runs {
+            planned.extend(self.plan_offered(log, &edges));
+        }
+        planned
+    }
+
+    fn plan_main(&self, log: &LogName, link: LinkId, from: Place) -> Planned {
+        let state = self.logs.get(log);
+        let running = state.and_then(|s| s.fetches.get(&FetchKey::Main));
+        let remote = state.and_then(|s| s.remote.as_ref());
+        let tip = remote.map_or(from, super::lines::View::tip);
+        let lane = if tip.offset.saturating_sub(from.offset) <= LIVE_LAG_MESSAGES { Lane::Live } else { Lane::Backlog };
+        // A fetch runs on by itself as long as the line that it was begun for is still part of the main line; one that
+        // was begun as backlog and has come near the end is asked for anew on the live lane.
+        let newest = match running {
+            Some(fetch)
+                if (fetch.lane == Lane::Live || lane == Lane::Backlog)
+                    && remote.is_some_and(|r| r.on_main_line(fetch.newest)) =>
+            {
+                fetch.newest
+            }
+            Some(fetch)
+                if fetch.newest == tip.incarnation && fetch.lane == Lane::Backlog && from.offset < tip.offset =>
+            {
+                fetch.newest
+            }
+            _ => tip.incarnation,
+        };
+        Planned { key: FetchKey::Main, link, from, line: FetchLine::Main, lane, newest, towards: None }
+    }
+
+    fn plan_offered(&self, log: &LogName, edges: &[super::lines::Edge]) -> Vec<Planned> {
+        let Some(state) = self.logs.get(log) else { return Vec::new() };
+        let mut planned: Vec<Planned> = Vec::new();
+        for offer in &state.offers {
+            let Some(link) = self.routing.towards(&offer.holder) else { continue };
+            for from in offer.view.missing_anywhere(edges) {
+                let key = FetchKey::Offered(from.incarnation);
+                if planned.len() >= FORK_FETCHES_MAX || planned.iter().any(|p| p.key == key) {
+                    continue;
+                }
+                planned.push(Planned {
+                    key,
+                    link,
+                    from,
+                    line: FetchLine::Incarnation,
+                    lane: Lane::Backlog,
+                    newest: from.incarnation,
+                    towards: Some(offer.holder.clone()),
+                });
+            }
+        }
+        planned
+    }
+
+    fn start_own_fetch(&mut self, log: &LogName, plan: Planned) {
+        let owner = FetchOwner::Copy(log.clone(), plan.key);
+        let Some(number) = self.next_fetch(plan.link, owner) else { return };
+        let offered = matches!(plan.key, FetchKey::Offered(_));
+        let order = FetchOrder {
+            number,
+            lane: plan.lane,
+            log: log.clone(),
+            from: plan.from,
+            line: plan.line,
+            passing: false,
+            hops: self.config.hops,
+            allowance: 0,
+            until: None,
+            no_wait: offered,
+            towards: plan.towards,
+        };
+        let now = self.now;
+        if let Some(state) = self.logs.get_mut(log) {
+            let fetch = OwnFetch { link: plan.link, number, lane: plan.lane, newest: plan.newest };
+            state.fetches.insert(plan.key, fetch);
+            state.moved_at = now;
+        }
+        self.out.push_back(Output::StartFetch(plan.link, order));
+    }
+
+    /// The next number on a link, owned.
+    pub(super) fn next_fetch(&mut self, link: LinkId, owner: FetchOwner) -> Option<FetchNumber> {
+        let state = self.links.get_mut(&link)?;
+        state.next_fetch += 1;
+        let number = state.next_fetch;
+        self.fetches.insert((link, number), owner);
+        Some(number)
+    }
+
+    pub(super) fn stop_fetch(&mut self, link: LinkId, number: FetchNumber) {
+        if self.fetches.remove(&(link, number)).is_some() && self.links.contains_key(&link) {
+            self.out.push_back(Output::StopFetch(link, number));
+        }
+    }
+
+    pub(super) fn fetch_ended(&mut self, link: LinkId, ended: FetchEnded) {
+        match self.fetches.remove(&(link, ended.number)) {
+            None => {}
+            Some(FetchOwner::Pass(asker_link, asker)) => self.pass_ended((asker_link, asker), &ended),
+            Some(FetchOwner::Copy(log, key)) => self.own_fetch_ended(&log, key, &ended),
+        }
+    }
+
+    fn own_fetch_ended(&mut self, log: &LogName, key: FetchKey, ended: &FetchEnded) {
+        let Some(state) = self.logs.get_mut(log) else { return };
+        state.fetches.remove(&key);
+        match (key, ended.end) {
+            (FetchKey::Offered(incarnation), _) => self.offer_used(log, incarnation),
+            (_, link::FetchEnd::Done | link::FetchEnd::AtEnd | link::FetchEnd::Stopped) => self.retry_later(log, None),
+            (FetchKey::Main, link::FetchEnd::NotHere) => self.not_here(log, ended),
+            (_, end) => {
+                let by = if ended.answered_by.is_empty() { "the next node" } else { ended.answered_by.as_str() };
+                let text = format!("{by} answered {}: {}", end.as_str_name(), ended.text);
+                self.retry_later(log, Some(text));
+            }
+        }
+    }
+
+    /// The log refused a batch; the fetch was stopped by the shell.
+    pub(super) fn batch_refused(&mut self, link: LinkId, number: FetchNumber, refusal: &AppendRefusal) {
+        let Some(FetchOwner::Copy(log, key)) = self.fetches.remove(&(link, number)) else { return };
+        if let Some(state) = self.logs.get_mut(&log) {
+            state.fetches.remove(&key);
+        }
+        match refusal {
+            AppendRefusal::Repeat(_) | AppendRefusal::Gap { .. } => {}
+            AppendRefusal::BrokenChain { .. } => {
+                self.report(
+                    "broken-chain",
+                    format!("log {log}: {refusal}; compare the sites with `seaway log verify`"),
+                );
+            }
+            AppendRefusal::NotFollowing { .. } | AppendRefusal::Overlap(_) => {
+                self.report("not-following", format!("log {log}: {refusal}; it is asked for again"));
+            }
+        }
+        self.retry_later(&log, Some(refusal.to_string()));
+    }
+
+    /// Asks again after a pause that grows while the copy does not.
+    pub(super) fn retry_later(&mut self, log: &LogName, trouble: Option<String>) {
+        let now = self.now;
+        let Some(state) = self.logs.get_mut(log) else { return };
+        state.failures = state.failures.saturating_add(1);
+        let factor = 1u32.checked_shl(state.failures.saturating_sub(1)).unwrap_or(u32::MAX);
+        let at = now.saturating_add(RETRY_FIRST.saturating_mul(factor).min(RETRY_MAX));
+        state.retry_at = Some(at);
+        if trouble.is_some() {
+            state.trouble = trouble;
+        }
+        self.retries.insert((at, log.clone()));
+    }
+
+    pub(super) fn due_retries(&mut self) {
+        while let Some((at, _)) = self.retries.first() {
+            if *at > self.now {
+                return;
+            }
+            let Some((at, log)) = self.retries.pop_first() else { return };
+            if let Some(state) = self.logs.get_mut(&log)
+                && state.retry_at == Some(at)
+            {
+                state.retry_at = None;
+                self.evaluate(&log);
+            }
+        }
+    }
+
+    /// A link is gone, and its fetches with it.
+    pub(super) fn fetches_link_down(&mut self, link: LinkId) {
+        let lost: Vec<_> = self.fetches.range((link, 0)..=(link, u64::MAX)).map(|(k, v)| (*k, v.clone())).collect();
+        for (key, owner) in lost {
+            self.fetches.remove(&key);
+            match owner {
+                FetchOwner::Copy(log, which) => {
+                    if let Some(state) = self.logs.get_mut(&log) {
+                        state.fetches.remove(&which);
+                        self.unfed.push(log);
+                    }
+                }
+                FetchOwner::Pass(asker_link, asker) => self.pass_lost((asker_link, asker)),
+            }
+        }
+    }
+}

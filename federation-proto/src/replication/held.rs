@@ -1,0 +1,458 @@
+//! What is durable where: this site's statements to the origins, and what other sites state to hold of our own logs.
+//!
+//! Only edge brokers state; relays pass statements on as they are. A statement is numbered by the site's start and a
+//! sequence and repeated until the origin answers with its sequence.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use prost::Message as _;
+
+use super::{
+    Change, LinkId, Output, Replication, StateTable,
+    convert::{self, Checked},
+    lines,
+};
+use crate::{
+    copies::Hole,
+    envelope::Chain,
+    ids::{LogName, Place, Site, Start},
+    session::NodeKind,
+    wire::{self, link},
+};
+
+/// Changes of an own copy are gathered for at most this long before they are stated.
+const GATHER: Duration = Duration::from_millis(2);
+/// Logs in one statement.
+const LOGS_PER_STATEMENT: usize = 256;
+/// Sequences that wait to be answered to one site; more are answered at once.
+const ANSWERS_MAX: usize = 1024;
+/// Boundaries of an own log whose chain value is remembered, to compare statements with.
+const BOUNDARIES_MAX: usize = 64;
+/// Holes and forks' tips that one statement about a log may list.
+const PARTS_MAX: usize = 1024;
+
+/// This site's statements to one origin.
+#[derive(Debug, Default)]
+struct Stating {
+    dirty: BTreeSet<LogName>,
+    /// Stated last with this sequence, not answered yet.
+    unseen: BTreeMap<LogName, u64>,
+}
+
+/// What a site stated last of one of our logs.
+#[derive(Debug, Clone)]
+struct Stated {
+    start: Start,
+    sequence: u64,
+    from: Place,
+    tips: Vec<Place>,
+    holes: Vec<Hole>,
+    /// Its chain value was found equal to ours at the place it named.
+    compared: bool,
+    /// To be stored with the next tick.
+    dirty: bool,
+}
+
+/// A statement beyond what we hold ourselves; told to people when it still stands at the next tick.
+#[derive(Debug)]
+struct Ahead {
+    site: Site,
+    tips: Vec<Place>,
+    ticks: u32,
+    reported: bool,
+}
+
+/// All that concerns statements.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    stating: BTreeMap<Site, Stating>,
+    sequence: u64,
+    last_flush: Duration,
+    pub(super) flush_at: Option<Duration>,
+    sites: BTreeMap<LogName, BTreeMap<Site, Stated>>,
+    changed: BTreeSet<(LogName, Site)>,
+    answers: BTreeMap<(Site, Start), Vec<u64>>,
+    boundaries: BTreeMap<LogName, BTreeMap<Place, Chain>>,
+    ahead: BTreeMap<(LogName, Site), Ahead>,
+}
+
+fn held_key(site: &Site, log: &LogName) -> Bytes {
+    format!("h\0{site}\0{}\0{}\0{}", log.topic, log.origin, log.queue).into_bytes().into()
+}
+
+impl Held {
+    pub(super) fn of_site<'a>(&'a self, site: &'a Site) -> impl Iterator<Item = (LogName, Place, bool)> + 'a {
+        self.sites.iter().filter_map(move |(log, sites)| {
+            let stated = sites.get(site)?;
+            Some((log.clone(), stated.tips.first().copied()?, stated.compared))
+        })
+    }
+
+    pub(super) fn restore(&mut self, value: &[u8]) -> Checked<()> {
+        let by = link::HeldBy::decode(value).map_err(|_| wire::WireError::Undecodable)?;
+        let site = convert::site_from(&by.site)?;
+        let start = convert::start_from(by.start)?;
+        for log in by.logs {
+            let log = wire::HeldLog::try_from(log)?;
+            let mut tips = vec![log.below];
+            tips.extend(log.fork_tips);
+            let stated = Stated {
+                start,
+                sequence: by.sequence,
+                from: log.from.unwrap_or(log.below),
+                tips,
+                holes: log.holes,
+                compared: false,
+                dirty: false,
+            };
+            self.sites.entry(log.log).or_default().insert(site.clone(), stated);
+        }
+        Ok(())
+    }
+
+    /// A durable end of one of our own logs, to compare statements with.
+    pub(super) fn boundary(&mut self, log: &LogName, place: Place, chain: Option<Chain>) {
+        let Some(chain) = chain else { return };
+        if !self.boundaries.contains_key(log) {
+            self.boundaries.insert(log.clone(), BTreeMap::new());
+        }
+        if let Some(known) = self.boundaries.get_mut(log) {
+            known.insert(place, chain);
+            if known.len() > BOUNDARIES_MAX {
+                known.pop_first();
+            }
+        }
+    }
+
+    pub(super) fn holds(&self, site: &Site, log: &LogName) -> Option<(Place, &[Place], &[Hole])> {
+        let stated = self.sites.get(log)?.get(site)?;
+        Some((stated.from, &stated.tips, &stated.holes))
+    }
+}
+
+impl Replication {
+    /// What is durable of a copy here changed: its origin is told.
+    pub(super) fn state_held(&mut self, log: &LogName) {
+        if self.config.kind != NodeKind::Edge || log.origin == self.config.node.site {
+            return;
+        }
+        let stating = match self.held.stating.get_mut(&log.origin) {
+            Some(stating) => stating,
+            None => self.held.stating.entry(log.origin.clone()).or_default(),
+        };
+        if stating.dirty.insert(log.clone()) && self.held.flush_at.is_none() {
+            self.held.flush_at = Some(self.now.max(self.held.last_flush.saturating_add(GATHER)));
+        }
+    }
+
+    /// Sends what was gathered.
+    pub(super) fn flush_held(&mut self) {
+        if self.held.flush_at.is_none_or(|at| at > self.now) {
+            return;
+        }
+        self.held.flush_at = None;
+        self.held.last_flush = self.now;
+        let origins: Vec<Site> =
+            self.held.stating.iter().filter(|(_, s)| !s.dirty.is_empty()).map(|(o, _)| o.clone()).collect();
+        for origin in origins {
+            self.flush_held_to(&origin);
+        }
+    }
+
+    fn flush_held_to(&mut self, origin: &Site) {
+        let upstream = self.routing.upstream(origin);
+        let Some(stating) = self.held.stating.get_mut(origin) else { return };
+        let dirty: Vec<LogName> = std::mem::take(&mut stating.dirty).into_iter().collect();
+        for chunk in dirty.chunks(LOGS_PER_STATEMENT) {
+            self.held.sequence += 1;
+            let sequence = self.held.sequence;
+            let logs: Vec<link::HeldLog> = chunk.iter().filter_map(|log| self.statement(log)).collect();
+            let Some(stating) = self.held.stating.get_mut(origin) else { return };
+            stating.unseen.extend(chunk.iter().map(|log| (log.clone(), sequence)));
+            let Some(upstream) = upstream else { continue };
+            let by = link::HeldBy {
+                site: self.config.node.site.to_string(),
+                start: Some(self.config.start.into()),
+                sequence,
+                origin: origin.to_string(),
+                hops: self.config.hops,
+                logs,
+            };
+            self.send(upstream, link::control::Kind::Held(link::Held { sites: vec![by] }));
+        }
+    }
+
+    fn statement(&self, log: &LogName) -> Option<link::HeldLog> {
+        let info = self.logs.get(log)?.durable.as_ref()?;
+        let newest = info.incarnations.iter().find(|i| i.incarnation == info.end.incarnation);
+        let held = wire::HeldLog {
+            log: log.clone(),
+            from: Some(info.begin),
+            below: info.end,
+            chain: newest.and_then(|i| i.chain_at_end),
+            holes: info.holes.iter().take(PARTS_MAX).copied().collect(),
+            fork_tips: info.fork_tips.iter().take(PARTS_MAX).copied().collect(),
+        };
+        Some(held.into())
+    }
+
+    /// States again what was not answered.
+    pub(super) fn repeat_statements(&mut self) {
+        for stating in self.held.stating.values_mut() {
+            let unseen: Vec<LogName> = stating.unseen.keys().cloned().collect();
+            stating.dirty.extend(unseen);
+        }
+        if self.held.stating.values().any(|s| !s.dirty.is_empty()) {
+            self.held.flush_at = Some(self.now);
+            self.flush_held();
+        }
+    }
+
+    /// The way to an origin changed: what was not answered may be lost.
+    pub(super) fn statements_moved(&mut self, origin: &Site) {
+        let Some(stating) = self.held.stating.get_mut(origin) else { return };
+        let unseen: Vec<LogName> = stating.unseen.keys().cloned().collect();
+        stating.dirty.extend(unseen);
+        if !stating.dirty.is_empty() && self.routing.upstream(origin).is_some() {
+            self.held.flush_at = Some(self.now);
+        }
+    }
+
+    /// The origin's process is a new one: it may have forgotten what it was told.
+    pub(super) fn statements_anew(&mut self, origin: &Site) {
+        for log in self.logs.names_of_origin(origin) {
+            if self.logs.get(&log).is_some_and(|s| s.durable.is_some()) {
+                self.state_held(&log);
+            }
+        }
+    }
+
+    pub(super) fn handle_held(&mut self, from: LinkId, held: link::Held) -> Checked<()> {
+        for by in held.sites {
+            let origin = convert::site_from(&by.origin)?;
+            if origin == self.config.node.site {
+                self.hear_statement(by)?;
+            } else if let Some(upstream) = self.routing.upstream(&origin).filter(|l| *l != from)
+                && by.hops > 0
+            {
+                let on = link::HeldBy { hops: by.hops - 1, ..by };
+                self.send(upstream, link::control::Kind::Held(link::Held { sites: vec![on] }));
+            }
+        }
+        Ok(())
+    }
+
+    fn hear_statement(&mut self, by: link::HeldBy) -> Checked<()> {
+        let site = convert::site_from(&by.site)?;
+        let start = convert::start_from(by.start)?;
+        let sequence = by.sequence;
+        for log in by.logs {
+            let log = wire::HeldLog::try_from(log)?;
+            if log.log.origin == self.config.node.site {
+                self.hear_held(&site, start, sequence, log);
+            }
+        }
+        let answers = self.held.answers.entry((site, start)).or_default();
+        answers.push(sequence);
+        if answers.len() >= ANSWERS_MAX {
+            self.answer_statements();
+        }
+        Ok(())
+    }
+
+    fn hear_held(&mut self, site: &Site, start: Start, sequence: u64, held: wire::HeldLog) {
+        let log = held.log.clone();
+        let before = self.held.sites.get(&log).and_then(|s| s.get(site)).cloned();
+        if before.as_ref().is_some_and(|b| (b.start, b.sequence) > (start, sequence)) {
+            return;
+        }
+        let mut tips = vec![held.below];
+        tips.extend(held.fork_tips.iter().take(PARTS_MAX));
+        let lower = before.as_ref().and_then(|b| {
+            let was = b.tips.first()?;
+            (was.incarnation == held.below.incarnation && held.below.offset < was.offset).then_some(*was)
+        });
+        if let Some(was) = lower {
+            let text = format!(
+                "site {site} held {log} up to {was} and now states {}; it was restored or lost data, and is believed",
+                held.below
+            );
+            self.report("site-went-back", text);
+        }
+        let compared = self.compare_chain(site, &held) || before.is_some_and(|b| b.compared && b.tips == tips);
+        if self.logs.get(&log).is_none_or(|s| s.submitted.is_none()) && self.held.sites.len() >= self.config.logs_max {
+            return;
+        }
+        let stated = Stated {
+            start,
+            sequence,
+            from: held.from.unwrap_or(held.below),
+            tips: tips.clone(),
+            holes: held.holes.iter().take(PARTS_MAX).copied().collect(),
+            compared,
+            dirty: true,
+        };
+        self.out.push_back(Output::RemoteHeld {
+            site: site.clone(),
+            log: log.clone(),
+            from: stated.from,
+            below: held.below,
+            holes: stated.holes.clone(),
+            fork_tips: tips.iter().skip(1).copied().collect(),
+        });
+        self.held.sites.entry(log.clone()).or_default().insert(site.clone(), stated);
+        self.held.changed.insert((log.clone(), site.clone()));
+        if self.is_ahead(&log, &tips) {
+            let ahead = Ahead { site: site.clone(), tips, ticks: 0, reported: false };
+            let known = self.held.ahead.entry((log, site.clone())).or_insert(ahead);
+            known.tips.sort_unstable();
+        } else {
+            self.held.ahead.remove(&(log, site.clone()));
+        }
+    }
+
+    /// Whether the stated chain value was found equal to ours; a different one is told to people.
+    fn compare_chain(&mut self, site: &Site, held: &wire::HeldLog) -> bool {
+        let Some(theirs) = held.chain else { return false };
+        let ours = self.held.boundaries.get(&held.log).and_then(|b| b.get(&held.below)).copied();
+        match ours {
+            None => false,
+            Some(ours) if ours == theirs => true,
+            Some(_) => {
+                let text = format!(
+                    "site {site} holds other bytes than this origin below {} of {}; compare both with `seaway log verify`",
+                    held.below, held.log
+                );
+                self.report("broken-chain", text);
+                false
+            }
+        }
+    }
+
+    /// Whether somebody's tips lie beyond what we hold of our own log.
+    fn is_ahead(&self, log: &LogName, tips: &[Place]) -> bool {
+        let Some(info) = self.logs.get(log).and_then(|s| s.submitted.as_ref()) else { return true };
+        let oldest = info.incarnations.first().map(|i| i.incarnation);
+        tips.iter().any(|tip| match info.incarnations.iter().find(|i| i.incarnation == tip.incarnation) {
+            Some(own) => own.end < tip.offset,
+            // Older than all that is retained here: forgotten, not lost.
+            None => oldest.is_some_and(|o| tip.incarnation >= o),
+        })
+    }
+
+    /// Once each mark interval: those still ahead are believed to be, told to people, and asked for.
+    pub(super) fn check_ahead(&mut self) {
+        let keys: Vec<(LogName, Site)> = self.held.ahead.keys().cloned().collect();
+        let mut ask = false;
+        for key in keys {
+            let Some(tips) = self.held.ahead.get(&key).map(|a| a.tips.clone()) else { continue };
+            if !self.is_ahead(&key.0, &tips) {
+                self.held.ahead.remove(&key);
+                continue;
+            }
+            let Some(ahead) = self.held.ahead.get_mut(&key) else { continue };
+            ahead.ticks += 1;
+            // The first tick may come before our own log's news.
+            if ahead.ticks < 2 || ahead.reported {
+                continue;
+            }
+            ahead.reported = true;
+            let site = ahead.site.clone();
+            let text = format!(
+                "site {site} holds {} up to {tips:?}, beyond what this origin holds: its data was restored or lost; the difference is fetched",
+                key.0
+            );
+            self.report("origin-went-back", text);
+            ask = true;
+        }
+        if ask {
+            self.ask_about_own();
+        }
+    }
+
+    /// Answers the statements heard, and stores what changed of registered sites.
+    pub(super) fn answer_statements(&mut self) {
+        for ((site, start), sequences) in std::mem::take(&mut self.held.answers) {
+            let Some(way) = self.routing.upstream(&site) else { continue };
+            let seen = link::HeldSeen {
+                site: site.to_string(),
+                start: Some(start.into()),
+                sequences,
+                origin: self.config.node.site.to_string(),
+                hops: self.config.hops,
+            };
+            self.send(way, link::control::Kind::HeldSeen(seen));
+        }
+    }
+
+    pub(super) fn store_statements(&mut self) {
+        let mut changes = Vec::new();
+        for (log, site) in std::mem::take(&mut self.held.changed) {
+            if !self.registrations.is_registered(&site) {
+                continue;
+            }
+            let Some(stated) = self.held.sites.get_mut(&log).and_then(|s| s.get_mut(&site)) else { continue };
+            if !std::mem::take(&mut stated.dirty) {
+                continue;
+            }
+            let Some(below) = stated.tips.first().copied() else { continue };
+            let held = wire::HeldLog {
+                log: log.clone(),
+                from: Some(stated.from),
+                below,
+                chain: None,
+                holes: stated.holes.clone(),
+                fork_tips: stated.tips.iter().skip(1).copied().collect(),
+            };
+            let by = link::HeldBy {
+                site: site.to_string(),
+                start: Some(stated.start.into()),
+                sequence: stated.sequence,
+                origin: self.config.node.site.to_string(),
+                hops: 0,
+                logs: vec![held.into()],
+            };
+            let value = by.encode_to_vec().into();
+            changes.push(Change::Put { table: StateTable::Held, key: held_key(&site, &log), value });
+        }
+        if !changes.is_empty() {
+            self.out.push_back(Output::Store(changes));
+        }
+    }
+
+    pub(super) fn handle_held_seen(&mut self, from: LinkId, seen: link::HeldSeen) -> Checked<()> {
+        let site = convert::site_from(&seen.site)?;
+        let origin = convert::site_from(&seen.origin)?;
+        if site != self.config.node.site {
+            if let Some(way) = self.routing.upstream(&site).filter(|l| *l != from)
+                && seen.hops > 0
+            {
+                let on = link::HeldSeen { hops: seen.hops - 1, ..seen };
+                self.send(way, link::control::Kind::HeldSeen(on));
+            }
+            return Ok(());
+        }
+        if convert::start_from(seen.start)? == self.config.start
+            && let Some(stating) = self.held.stating.get_mut(&origin)
+        {
+            let sequences: BTreeSet<u64> = seen.sequences.into_iter().collect();
+            stating.unseen.retain(|_, sequence| !sequences.contains(sequence));
+        }
+        Ok(())
+    }
+
+    /// Whether a site's statement covers a message of our own.
+    pub(super) fn is_held_by(&self, site: &Site, log: &LogName, place: Place) -> bool {
+        let Some((from, tips, holes)) = self.held.holds(site, log) else { return false };
+        let Some(info) = self.logs.get(log).and_then(|s| s.submitted.as_ref()) else { return false };
+        let below_begin = place.incarnation == from.incarnation && place.offset < from.offset
+            || place.incarnation < from.incarnation && place.offset < from.offset;
+        let in_hole =
+            holes.iter().any(|h| h.incarnation == place.incarnation && h.from <= place.offset && place.offset < h.to);
+        !below_begin && !in_hole && lines::covers(info, tips, place)
+    }
+}

@@ -1,0 +1,193 @@
+//! How a log's incarnations hang together: where a follower stands on somebody else's main line,
+//! and which places of a copy can be read.
+
+use crate::{
+    copies::LogInfo,
+    ids::{Incarnation, Offset, Place},
+};
+
+/// One incarnation as a holder has it, or as a neighbour announced it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Edge {
+    pub(super) incarnation: Incarnation,
+    pub(super) previous: Option<Place>,
+    pub(super) begin: Offset,
+    pub(super) end: Offset,
+}
+
+/// A log as it can be had somewhere: its begin, its main line's end first among the tips, its incarnations.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct View {
+    pub(super) begin: Place,
+    pub(super) tips: Vec<Place>,
+    pub(super) edges: Vec<Edge>,
+}
+
+impl View {
+    pub(super) fn of(info: &LogInfo) -> View {
+        let mut tips = vec![info.end];
+        tips.extend(&info.fork_tips);
+        View { begin: info.begin, tips, edges: edges_of(info) }
+    }
+
+    /// The main line's end.
+    pub(super) fn tip(&self) -> Place {
+        self.tips.first().copied().unwrap_or(self.begin)
+    }
+
+    pub(super) fn edge(&self, incarnation: Incarnation) -> Option<&Edge> {
+        self.edges.iter().find(|e| e.incarnation == incarnation)
+    }
+
+    /// The main line from the newest incarnation back: each with the offset at which the line leaves it (`None`: the newest).
+    pub(super) fn main_line(&self) -> Vec<(Edge, Option<Offset>)> {
+        let mut line = Vec::new();
+        let mut next = self.edge(self.tip().incarnation).copied();
+        let mut leave = None;
+        while let Some(edge) = next {
+            line.push((edge, leave));
+            // A hostile view could go round in circles.
+            if line.len() > self.edges.len() {
+                break;
+            }
+            leave = edge.previous.map(|p| p.offset);
+            next = edge.previous.and_then(|p| self.edge(p.incarnation)).copied();
+        }
+        line
+    }
+
+    pub(super) fn on_main_line(&self, incarnation: Incarnation) -> bool {
+        self.main_line().iter().any(|(e, _)| e.incarnation == incarnation)
+    }
+
+    /// Where a copy with these incarnations goes on along this view's main line; `None` when nothing of the line is held
+    /// and it cannot be begun from its very first place either.
+    pub(super) fn continue_main(&self, own: &[Edge]) -> Option<Place> {
+        let line = self.main_line();
+        let mut after: Option<Incarnation> = None;
+        for (edge, leave) in &line {
+            if let Some(held) = own.iter().find(|e| e.incarnation == edge.incarnation) {
+                return Some(match (after, leave) {
+                    // More is held than the line goes on from: the next incarnation's first batch.
+                    (Some(next), Some(leave)) if held.end > *leave => Place { incarnation: next, offset: *leave },
+                    _ => Place { incarnation: edge.incarnation, offset: held.end },
+                });
+            }
+            if let Some(previous) = edge.previous
+                && own.iter().any(|e| {
+                    e.incarnation == previous.incarnation && e.begin <= previous.offset && previous.offset <= e.end
+                })
+                && edge.begin == previous.offset
+            {
+                let stands = own.iter().any(|e| e.incarnation == previous.incarnation && e.end == previous.offset);
+                // Standing exactly at the seam, the own end is a place that every holder knows.
+                return Some(if stands {
+                    previous
+                } else {
+                    Place { incarnation: edge.incarnation, offset: previous.offset }
+                });
+            }
+            after = Some(edge.incarnation);
+        }
+        let oldest = line.last()?.0;
+        (oldest.previous.is_none() && oldest.begin == 0).then_some(Place { incarnation: oldest.incarnation, offset: 0 })
+    }
+
+    /// What this view holds of incarnations beside (or above) the main line and the own copy can take next.
+    pub(super) fn missing_beside(&self, own: &[Edge]) -> Vec<Place> {
+        let line = self.main_line();
+        self.edges
+            .iter()
+            .filter_map(|edge| {
+                let leave = line.iter().find(|(e, _)| e.incarnation == edge.incarnation).map(|(_, leave)| *leave);
+                match leave {
+                    Some(None) => None,
+                    Some(Some(leave)) if edge.end <= leave => None,
+                    Some(Some(leave)) => next_of(edge, own).filter(|p| p.offset >= leave),
+                    None => next_of(edge, own),
+                }
+            })
+            .collect()
+    }
+
+    /// What this view holds of any incarnation and the own copy can take next, oldest first.
+    pub(super) fn missing_anywhere(&self, own: &[Edge]) -> Vec<Place> {
+        self.edges.iter().filter_map(|edge| next_of(edge, own)).collect()
+    }
+}
+
+/// The next place of an incarnation that a copy lacks and could take now.
+fn next_of(edge: &Edge, own: &[Edge]) -> Option<Place> {
+    let place = |offset| Place { incarnation: edge.incarnation, offset };
+    if let Some(held) = own.iter().find(|e| e.incarnation == edge.incarnation) {
+        return (held.end < edge.end && held.end >= edge.begin).then(|| place(held.end));
+    }
+    if edge.end <= edge.begin {
+        return None;
+    }
+    match edge.previous {
+        None => (edge.begin == 0).then(|| place(0)),
+        Some(previous) => {
+            let joined = own.iter().any(|e| {
+                e.incarnation == previous.incarnation && e.begin <= previous.offset && previous.offset <= e.end
+            });
+            (joined && edge.begin == previous.offset).then(|| place(edge.begin))
+        }
+    }
+}
+
+pub(super) fn edges_of(info: &LogInfo) -> Vec<Edge> {
+    info.incarnations
+        .iter()
+        .map(|i| Edge { incarnation: i.incarnation, previous: i.previous, begin: i.begin, end: i.end })
+        .collect()
+}
+
+/// How a place lies to a copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Where {
+    /// It can be read, or the copy goes on from it into a later incarnation.
+    Held,
+    /// The next batch appended there will be the one asked for.
+    AtEnd,
+    /// Not in the copy.
+    Outside,
+}
+
+pub(super) fn locate(info: &LogInfo, place: Place) -> Where {
+    let Some(own) = info.incarnations.iter().find(|i| i.incarnation == place.incarnation) else {
+        // An empty copy that was just begun has a place but perhaps no incarnation yet.
+        return if info.end == place { Where::AtEnd } else { Where::Outside };
+    };
+    if place.offset < own.begin || place.offset > own.end {
+        return Where::Outside;
+    }
+    let in_hole =
+        info.holes.iter().any(|h| h.incarnation == place.incarnation && h.from <= place.offset && place.offset < h.to);
+    if in_hole {
+        return Where::Outside;
+    }
+    if place.offset < own.end || info.incarnations.iter().any(|i| i.previous == Some(place)) {
+        return Where::Held;
+    }
+    Where::AtEnd
+}
+
+/// Whether a holder with these tips has everything of the main line (or fork) up to and including the message at `place`,
+/// as told by the incarnations of `info`.
+pub(super) fn covers(info: &LogInfo, tips: &[Place], place: Place) -> bool {
+    tips.iter().any(|tip| {
+        let mut at = *tip;
+        for _ in 0..=info.incarnations.len() {
+            if at.incarnation == place.incarnation {
+                return place.offset < at.offset;
+            }
+            let edge = info.incarnations.iter().find(|i| i.incarnation == at.incarnation);
+            match edge.and_then(|e| e.previous) {
+                Some(previous) => at = previous,
+                None => return false,
+            }
+        }
+        false
+    })
+}

@@ -1,0 +1,119 @@
+//! What is known of each log: the own copy, what the upstream announced, what others offered, the fetches that feed it.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::{
+    LinkId,
+    lines::{self, Edge, View},
+    marks::Marked,
+    questions::{Gap, Offer},
+};
+use crate::{
+    copies::LogInfo,
+    ids::{Incarnation, LogName, Pattern, Place, Site},
+    session::{FetchNumber, Lane},
+};
+
+/// Which of a log's fetches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum FetchKey {
+    /// Along the upstream's main line.
+    Main,
+    /// A fork's incarnation, from the upstream.
+    Fork(Incarnation),
+    /// An incarnation from a named holder that answered a question.
+    Offered(Incarnation),
+}
+
+/// A fetch of ours that fills our copy.
+#[derive(Debug, Clone)]
+pub(super) struct OwnFetch {
+    pub(super) link: LinkId,
+    pub(super) number: FetchNumber,
+    pub(super) lane: Lane,
+    /// The newest incarnation of the line that it was begun for.
+    pub(super) newest: Incarnation,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct LogState {
+    pub(super) submitted: Option<LogInfo>,
+    pub(super) durable: Option<LogInfo>,
+    pub(super) remote: Option<View>,
+    pub(super) offers: Vec<Offer>,
+    /// A copy was asked to be begun; it is not there yet.
+    pub(super) beginning: bool,
+    /// Peers' fetches that wait for the copy to begin.
+    pub(super) waiting: Vec<(LinkId, FetchNumber)>,
+    pub(super) fetches: BTreeMap<FetchKey, OwnFetch>,
+    /// Attempts since the copy last grew.
+    pub(super) failures: u32,
+    pub(super) retry_at: Option<Duration>,
+    /// When the copy last grew.
+    pub(super) moved_at: Duration,
+    /// Why nothing comes, as far as it is known.
+    pub(super) trouble: Option<String>,
+    pub(super) gap: Option<Gap>,
+    pub(super) marked: Marked,
+}
+
+impl LogState {
+    pub(super) fn edges(&self) -> Vec<Edge> {
+        self.submitted.as_ref().map(lines::edges_of).unwrap_or_default()
+    }
+
+    pub(super) fn end(&self) -> Option<Place> {
+        self.submitted.as_ref().map(|i| i.end)
+    }
+}
+
+/// All logs, by origin.
+#[derive(Debug, Default)]
+pub(super) struct Logs {
+    by_origin: BTreeMap<Site, BTreeMap<LogName, LogState>>,
+    count: usize,
+}
+
+impl Logs {
+    pub(super) fn get(&self, log: &LogName) -> Option<&LogState> {
+        self.by_origin.get(&log.origin)?.get(log)
+    }
+
+    pub(super) fn get_mut(&mut self, log: &LogName) -> Option<&mut LogState> {
+        self.by_origin.get_mut(&log.origin)?.get_mut(log)
+    }
+
+    /// The log's state, made if there is room for one more.
+    pub(super) fn entry(&mut self, log: &LogName, max: usize) -> Option<&mut LogState> {
+        if self.get(log).is_none() {
+            if self.count >= max {
+                return None;
+            }
+            self.count += 1;
+            self.by_origin.entry(log.origin.clone()).or_default().insert(log.clone(), LogState::default());
+        }
+        self.get_mut(log)
+    }
+
+    pub(super) fn origins(&self) -> Vec<Site> {
+        self.by_origin.keys().cloned().collect()
+    }
+
+    pub(super) fn of_origin(&self, origin: &Site) -> impl Iterator<Item = (&LogName, &LogState)> {
+        self.by_origin.get(origin).into_iter().flatten()
+    }
+
+    /// An origin's logs, control queues first.
+    pub(super) fn names_of_origin(&self, origin: &Site) -> Vec<LogName> {
+        let mut names: Vec<LogName> = self.of_origin(origin).map(|(n, _)| n.clone()).collect();
+        names.sort_by_key(|n| n.queue.0 != 0);
+        names
+    }
+
+    /// Those that a pattern touches.
+    pub(super) fn names_of(&self, origin: &Site, pattern: &Pattern) -> Vec<LogName> {
+        let mut names = self.names_of_origin(origin);
+        names.retain(|n| pattern.touches(&n.topic));
+        names
+    }
+}

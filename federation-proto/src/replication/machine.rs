@@ -1,0 +1,487 @@
+//! The machine itself: its state, and how inputs are spread over the concerns beside this file.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
+
+use bytes::Bytes;
+
+use super::{
+    CopyStatus, LinkId, Output, ReplicationConfig, Report, SiteStatus, StateTable, Want,
+    convert::Checked,
+    fetching::FetchOwner,
+    held::Held,
+    logs::Logs,
+    marks::Marks,
+    one_way::OneWays,
+    questions::Questions,
+    registration::Registrations,
+    routing::{DIGEST_INTERVAL, Routing},
+    serving::ServedFetches,
+    trace::Traces,
+    wants::Wants,
+};
+use crate::{
+    copies::{AppendRefusal, LogInfo},
+    ids::{LogName, Place, Site, Topic},
+    session::{FetchEnded, FetchNumber, FetchOrder, NodeKind, PeerInfo},
+    wire::link,
+};
+
+/// A link that is up.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) peer: PeerInfo,
+    pub(super) next_fetch: FetchNumber,
+    /// What was announced there last, by name of its content.
+    pub(super) announced: BTreeMap<LogName, u64>,
+}
+
+/// The machine; see the module's documentation.
+#[derive(Debug)]
+pub struct Replication {
+    pub(super) config: ReplicationConfig,
+    pub(super) now: Duration,
+    pub(super) wall_us: u64,
+    pub(super) out: VecDeque<Output>,
+    pub(super) transit: bool,
+    pub(super) links: BTreeMap<LinkId, Link>,
+    pub(super) routing: Routing,
+    pub(super) logs: Logs,
+    pub(super) wants: Wants,
+    pub(super) fetches: BTreeMap<(LinkId, FetchNumber), FetchOwner>,
+    pub(super) served: ServedFetches,
+    pub(super) retries: BTreeSet<(Duration, LogName)>,
+    /// Logs whose fetches ended with a link, until they are planned anew.
+    pub(super) unfed: Vec<LogName>,
+    pub(super) held: Held,
+    pub(super) registrations: Registrations,
+    pub(super) marks: Marks,
+    pub(super) questions: Questions,
+    pub(super) gaps: BTreeSet<LogName>,
+    pub(super) one_ways: OneWays,
+    pub(super) traces: Traces,
+    /// Logs whose begin moved: announced with the next tick.
+    trimmed: BTreeSet<LogName>,
+    counters: BTreeMap<&'static str, u64>,
+    next_tick: Duration,
+    next_digest: Duration,
+}
+
+impl Replication {
+    /// A machine with nothing but its settings.
+    pub fn new(config: ReplicationConfig, now: Duration) -> Self {
+        let mut machine = Self {
+            routing: Routing::new(config.start, now),
+            transit: !config.no_transit,
+            next_tick: now.saturating_add(config.mark_interval),
+            next_digest: now.saturating_add(DIGEST_INTERVAL),
+            config,
+            now,
+            wall_us: 0,
+            out: VecDeque::new(),
+            links: BTreeMap::new(),
+            logs: Logs::default(),
+            wants: Wants::default(),
+            fetches: BTreeMap::new(),
+            served: BTreeMap::new(),
+            retries: BTreeSet::new(),
+            unfed: Vec::new(),
+            held: Held::default(),
+            registrations: Registrations::default(),
+            marks: Marks::default(),
+            questions: Questions::default(),
+            gaps: BTreeSet::new(),
+            one_ways: OneWays::default(),
+            traces: Traces::default(),
+            trimmed: BTreeSet::new(),
+            counters: BTreeMap::new(),
+        };
+        machine.renew_own_record();
+        machine
+    }
+
+    /// Brings back durable state before anything else: tables' pairs, and the copies held. Pairs that cannot be read are
+    /// reported and forgotten; what they said is stated anew by those who said it.
+    pub fn restore(&mut self, states: Vec<(StateTable, Bytes, Bytes)>, logs: Vec<(LogName, LogInfo)>) {
+        for (table, key, value) in states {
+            let read = match table {
+                StateTable::Starts => {
+                    self.wants.restore_start(&key);
+                    Ok(())
+                }
+                StateTable::Registrations => self.registrations.restore_ours(&value),
+                StateTable::Held if key.starts_with(b"r\0") => self.registrations.restore_site(&value),
+                StateTable::Held => self.held.restore(&value),
+            };
+            if let Err(why) = read {
+                let text = format!("a stored value of {table:?} cannot be read and is forgotten: {why}");
+                self.report("stored-state-unreadable", text);
+            }
+        }
+        for (log, info) in logs {
+            self.handle_log(self.now, log, Some(info.clone()), Some(info));
+        }
+    }
+
+    fn at(&mut self, now: Duration) {
+        self.now = self.now.max(now);
+    }
+
+    pub(super) fn report(&mut self, name: &'static str, text: String) {
+        self.out.push_back(Output::Report(Report { name, text }));
+    }
+
+    pub(super) fn count(&mut self, name: &'static str) {
+        let counter = self.counters.entry(name).or_insert(0);
+        *counter = counter.saturating_add(1);
+    }
+
+    /// Something past a bound: counted, and told to people.
+    pub(super) fn refuse(&mut self, name: &'static str, text: String) {
+        self.count(name);
+        self.report(name, text);
+    }
+
+    /// A want is there (at start, or new); an edge broker's only.
+    pub fn handle_want(&mut self, now: Duration, want: Want) {
+        self.at(now);
+        self.own_want(want);
+    }
+
+    /// A want of this site is gone.
+    pub fn handle_want_removed(&mut self, now: Duration, id: &str) {
+        self.at(now);
+        self.own_want_removed(id);
+    }
+
+    /// A link came up.
+    pub fn handle_link_up(&mut self, now: Duration, link: LinkId, peer: PeerInfo) {
+        self.at(now);
+        self.links.insert(link, Link { peer, next_fetch: 0, announced: BTreeMap::new() });
+        self.renew_own_record();
+        self.send_digest(link);
+        self.due_questions();
+    }
+
+    /// A link went down; its fetches are over.
+    pub fn handle_link_down(&mut self, now: Duration, link: LinkId) {
+        self.at(now);
+        if self.links.remove(&link).is_none() {
+            return;
+        }
+        self.served_link_down(link);
+        self.fetches_link_down(link);
+        self.renew_own_record();
+        self.wants_link_down(link);
+        for log in std::mem::take(&mut self.unfed) {
+            self.evaluate(&log);
+        }
+    }
+
+    /// A control message that the session handed up. A message that breaks the protocol closes its link.
+    pub fn handle_message(&mut self, now: Duration, link: LinkId, message: link::control::Kind) {
+        self.at(now);
+        if !self.links.contains_key(&link) {
+            return;
+        }
+        if let Err(why) = self.dispatch(link, message) {
+            self.out.push_back(Output::CloseLink(link, link::RefuseReason::Protocol, why.to_string()));
+        }
+    }
+
+    fn dispatch(&mut self, from: LinkId, message: link::control::Kind) -> Checked<()> {
+        use link::control::Kind;
+        match message {
+            Kind::WantPut(m) => self.handle_want_put(from, &m),
+            Kind::WantDrop(m) => {
+                self.handle_want_drop(from, m.key);
+                Ok(())
+            }
+            Kind::Announce(m) => self.handle_announce(from, &m),
+            Kind::AnnounceEnd(m) => self.handle_announce_end(from, &m),
+            Kind::Unannounce(m) => self.handle_unannounce(from, &m),
+            Kind::Resolve(m) => self.handle_resolve(from, &m),
+            Kind::Resolved(m) => self.handle_resolved(from, &m),
+            Kind::Held(m) => self.handle_held(from, m),
+            Kind::HeldSeen(m) => self.handle_held_seen(from, m),
+            Kind::Register(m) => self.handle_register(from, m),
+            Kind::Registered(m) => self.handle_registered(from, m),
+            Kind::Marks(m) => self.handle_marks(from, m),
+            Kind::Record(m) => self.handle_record(from, m),
+            Kind::RecordDigest(m) => self.handle_digest(from, &m),
+            Kind::Question(m) => self.handle_question(from, &m),
+            Kind::Answer(m) => self.handle_answer(m),
+            Kind::TraceProbe(m) => self.handle_trace_probe(from, m),
+            Kind::TraceReply(m) => self.handle_trace_reply(from, m),
+            // The session's own.
+            Kind::Hello(_)
+            | Kind::Refuse(_)
+            | Kind::Goodbye(_)
+            | Kind::Credit(_)
+            | Kind::Probe(_)
+            | Kind::ProbeReply(_)
+            | Kind::Fetch(_)
+            | Kind::FetchMore(_)
+            | Kind::FetchStop(_) => Ok(()),
+        }
+    }
+
+    /// A peer asks for a log.
+    pub fn handle_fetch_requested(&mut self, now: Duration, link: LinkId, order: FetchOrder) {
+        self.at(now);
+        self.fetch_requested(link, order);
+    }
+
+    /// A fetch that we served from our copy ran outside it at `next`; `room` is what its asker has granted, in bytes.
+    pub fn handle_served_outside(&mut self, now: Duration, link: LinkId, number: FetchNumber, next: Place, room: u64) {
+        self.at(now);
+        self.served_outside((link, number), next, room);
+    }
+
+    /// A fetch of the peer that we feed by [`Output::Pass`] moved on or was given more room by its asker: `next` is where it
+    /// stands, `passed` how many bytes were sent to the asker since that `Pass`, `room` how many more it has granted. Call it
+    /// when the allowance or credit grew, and whenever about 256 KiB more were sent on.
+    pub fn handle_served_room(
+        &mut self,
+        now: Duration,
+        link: LinkId,
+        number: FetchNumber,
+        next: Place,
+        passed: u64,
+        room: u64,
+    ) {
+        self.at(now);
+        self.served_room((link, number), next, passed, room);
+    }
+
+    /// A fetch of the peer is over: its asker stopped it, or the session ended it by itself (`no_wait`, `until`, failed read).
+    pub fn handle_served_over(&mut self, now: Duration, link: LinkId, number: FetchNumber) {
+        self.at(now);
+        self.served_over((link, number));
+    }
+
+    /// A fetch of ours ended.
+    pub fn handle_fetch_ended(&mut self, now: Duration, link: LinkId, ended: FetchEnded) {
+        self.at(now);
+        self.fetch_ended(link, ended);
+    }
+
+    /// The log refused a batch of a fetch of ours (gap, broken chain): the fetch was stopped; decide anew.
+    pub fn handle_refused_batch(&mut self, now: Duration, link: LinkId, number: FetchNumber, refusal: AppendRefusal) {
+        self.at(now);
+        self.batch_refused(link, number, &refusal);
+    }
+
+    /// Whether this node may carry transit (poisoned, out of disk, replaying, draining: no).
+    pub fn handle_transit(&mut self, now: Duration, allowed: bool) {
+        self.at(now);
+        if self.transit != allowed {
+            self.transit = allowed;
+            self.renew_own_record();
+        }
+    }
+
+    /// A copy or own log changed: submitted view (what the next batch must follow) and durable view (what may be stated to
+    /// others); `None`: there is no such log in that view. [`Replication::restore`] gives the views that there are at the start.
+    pub fn handle_log(&mut self, now: Duration, log: LogName, submitted: Option<LogInfo>, durable: Option<LogInfo>) {
+        self.at(now);
+        let max = self.config.logs_max;
+        let own = log.origin == self.config.node.site;
+        let Some(state) = self.logs.entry(&log, max) else {
+            let text = format!("log {log} is not replicated: {max} are known already; raise the bound of logs");
+            return self.refuse("too-many-logs", text);
+        };
+        let was_submitted = std::mem::replace(&mut state.submitted, submitted);
+        let was_durable = std::mem::replace(&mut state.durable, durable);
+        let appeared = was_submitted.is_none() && state.submitted.is_some();
+        let gone = state.submitted.is_none() && (was_submitted.is_some() || state.beginning);
+        if appeared || gone {
+            state.beginning = false;
+        }
+        let grew = was_submitted.as_ref().map(|i| i.end) != state.submitted.as_ref().map(|i| i.end);
+        if grew {
+            state.failures = 0;
+            state.trouble = None;
+            state.moved_at = self.now;
+        }
+        let seen = |now: &Option<LogInfo>, was: &Option<LogInfo>| Change::between(was.as_ref(), now.as_ref());
+        let change = if own { seen(&state.durable, &was_durable) } else { seen(&state.submitted, &was_submitted) };
+        let stated = state.durable != was_durable;
+        if gone && state.durable.is_none() {
+            self.unannounce(&log);
+        }
+        if change.line {
+            self.announce_log(&log);
+        } else if change.begin {
+            self.trimmed.insert(log.clone());
+        }
+        if stated {
+            self.durable_changed(&log, own, was_durable.as_ref());
+        }
+        if appeared {
+            self.copy_appeared(&log);
+        }
+        if appeared || gone || change.line || change.holes {
+            self.evaluate(&log);
+        }
+    }
+
+    fn durable_changed(&mut self, log: &LogName, own: bool, was: Option<&LogInfo>) {
+        if !own {
+            return self.state_held(log);
+        }
+        let end = self.logs.get(log).and_then(|s| s.durable.as_ref()).and_then(|info| {
+            let newest = info.incarnations.last()?;
+            Some((info.end, newest.chain_at_end))
+        });
+        if let Some((place, chain)) = end {
+            self.held.boundary(log, place, chain);
+        }
+        self.mark_changed(log, was);
+    }
+
+    /// This node publishes a one-way message (origin, start and sequence are set here), or the session received one on `link`.
+    pub fn handle_one_way(&mut self, now: Duration, link: Option<LinkId>, message: link::OneWay) {
+        self.at(now);
+        let done = match link {
+            None => self.publish_one_way(message),
+            Some(link) => self.receive_one_way(link, message),
+        };
+        if let Err(why) = done {
+            self.count("one_way_dropped_malformed");
+            if let Some(link) = link {
+                self.out.push_back(Output::CloseLink(link, link::RefuseReason::Protocol, why.to_string()));
+            }
+        }
+    }
+
+    /// Answers [`Output::FindTime`].
+    pub fn handle_time_found(&mut self, now: Duration, token: u64, place: Option<Place>) {
+        self.at(now);
+        self.time_found(token, place);
+    }
+
+    /// Time passed; `wall_us` is the wall clock, microseconds since 1970.
+    pub fn handle_timeout(&mut self, now: Duration, wall_us: u64) {
+        self.at(now);
+        self.wall_us = wall_us;
+        self.flush_held();
+        self.due_retries();
+        self.due_questions();
+        if self.now < self.next_tick {
+            return;
+        }
+        self.next_tick = self.now.saturating_add(self.config.mark_interval);
+        self.send_marks();
+        self.repeat_statements();
+        self.answer_statements();
+        self.store_statements();
+        self.check_ahead();
+        self.repeat_registrations();
+        self.send_traces();
+        self.check_gaps();
+        self.age_records();
+        for log in std::mem::take(&mut self.trimmed) {
+            self.announce_log(&log);
+        }
+        if self.now >= self.next_digest {
+            self.next_digest = self.now.saturating_add(DIGEST_INTERVAL);
+            let links: Vec<LinkId> = self.links.keys().copied().collect();
+            for link in links {
+                self.send_digest(link);
+            }
+        }
+    }
+
+    /// When to call [`Replication::handle_timeout`].
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        let retry = self.retries.first().map(|(at, _)| *at);
+        [Some(self.next_tick), self.held.flush_at, retry, self.next_question()].into_iter().flatten().min()
+    }
+
+    /// The next thing to do.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.out.pop_front()
+    }
+
+    /// An edge broker's process began anew: it may have lost what it was told.
+    pub(super) fn origin_restarted(&mut self, origin: &Site) {
+        self.statements_anew(origin);
+        self.registration_anew(origin);
+        if self.routing.upstream(origin).is_some() {
+            self.site_appeared(origin);
+        }
+    }
+
+    /// The sites registered for a topic of this origin, in order of name.
+    pub fn registered(&self, topic: &Topic) -> Vec<Site> {
+        self.registered_sites(topic)
+    }
+
+    /// Whether a site has stated to hold the message at this place of a log of ours (and not a hole).
+    pub fn site_holds(&self, site: &Site, log: &LogName, place: Place) -> bool {
+        self.is_held_by(site, log, place)
+    }
+
+    /// State of a log.
+    pub fn copy_status(&self, now: Duration, log: &LogName) -> Option<CopyStatus> {
+        self.status_of(now, log)
+    }
+
+    /// Counters by cause: dropped one-way messages, refused announcements and so on; the names are stable.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.counters.iter().map(|(name, value)| (*name, *value)).collect()
+    }
+
+    /// The sites known, in order of name.
+    pub fn sites(&self) -> Vec<SiteStatus> {
+        let mut names = self.routing.known_sites();
+        names.extend(self.registrations.sites().cloned());
+        names
+            .into_iter()
+            .map(|site| SiteStatus {
+                nodes: self.routing.nodes_of(&site),
+                next_hop: self.routing.upstream(&site),
+                cost: self.routing.cost(&site).map(|c| u32::try_from(c).unwrap_or(u32::MAX)),
+                round_trip: self.round_trip(&site),
+                held: self
+                    .held
+                    .of_site(&site)
+                    .map(|(log, below, compared)| {
+                        let registered = self.registrations.is_registered(&site);
+                        (log, below, registered, compared)
+                    })
+                    .collect(),
+                site,
+            })
+            .collect()
+    }
+
+    /// This node's kind.
+    pub fn kind(&self) -> NodeKind {
+        self.config.kind
+    }
+}
+
+/// What differs between two views of a log, newest ends aside.
+#[derive(Debug, Clone, Copy)]
+struct Change {
+    line: bool,
+    begin: bool,
+    holes: bool,
+}
+
+impl Change {
+    fn between(was: Option<&LogInfo>, now: Option<&LogInfo>) -> Self {
+        let (Some(was), Some(now)) = (was, now) else {
+            let same = was.is_none() && now.is_none();
+            return Self { line: !same, begin: !same, holes: !same };
+        };
+        let names = |i: &LogInfo| (i.incarnations.len(), i.incarnations.last().map(|i| i.incarnation));
+        // A fork's part may grow without the main line's end moving.
+        let forks = was.fork_tips != now.fork_tips;
+        Self { line: names(was) != names(now) || forks, begin: was.begin != now.begin, holes: was.holes != now.holes }
+    }
+}

@@ -1,0 +1,388 @@
+//! Questions: who holds more of these logs? Asked by an origin about its own logs after each start, and by a holder whose
+//! origin answered "not here"; answered by whoever holds more, who is then fetched from. Nothing is called lost while
+//! somebody who may hold it was not reached.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
+
+use super::{
+    Change, LinkId, Output, Replication,
+    announce::{announcement, view_from},
+    convert::{self, Checked},
+    lines::View,
+};
+use crate::{
+    copies::{Hole, HoleKind},
+    ids::{Incarnation, LogName, NodeName, Pattern, Place, Site, Start},
+    session::{FetchEnded, NodeKind},
+    wire::{self, link},
+};
+
+/// Questions remembered, so that each is passed on once and answers find their way back.
+const REMEMBERED_MAX: usize = 4096;
+/// Logs that one question or answer names; more go into further ones.
+const LOGS_PER_QUESTION: usize = 512;
+/// An origin asks about its own logs at most this often.
+const ASK_INTERVAL: Duration = Duration::from_secs(5);
+/// Holders remembered for one log.
+const OFFERS_MAX: usize = 16;
+
+/// What a node that answered a question holds.
+#[derive(Debug, Clone)]
+pub(super) struct Offer {
+    pub(super) holder: NodeName,
+    pub(super) view: View,
+}
+
+/// A range that the origin no longer has and this copy never got.
+#[derive(Debug, Clone)]
+pub(super) struct Gap {
+    /// Where the origin goes on.
+    resume: Place,
+    since: Duration,
+    asked: u64,
+}
+
+impl Gap {
+    pub(super) fn words(&self, log: &LogName) -> String {
+        format!("{log} is no longer held by its origin below {}; other sites are being asked", self.resume)
+    }
+}
+
+/// All that concerns questions.
+#[derive(Debug, Default)]
+pub(super) struct Questions {
+    sequence: u64,
+    seen: BTreeMap<(NodeName, Start, u64), LinkId>,
+    order: VecDeque<(NodeName, Start, u64)>,
+    /// Who answered which question of ours.
+    answered: BTreeMap<u64, BTreeSet<Site>>,
+    ask_at: Option<Duration>,
+    asked_at: Option<Duration>,
+}
+
+impl super::logs::LogState {
+    /// The upstream announced anew: a gap is looked at again with the next answer.
+    pub(super) fn gap_answered(&mut self) {
+        if let (Some(gap), Some(remote)) = (&self.gap, &self.remote)
+            && remote.begin.offset < gap.resume.offset
+        {
+            self.gap = None;
+        }
+    }
+}
+
+impl Replication {
+    /// Asks all sites about this origin's own logs, now or as soon as the rate allows.
+    pub(super) fn ask_about_own(&mut self) {
+        if self.config.kind != NodeKind::Edge {
+            return;
+        }
+        let earliest = self.questions.asked_at.map_or(self.now, |at| at.saturating_add(ASK_INTERVAL));
+        self.questions.ask_at = Some(self.questions.ask_at.unwrap_or(earliest).max(earliest).max(self.now));
+        self.due_questions();
+    }
+
+    pub(super) fn due_questions(&mut self) {
+        if self.questions.ask_at.is_none_or(|at| at > self.now) || self.links.is_empty() {
+            return;
+        }
+        self.questions.ask_at = None;
+        self.questions.asked_at = Some(self.now);
+        let me = self.config.node.site.clone();
+        let known: Vec<link::HeldLog> =
+            self.logs.of_origin(&me).filter_map(|(log, s)| known(log, s.submitted.as_ref())).collect();
+        let everything = vec!["#".to_owned()];
+        if known.is_empty() {
+            self.ask(&me, Vec::new(), everything);
+            return;
+        }
+        let mut parts: Vec<Vec<link::HeldLog>> = known.chunks(LOGS_PER_QUESTION).map(<[_]>::to_vec).collect();
+        // Logs that nobody here knows of can be asked for only together with all that are known.
+        match (parts.len(), parts.pop()) {
+            (1, Some(all)) => drop(self.ask(&me, all, everything)),
+            (_, Some(last)) => {
+                parts.push(last);
+                for part in parts {
+                    self.ask(&me, part, Vec::new());
+                }
+            }
+            (_, None) => {}
+        }
+    }
+
+    pub(super) fn next_question(&self) -> Option<Duration> {
+        self.questions.ask_at.filter(|_| !self.links.is_empty())
+    }
+
+    /// A site can be reached that could not before: an origin asks again, so do those with gaps.
+    pub(super) fn site_appeared(&mut self, site: &Site) {
+        self.ask_about_own();
+        let gaps: Vec<LogName> =
+            self.logs.of_origin(site).filter(|(_, s)| s.gap.is_some()).map(|(log, _)| log.clone()).collect();
+        for log in gaps {
+            self.ask_about(&log);
+        }
+    }
+
+    fn ask(&mut self, origin: &Site, known: Vec<link::HeldLog>, patterns: Vec<String>) -> u64 {
+        self.questions.sequence += 1;
+        let sequence = self.questions.sequence;
+        let question = link::Question {
+            asker: Some((&self.config.node).into()),
+            start: Some(self.config.start.into()),
+            sequence,
+            hops: self.config.hops,
+            origin: origin.to_string(),
+            known,
+            patterns,
+        };
+        self.questions.answered.insert(sequence, BTreeSet::new());
+        while self.questions.answered.len() > REMEMBERED_MAX {
+            self.questions.answered.pop_first();
+        }
+        let links: Vec<LinkId> = self.links.keys().copied().collect();
+        for link in links {
+            self.send(link, link::control::Kind::Question(question.clone()));
+        }
+        sequence
+    }
+
+    fn ask_about(&mut self, log: &LogName) {
+        let Some(known) = known(log, self.logs.get(log).and_then(|s| s.submitted.as_ref())) else { return };
+        let sequence = self.ask(&log.origin, vec![known], Vec::new());
+        if let Some(gap) = self.logs.get_mut(log).and_then(|s| s.gap.as_mut()) {
+            gap.asked = sequence;
+        }
+    }
+
+    pub(super) fn handle_question(&mut self, from: LinkId, question: &link::Question) -> Checked<()> {
+        let asker = convert::node_from(question.asker.as_ref())?;
+        let key = (asker.clone(), convert::start_from(question.start)?, question.sequence);
+        if asker == self.config.node || self.questions.seen.contains_key(&key) {
+            return Ok(());
+        }
+        self.questions.seen.insert(key.clone(), from);
+        self.questions.order.push_back(key);
+        if self.questions.order.len() > REMEMBERED_MAX
+            && let Some(oldest) = self.questions.order.pop_front()
+        {
+            self.questions.seen.remove(&oldest);
+        }
+        if question.hops > 0 {
+            let on = link::Question { hops: question.hops - 1, ..question.clone() };
+            let others: Vec<LinkId> = self.links.keys().copied().filter(|l| *l != from).collect();
+            for link in others {
+                self.send(link, link::control::Kind::Question(on.clone()));
+            }
+        }
+        self.answer_question(from, question)
+    }
+
+    fn answer_question(&mut self, to: LinkId, question: &link::Question) -> Checked<()> {
+        let origin = convert::site_from(&question.origin)?;
+        let patterns = question.patterns.iter().map(|p| convert::pattern_from(p)).collect::<Checked<Vec<Pattern>>>()?;
+        let mut theirs: BTreeMap<LogName, BTreeMap<Incarnation, u64>> = BTreeMap::new();
+        for held in question.known.iter().cloned() {
+            let held = wire::HeldLog::try_from(held)?;
+            let mut ends: BTreeMap<Incarnation, u64> = BTreeMap::new();
+            for tip in held.fork_tips.iter().chain([&held.below]) {
+                ends.insert(tip.incarnation, tip.offset);
+            }
+            theirs.insert(held.log, ends);
+        }
+        let more: Vec<link::Announce> = self
+            .logs
+            .of_origin(&origin)
+            .filter_map(|(log, state)| {
+                let info = state.durable.as_ref()?;
+                let asked = theirs.get(log);
+                if asked.is_none() && !patterns.iter().any(|p| p.touches(&log.topic)) {
+                    return None;
+                }
+                let more = info.incarnations.iter().any(|i| {
+                    i.end > i.begin && asked.and_then(|a| a.get(&i.incarnation)).is_none_or(|end| *end < i.end)
+                }) || asked.is_some_and(|_| question.known.iter().any(|k| !k.holes.is_empty()));
+                more.then(|| announcement(log, &View::of(info)))
+            })
+            .collect();
+        // A site says so too when it holds nothing more; a relay's silence means nothing.
+        let mut parts: Vec<Vec<link::Announce>> = more.chunks(LOGS_PER_QUESTION).map(<[_]>::to_vec).collect();
+        if parts.is_empty() && self.config.kind == NodeKind::Edge {
+            parts.push(Vec::new());
+        }
+        for logs in parts {
+            let answer = link::Answer {
+                asker: question.asker.clone(),
+                start: question.start,
+                sequence: question.sequence,
+                holder: Some((&self.config.node).into()),
+                logs,
+                hops: self.config.hops,
+            };
+            self.send(to, link::control::Kind::Answer(answer));
+        }
+        Ok(())
+    }
+
+    pub(super) fn handle_answer(&mut self, answer: link::Answer) -> Checked<()> {
+        let asker = convert::node_from(answer.asker.as_ref())?;
+        let start = convert::start_from(answer.start)?;
+        if asker != self.config.node {
+            let back = self.questions.seen.get(&(asker, start, answer.sequence)).copied();
+            if let Some(back) = back
+                && answer.hops > 0
+            {
+                let on = link::Answer { hops: answer.hops - 1, ..answer };
+                self.send(back, link::control::Kind::Answer(on));
+            }
+            return Ok(());
+        }
+        if start != self.config.start {
+            return Ok(());
+        }
+        let holder = convert::node_from(answer.holder.as_ref())?;
+        if let Some(sites) = self.questions.answered.get_mut(&answer.sequence)
+            && sites.len() < self.config.sites_max
+        {
+            sites.insert(holder.site.clone());
+        }
+        for offered in &answer.logs {
+            let log = convert::log_from(offered.log.as_ref())?;
+            let view = view_from(offered)?;
+            self.take_offer(&log, Offer { holder: holder.clone(), view });
+        }
+        Ok(())
+    }
+
+    /// Somebody holds more of a log than we do.
+    fn take_offer(&mut self, log: &LogName, offer: Offer) {
+        let own = log.origin == self.config.node.site;
+        let max = self.config.logs_max;
+        if !own && self.logs.get(log).is_none() {
+            return;
+        }
+        let Some(state) = self.logs.entry(log, max) else { return };
+        if own && state.submitted.is_none() && !state.beginning {
+            // Our own log of which nothing is left here: it begins where the holder's does.
+            state.beginning = true;
+            self.out.push_back(Output::Store(vec![Change::BeginCopy {
+                log: log.clone(),
+                at: offer.view.begin,
+                chain: None,
+            }]));
+        }
+        let Some(state) = self.logs.get_mut(log) else { return };
+        state.offers.retain(|o| o.holder != offer.holder);
+        if state.offers.len() < OFFERS_MAX {
+            state.offers.push(offer);
+        }
+        self.evaluate(log);
+    }
+
+    /// A fetch from a holder that offered is over: what it gave is there now, or it has nothing more of this incarnation.
+    pub(super) fn offer_used(&mut self, log: &LogName, incarnation: Incarnation) {
+        let Some(state) = self.logs.get_mut(log) else { return };
+        let end = state
+            .submitted
+            .as_ref()
+            .and_then(|i| i.incarnations.iter().find(|i| i.incarnation == incarnation))
+            .map(|i| i.end);
+        for offer in &mut state.offers {
+            for edge in offer.view.edges.iter_mut().filter(|e| e.incarnation == incarnation) {
+                // What was given cannot be less than what is there; what was promised and did not come is given up.
+                edge.end = edge.end.min(end.unwrap_or(edge.begin));
+            }
+        }
+        state.offers.retain(|o| o.view.edges.iter().any(|e| e.end > e.begin));
+        self.evaluate(log);
+    }
+
+    /// The origin says that it begins above where our copy ends.
+    pub(super) fn not_here(&mut self, log: &LogName, ended: &FetchEnded) {
+        let Some(resume) = ended.at else { return self.retry_later(log, Some("the origin said no place".to_owned())) };
+        if self.config.kind == NodeKind::Relay {
+            // A cache that nothing can continue: the next fetch asked begins another.
+            let held = self.logs.get(log).is_some_and(|s| s.submitted.is_some());
+            if held {
+                self.out.push_back(Output::Store(vec![Change::Drop { log: log.clone() }]));
+            }
+            return;
+        }
+        let now = self.now;
+        let Some(state) = self.logs.get_mut(log) else { return };
+        state.gap = Some(Gap { resume, since: now, asked: 0 });
+        self.ask_about(log);
+        self.gaps.insert(log.clone());
+    }
+
+    /// Each interval: gaps that nobody can fill are stated as lost, and the copy goes on above them.
+    pub(super) fn check_gaps(&mut self) {
+        let open: Vec<LogName> = self.gaps.iter().cloned().collect();
+        for log in open {
+            let Some(state) = self.logs.get(&log) else {
+                self.gaps.remove(&log);
+                continue;
+            };
+            let (Some(gap), Some(end)) = (state.gap.clone(), state.end()) else {
+                self.gaps.remove(&log);
+                self.evaluate(&log);
+                continue;
+            };
+            if end.offset >= gap.resume.offset {
+                self.close_gap(&log);
+                continue;
+            }
+            let filling = !state.fetches.is_empty();
+            let waited = self.now.saturating_sub(gap.since) >= self.config.lost_after;
+            if !filling && (waited || self.all_answered(&log.origin, gap.asked)) {
+                self.lose(&log, end, &gap);
+            }
+        }
+    }
+
+    fn close_gap(&mut self, log: &LogName) {
+        if let Some(state) = self.logs.get_mut(log) {
+            state.gap = None;
+            state.offers.clear();
+        }
+        self.gaps.remove(log);
+        self.evaluate(log);
+    }
+
+    /// Whether every site that is known answered the question (the origin has by its "not here").
+    fn all_answered(&self, origin: &Site, question: u64) -> bool {
+        let Some(answered) = self.questions.answered.get(&question) else { return false };
+        let me = &self.config.node.site;
+        self.routing.known_sites().iter().all(|s| s == me || s == origin || answered.contains(s))
+    }
+
+    fn lose(&mut self, log: &LogName, end: Place, gap: &Gap) {
+        let hole =
+            Hole { incarnation: gap.resume.incarnation, from: end.offset, to: gap.resume.offset, kind: HoleKind::Lost };
+        let text = format!(
+            "{log}: {end} to {} is held by no site that can be reached any more; it is recorded as lost and the copy goes on above",
+            gap.resume
+        );
+        self.report("range-lost", text);
+        self.out.push_back(Output::Store(vec![Change::Hole { log: log.clone(), hole }]));
+        self.close_gap(log);
+    }
+}
+
+/// What is held of a log, with the ends of all its incarnations, as a question states it.
+fn known(log: &LogName, info: Option<&crate::copies::LogInfo>) -> Option<link::HeldLog> {
+    let info = info?;
+    let others = info.incarnations.iter().filter(|i| i.incarnation != info.end.incarnation);
+    let held = wire::HeldLog {
+        log: log.clone(),
+        from: Some(info.begin),
+        below: info.end,
+        chain: None,
+        holes: info.holes.iter().filter(|h| h.kind == HoleKind::Pending).copied().collect(),
+        fork_tips: others.map(|i| Place { incarnation: i.incarnation, offset: i.end }).collect(),
+    };
+    Some(held.into())
+}

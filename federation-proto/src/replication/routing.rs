@@ -1,0 +1,378 @@
+//! Which way: link-state records, their numbering, flooding and aging, and the shortest paths that follow from them.
+//!
+//! Everything else asks only [`Routing::upstream`] (towards a site) and [`Routing::towards`] (a node), so classes of
+//! topics and rules can come behind these two without anything else changing.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use prost::Message as _;
+
+use super::{
+    LinkId, Output, Replication,
+    convert::{self, Checked},
+};
+use crate::{
+    ids::{NodeName, Site, Start},
+    session::NodeKind,
+    wire::{WireError, link},
+};
+
+/// A record is forgotten when it was not renewed for this long.
+pub(super) const RECORD_AGE_MAX: Duration = Duration::from_secs(3600);
+/// A node renews its own record this often although nothing changed.
+pub(super) const RECORD_REFRESH: Duration = Duration::from_secs(900);
+/// Neighbours compare digests this often.
+pub(super) const DIGEST_INTERVAL: Duration = Duration::from_secs(60);
+/// A node goes on above a greater number of its own name at most this often.
+const RAISE_INTERVAL: Duration = Duration::from_secs(60);
+/// What a hop through a node that carries no transit adds: more than any real path costs.
+const NO_TRANSIT_COST: u64 = 1 << 40;
+/// Most neighbours believed of one record.
+const NEIGHBOURS_MAX: usize = 4096;
+
+/// What a node said of itself last.
+#[derive(Debug, Clone)]
+struct Known {
+    kind: NodeKind,
+    start: Start,
+    sequence: u64,
+    neighbours: BTreeMap<NodeName, u32>,
+    no_transit: bool,
+    body: Bytes,
+    heard: Duration,
+    age: Duration,
+}
+
+/// The first step of a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Hop {
+    pub(super) link: LinkId,
+    pub(super) cost: u64,
+}
+
+/// Records and what follows from them.
+#[derive(Debug)]
+pub(super) struct Routing {
+    start: Start,
+    sequence: u64,
+    raised: Option<Duration>,
+    raises: u32,
+    renewed: Duration,
+    records: BTreeMap<NodeName, Known>,
+    nodes: BTreeMap<NodeName, Hop>,
+    sites: BTreeMap<Site, Hop>,
+}
+
+impl Routing {
+    pub(super) fn new(start: Start, now: Duration) -> Self {
+        Self {
+            start,
+            sequence: 0,
+            raised: None,
+            raises: 0,
+            renewed: now,
+            records: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            sites: BTreeMap::new(),
+        }
+    }
+
+    /// The link towards an origin: the next hop on the shortest path to its edge broker.
+    pub(super) fn upstream(&self, origin: &Site) -> Option<LinkId> {
+        self.sites.get(origin).map(|h| h.link)
+    }
+
+    /// The link towards a node.
+    pub(super) fn towards(&self, node: &NodeName) -> Option<LinkId> {
+        self.nodes.get(node).map(|h| h.link)
+    }
+
+    pub(super) fn cost(&self, site: &Site) -> Option<u64> {
+        self.sites.get(site).map(|h| h.cost)
+    }
+
+    /// Every site with an edge broker that is known of, reachable or not.
+    pub(super) fn known_sites(&self) -> BTreeSet<Site> {
+        self.records.iter().filter(|(_, k)| k.kind == NodeKind::Edge).map(|(n, _)| n.site.clone()).collect()
+    }
+
+    pub(super) fn nodes_of(&self, site: &Site) -> Vec<NodeName> {
+        self.records.keys().filter(|n| n.site == *site).cloned().collect()
+    }
+
+    fn heads(&self) -> Vec<link::RecordHead> {
+        let head = |node: &NodeName, k: &Known| link::RecordHead {
+            node: Some((node).into()),
+            start: Some(k.start.into()),
+            sequence: k.sequence,
+        };
+        self.records.iter().map(|(n, k)| head(n, k)).collect()
+    }
+
+    fn record(known: &Known, now: Duration) -> link::control::Kind {
+        let age = known.age.saturating_add(now.saturating_sub(known.heard));
+        let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        link::control::Kind::Record(link::Record { body: known.body.clone(), age_ms })
+    }
+
+    /// Dijkstra from `me`. Costs are at least 1, so next hops along shortest paths cannot form a loop; ties go to the
+    /// first hop of smaller name.
+    fn paths(&self, me: &NodeName) -> BTreeMap<NodeName, (u64, NodeName)> {
+        let mut best: BTreeMap<NodeName, (u64, NodeName)> = BTreeMap::new();
+        let mut open: BTreeSet<(u64, NodeName, NodeName)> = BTreeSet::new();
+        let mut done: BTreeSet<NodeName> = BTreeSet::from([me.clone()]);
+        self.open_neighbours(me, None, 0, &mut open);
+        while let Some((cost, first, node)) = open.pop_first() {
+            if !done.insert(node.clone()) {
+                continue;
+            }
+            self.open_neighbours(&node, Some(&first), cost, &mut open);
+            best.insert(node, (cost, first));
+        }
+        best
+    }
+
+    fn open_neighbours(
+        &self,
+        node: &NodeName,
+        first: Option<&NodeName>,
+        cost: u64,
+        open: &mut BTreeSet<(u64, NodeName, NodeName)>,
+    ) {
+        let Some(known) = self.records.get(node) else { return };
+        let through = if first.is_some() && known.no_transit { NO_TRANSIT_COST } else { 0 };
+        for (peer, here) in &known.neighbours {
+            // A link counts only if both ends state it; its cost is the greater of the two.
+            let Some(there) = self.records.get(peer).and_then(|k| k.neighbours.get(node)) else { continue };
+            let step = u64::from(*here.max(there)).max(1);
+            let total = cost.saturating_add(step).saturating_add(through);
+            open.insert((total, first.unwrap_or(peer).clone(), peer.clone()));
+        }
+    }
+
+    fn recompute(&mut self, me: &NodeName, links: &BTreeMap<NodeName, LinkId>) {
+        self.nodes.clear();
+        self.sites.clear();
+        for (node, (cost, first)) in self.paths(me) {
+            let Some(link) = links.get(&first).copied() else { continue };
+            let hop = Hop { link, cost };
+            let is_edge = self.records.get(&node).is_some_and(|k| k.kind == NodeKind::Edge);
+            if is_edge && node.site != me.site && self.sites.get(&node.site).is_none_or(|h| hop.cost < h.cost) {
+                self.sites.insert(node.site.clone(), hop);
+            }
+            self.nodes.insert(node, hop);
+        }
+    }
+}
+
+fn parse(body: Bytes, age: Duration, now: Duration) -> Checked<(NodeName, Known)> {
+    let record = link::RecordBody::decode(body.clone()).map_err(|_| WireError::Undecodable)?;
+    if record.neighbours.len() > NEIGHBOURS_MAX {
+        return Err(WireError::Range { what: "record.neighbours", found: record.neighbours.len() as u64 });
+    }
+    let kind: NodeKind = record.kind().try_into()?;
+    let mut neighbours = BTreeMap::new();
+    for n in &record.neighbours {
+        neighbours.insert(convert::node_from(n.node.as_ref())?, n.cost);
+    }
+    let known = Known {
+        kind,
+        start: convert::start_from(record.start)?,
+        sequence: record.sequence,
+        neighbours,
+        no_transit: record.no_transit,
+        body,
+        heard: now,
+        age,
+    };
+    Ok((convert::node_from(record.node.as_ref())?, known))
+}
+
+impl Replication {
+    /// Says anew who this node's neighbours are, and floods it.
+    pub(super) fn renew_own_record(&mut self) {
+        self.routing.sequence += 1;
+        self.routing.renewed = self.now;
+        let mut neighbours: BTreeMap<NodeName, u32> = BTreeMap::new();
+        for link in self.links.values() {
+            let cost = self.config.costs.iter().find(|(n, _)| *n == link.peer.node).map_or(1, |(_, c)| (*c).max(1));
+            neighbours.insert(link.peer.node.clone(), cost);
+        }
+        let kind = link::NodeKind::from(self.config.kind);
+        let neighbour = |(node, cost): (&NodeName, &u32)| link::Neighbour { node: Some((node).into()), cost: *cost };
+        let body = link::RecordBody {
+            node: Some((&self.config.node).into()),
+            kind: i32::from(kind),
+            start: Some(self.routing.start.into()),
+            sequence: self.routing.sequence,
+            neighbours: neighbours.iter().map(neighbour).collect(),
+            no_transit: !self.transit,
+            body_versions: self.config.body_versions.iter().map(|v| u32::from(*v)).collect(),
+        };
+        let known = Known {
+            kind: self.config.kind,
+            start: self.routing.start,
+            sequence: self.routing.sequence,
+            neighbours,
+            no_transit: !self.transit,
+            body: body.encode_to_vec().into(),
+            heard: self.now,
+            age: Duration::ZERO,
+        };
+        let message = Routing::record(&known, self.now);
+        self.routing.records.insert(self.config.node.clone(), known);
+        let links: Vec<LinkId> = self.links.keys().copied().collect();
+        for link in links {
+            self.send(link, message.clone());
+        }
+        self.reroute();
+    }
+
+    pub(super) fn send_digest(&mut self, link: LinkId) {
+        let heads = self.routing.heads();
+        self.send(link, link::control::Kind::RecordDigest(link::RecordDigest { heads }));
+    }
+
+    pub(super) fn handle_digest(&mut self, from: LinkId, digest: &link::RecordDigest) -> Checked<()> {
+        let mut theirs: BTreeMap<NodeName, (Start, u64)> = BTreeMap::new();
+        for head in &digest.heads {
+            let node = convert::node_from(head.node.as_ref())?;
+            theirs.insert(node, (convert::start_from(head.start)?, head.sequence));
+        }
+        let newer: Vec<_> = self
+            .routing
+            .records
+            .iter()
+            .filter(|(node, k)| theirs.get(*node).is_none_or(|t| *t < (k.start, k.sequence)))
+            .map(|(_, k)| Routing::record(k, self.now))
+            .collect();
+        for record in newer {
+            self.send(from, record);
+        }
+        // Where the peer knows a greater number under our own name, we learn of it only by the record itself.
+        Ok(())
+    }
+
+    pub(super) fn handle_record(&mut self, from: LinkId, record: link::Record) -> Checked<()> {
+        let age = Duration::from_millis(record.age_ms);
+        let (node, known) = parse(record.body, age, self.now)?;
+        if node == self.config.node {
+            self.meet_own_record(&known);
+            return Ok(());
+        }
+        if age >= RECORD_AGE_MAX {
+            return Ok(());
+        }
+        let before = self.routing.records.get(&node).map(|k| (k.start, k.sequence));
+        match before {
+            Some(number) if number == (known.start, known.sequence) => return Ok(()),
+            Some(number) if number > (known.start, known.sequence) => {
+                if let Some(newer) = self.routing.records.get(&node).map(|k| Routing::record(k, self.now)) {
+                    self.send(from, newer);
+                }
+                return Ok(());
+            }
+            None if self.routing.records.len() >= self.config.sites_max.saturating_mul(4) => {
+                self.refuse(
+                    "too-many-nodes",
+                    format!(
+                        "the record of {node} is refused: {} nodes are known already; raise the bound of sites",
+                        self.routing.records.len()
+                    ),
+                );
+                return Ok(());
+            }
+            _ => {}
+        }
+        let message = Routing::record(&known, self.now);
+        let restarted = known.kind == NodeKind::Edge && before.is_none_or(|(start, _)| start != known.start);
+        self.routing.records.insert(node.clone(), known);
+        let others: Vec<LinkId> = self.links.keys().copied().filter(|l| *l != from).collect();
+        for link in others {
+            self.send(link, message.clone());
+        }
+        self.reroute();
+        if restarted {
+            self.origin_restarted(&node.site);
+        }
+        Ok(())
+    }
+
+    /// Our own name with a greater number: a former start whose clock was ahead, or a second node of this name.
+    fn meet_own_record(&mut self, known: &Known) {
+        if (known.start, known.sequence) <= (self.routing.start, self.routing.sequence) {
+            return;
+        }
+        if self.routing.raised.is_some_and(|at| self.now.saturating_sub(at) < RAISE_INTERVAL) {
+            return;
+        }
+        self.routing.raised = Some(self.now);
+        self.routing.raises += 1;
+        if self.routing.raises > 1 {
+            let text = format!("another node calls itself {} too; give one of them another name", self.config.node);
+            self.report("two-nodes-one-name", text);
+        }
+        if known.start > self.routing.start {
+            self.routing.start =
+                Start { time_us: known.start.time_us.saturating_add(1), random: self.config.start.random };
+        }
+        self.routing.sequence = self.routing.sequence.max(known.sequence);
+        self.renew_own_record();
+    }
+
+    /// Forgets records that nobody renewed, renews the own one when it is due.
+    pub(super) fn age_records(&mut self) {
+        let now = self.now;
+        let me = self.config.node.clone();
+        let before = self.routing.records.len();
+        self.routing
+            .records
+            .retain(|n, k| *n == me || k.age.saturating_add(now.saturating_sub(k.heard)) < RECORD_AGE_MAX);
+        if now.saturating_sub(self.routing.renewed) >= RECORD_REFRESH {
+            self.renew_own_record();
+        } else if self.routing.records.len() != before {
+            self.reroute();
+        }
+    }
+
+    /// Recomputes the paths and tells the rest of the machine which origins have another upstream now.
+    pub(super) fn reroute(&mut self) {
+        let before = self.routing.sites.clone();
+        // Where two links lead to one node, the newer one counts: the older is about to be found dead.
+        let links: BTreeMap<NodeName, LinkId> = self.links.iter().map(|(id, l)| (l.peer.node.clone(), *id)).collect();
+        self.routing.recompute(&self.config.node, &links);
+        let mut changed: BTreeSet<Site> = BTreeSet::new();
+        for (site, hop) in &self.routing.sites {
+            if before.get(site).is_none_or(|b| b.link != hop.link) {
+                changed.insert(site.clone());
+            }
+        }
+        changed.extend(before.keys().filter(|s| !self.routing.sites.contains_key(*s)).cloned());
+        for origin in changed {
+            let old = before.get(&origin).map(|h| h.link);
+            self.upstream_changed(&origin, old);
+        }
+    }
+
+    /// Everything of an origin moves to its new upstream.
+    fn upstream_changed(&mut self, origin: &Site, old: Option<LinkId>) {
+        self.wants_moved(origin, old);
+        self.evaluate_origin(origin);
+        self.statements_moved(origin);
+        self.registration_moved(origin);
+        self.trace_moved(origin);
+        if old.is_none() {
+            self.site_appeared(origin);
+        }
+    }
+
+    pub(super) fn send(&mut self, link: LinkId, message: link::control::Kind) {
+        if self.links.contains_key(&link) {
+            self.out.push_back(Output::Send(link, Box::new(message)));
+        }
+    }
+}

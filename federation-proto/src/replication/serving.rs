@@ -1,0 +1,278 @@
+//! Serving what neighbours fetch: from the own copy where it holds the place, else read through from further towards the origin.
+//!
+//! A fetch that is read through is fed by a *passing* fetch of ours, which nobody stores and which may bring only as much
+//! as its asker has room for. It ends where the own copy can take over. "Not here" is only ever the origin's answer.
+
+use std::collections::BTreeMap;
+
+use super::{
+    Change, LinkId, Output, Replication,
+    fetching::FetchOwner,
+    lines::{self, Where},
+};
+use crate::{
+    copies::HoleKind,
+    ids::{LogName, Offset, Place},
+    session::{FetchEnded, FetchLine, FetchNumber, FetchOrder, NodeKind},
+    wire::link::FetchEnd,
+};
+
+/// Most bytes that a passing fetch may bring ahead of what its asker has been sent.
+pub(super) const PASS_WINDOW_BYTES: u64 = 4 * 1024 * 1024;
+/// What a passing fetch may bring before its asker's room is known.
+const PASS_FIRST_BYTES: u64 = 1024 * 1024;
+
+type Asker = (LinkId, FetchNumber);
+
+#[derive(Debug)]
+pub(super) struct Served {
+    order: FetchOrder,
+    mode: Mode,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// From our copy.
+    Own,
+    /// Until our copy begins.
+    Waiting,
+    /// Read through by this fetch of ours.
+    Pass { link: LinkId, number: FetchNumber, allowance: u64 },
+}
+
+pub(super) type ServedFetches = BTreeMap<Asker, Served>;
+
+impl Replication {
+    pub(super) fn fetch_requested(&mut self, from: LinkId, order: FetchOrder) {
+        if !self.links.contains_key(&from) {
+            return;
+        }
+        let asker = (from, order.number);
+        let at = order.from;
+        let room = if order.passing { order.allowance } else { PASS_FIRST_BYTES };
+        self.served.insert(asker, Served { order, mode: Mode::Waiting });
+        self.decide(asker, at, room);
+    }
+
+    pub(super) fn served_outside(&mut self, asker: Asker, next: Place, room: u64) {
+        if self.served.contains_key(&asker) {
+            self.decide(asker, next, room);
+        }
+    }
+
+    pub(super) fn served_room(&mut self, asker: Asker, next: Place, passed: u64, room: u64) {
+        let Some(served) = self.served.get_mut(&asker) else { return };
+        let Mode::Pass { link, number, allowance } = served.mode else { return };
+        let log = served.order.log.clone();
+        let line = served.order.line;
+        if served.order.towards.is_none() && self.readable(&log, next, line, true) {
+            self.stop_fetch(link, number);
+            return self.serve(asker);
+        }
+        let total = passed.saturating_add(room.min(PASS_WINDOW_BYTES));
+        if total <= allowance {
+            return;
+        }
+        if let Some(served) = self.served.get_mut(&asker) {
+            served.mode = Mode::Pass { link, number, allowance: total };
+        }
+        self.out.push_back(Output::RaiseAllowance(link, number, total));
+    }
+
+    pub(super) fn served_over(&mut self, asker: Asker) {
+        if let Some(served) = self.served.remove(&asker)
+            && let Mode::Pass { link, number, .. } = served.mode
+        {
+            self.stop_fetch(link, number);
+        }
+    }
+
+    pub(super) fn served_link_down(&mut self, link: LinkId) {
+        let gone: Vec<Asker> = self.served.range((link, 0)..=(link, u64::MAX)).map(|(k, _)| *k).collect();
+        for asker in gone {
+            self.served_over(asker);
+        }
+    }
+
+    /// Whether our copy answers for this place: it holds it, or the place is its end and the copy goes on.
+    /// `held_only`: only what is held, or an end that is fed at present.
+    fn readable(&self, log: &LogName, at: Place, line: FetchLine, held_only: bool) -> bool {
+        let Some(state) = self.logs.get(log) else { return false };
+        let own = log.origin == self.config.node.site;
+        let info = if own { &state.durable } else { &state.submitted };
+        let Some(info) = info else { return false };
+        match lines::locate(info, at) {
+            Where::Held => true,
+            Where::Outside => false,
+            Where::AtEnd if own => true,
+            // The end of an incarnation that is not the main line's end does not grow by the main fetch.
+            Where::AtEnd if line == FetchLine::Incarnation => !held_only,
+            Where::AtEnd => {
+                at == info.end && (self.needs(log) || (!held_only && self.routing.upstream(&log.origin).is_none()))
+            }
+        }
+    }
+
+    /// How a peer's fetch that stands at `at` goes on.
+    fn decide(&mut self, asker: Asker, at: Place, room: u64) {
+        let Some(served) = self.served.get(&asker) else { return };
+        let order = served.order.clone();
+        if let Mode::Pass { link, number, .. } = served.mode {
+            self.stop_fetch(link, number);
+        }
+        if self.readable(&order.log, at, order.line, false) {
+            return self.serve(asker);
+        }
+        let named_me = order.towards.as_ref() == Some(&self.config.node);
+        if order.log.origin == self.config.node.site && (order.towards.is_none() || named_me) {
+            return self.answer_as_origin(asker, &order.log, at);
+        }
+        if named_me {
+            let end = self.logs.get(&order.log).and_then(|s| s.end()).unwrap_or(at);
+            return self.end_served(asker, FetchEnd::AtEnd, Some(end), "");
+        }
+        let way = match &order.towards {
+            Some(node) => self.routing.towards(node),
+            None => self.routing.upstream(&order.log.origin),
+        };
+        let Some(way) = way.filter(|l| *l != asker.0) else {
+            let text = format!("there is no way to {} from {}", order.log.origin, self.config.node);
+            return self.end_served(asker, FetchEnd::CannotReach, None, &text);
+        };
+        if self.may_begin_cache(&order) {
+            return self.begin_cache(asker, &order.log, at);
+        }
+        self.pass(asker, &order, at, way, room);
+    }
+
+    fn serve(&mut self, asker: Asker) {
+        if let Some(served) = self.served.get_mut(&asker) {
+            served.mode = Mode::Own;
+            self.out.push_back(Output::Serve(asker.0, asker.1));
+        }
+    }
+
+    pub(super) fn end_served(&mut self, asker: Asker, end: FetchEnd, at: Option<Place>, text: &str) {
+        if self.served.remove(&asker).is_some() {
+            let answered_by = self.config.node.site.to_string();
+            let ended = FetchEnded { number: asker.1, end, at, answered_by, text: text.to_owned() };
+            self.out.push_back(Output::EndServed(asker.0, ended));
+        }
+    }
+
+    /// A place of our own log that we do not hold: only the origin may say so.
+    fn answer_as_origin(&mut self, asker: Asker, log: &LogName, at: Place) {
+        let info = self.logs.get(log).and_then(|s| s.durable.as_ref());
+        let Some(info) = info else {
+            return self.end_served(asker, FetchEnd::UnknownPlace, None, "the origin has no such log");
+        };
+        let begin = info.begin;
+        let hole = info.holes.iter().find(|h| {
+            h.incarnation == at.incarnation && h.from <= at.offset && at.offset < h.to && h.kind != HoleKind::Pending
+        });
+        if let Some(hole) = hole {
+            let after = Place { incarnation: hole.incarnation, offset: hole.to };
+            return self.end_served(asker, FetchEnd::NotHere, Some(after), "a hole of the origin's own");
+        }
+        let known = info.incarnations.iter().find(|i| i.incarnation == at.incarnation);
+        let older = at.incarnation < begin.incarnation && at.offset <= begin.offset;
+        match known {
+            Some(own) if at.offset < own.begin => self.end_served(asker, FetchEnd::NotHere, Some(begin), ""),
+            None if older => self.end_served(asker, FetchEnd::NotHere, Some(begin), ""),
+            Some(own) => {
+                let end = Place { incarnation: own.incarnation, offset: own.end };
+                self.end_served(asker, FetchEnd::UnknownPlace, Some(end), "the origin's incarnation ends before");
+            }
+            None => self.end_served(asker, FetchEnd::UnknownPlace, Some(begin), "the origin knows no such incarnation"),
+        }
+    }
+
+    /// A relay's copy begins at the first place that a neighbour asks for in order to store it.
+    fn may_begin_cache(&self, order: &FetchOrder) -> bool {
+        self.config.kind == NodeKind::Relay
+            && !order.passing
+            && !order.no_wait
+            && order.towards.is_none()
+            && order.line == FetchLine::Main
+            && self.logs.get(&order.log).is_some_and(|s| s.submitted.is_none())
+            && self.needs(&order.log)
+    }
+
+    fn begin_cache(&mut self, asker: Asker, log: &LogName, at: Place) {
+        let Some(state) = self.logs.get_mut(log) else { return };
+        state.waiting.push(asker);
+        if let Some(served) = self.served.get_mut(&asker) {
+            served.mode = Mode::Waiting;
+        }
+        if !state.beginning {
+            state.beginning = true;
+            self.out.push_back(Output::Store(vec![Change::BeginCopy { log: log.clone(), at, chain: None }]));
+        }
+    }
+
+    /// Our copy is there now: those who waited for it are decided anew.
+    pub(super) fn copy_appeared(&mut self, log: &LogName) {
+        let waiting = self.logs.get_mut(log).map(|s| std::mem::take(&mut s.waiting)).unwrap_or_default();
+        for asker in waiting {
+            if let Some(served) = self.served.get(&asker)
+                && served.mode == Mode::Waiting
+            {
+                let at = served.order.from;
+                self.decide(asker, at, PASS_FIRST_BYTES);
+            }
+        }
+    }
+
+    fn pass(&mut self, asker: Asker, order: &FetchOrder, at: Place, way: LinkId, room: u64) {
+        let hops = if order.passing { order.hops } else { self.config.hops };
+        if hops == 0 {
+            return self.end_served(asker, FetchEnd::Hops, Some(at), "the way is too long, or the routes are changing");
+        }
+        let Some(number) = self.next_fetch(way, FetchOwner::Pass(asker.0, asker.1)) else { return };
+        let allowance = room.min(PASS_WINDOW_BYTES);
+        if let Some(served) = self.served.get_mut(&asker) {
+            served.mode = Mode::Pass { link: way, number, allowance };
+        }
+        let until = match (order.until, self.takes_over_at(order, at)) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        let through = FetchOrder { number, from: at, passing: true, hops: hops - 1, allowance, until, ..order.clone() };
+        self.out.push_back(Output::StartFetch(way, through));
+        self.out.push_back(Output::Pass((way, number), asker));
+    }
+
+    /// Where our own copy can take over from a fetch that stands below its begin, on the main line.
+    fn takes_over_at(&self, order: &FetchOrder, at: Place) -> Option<Offset> {
+        if order.line != FetchLine::Main || order.towards.is_some() {
+            return None;
+        }
+        let info = self.logs.get(&order.log)?.submitted.as_ref()?;
+        (at.offset < info.begin.offset && at.incarnation <= info.begin.incarnation).then_some(info.begin.offset)
+    }
+
+    /// A passing fetch of ours ended: the fetch that it fed goes on another way, or gets the answer.
+    pub(super) fn pass_ended(&mut self, asker: Asker, ended: &FetchEnded) {
+        let Some(served) = self.served.get_mut(&asker) else { return };
+        if served.order.until.is_some()
+            && ended.end == FetchEnd::Done
+            && ended.at.map(|p| p.offset) >= served.order.until
+        {
+            return self.end_served(asker, FetchEnd::Done, ended.at, "");
+        }
+        if ended.end == FetchEnd::Done {
+            // Our copy takes over; where it was trimmed meanwhile, reading there leads back here.
+            return self.serve(asker);
+        }
+        if self.served.remove(&asker).is_some() {
+            let passed_on = FetchEnded { number: asker.1, ..ended.clone() };
+            self.out.push_back(Output::EndServed(asker.0, passed_on));
+        }
+    }
+
+    /// The link of a passing fetch is gone: its asker asks again from its own end.
+    pub(super) fn pass_lost(&mut self, asker: Asker) {
+        let text = format!("{} lost the link on which it read this through", self.config.node);
+        self.end_served(asker, FetchEnd::CannotReach, None, &text);
+    }
+}
