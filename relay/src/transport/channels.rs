@@ -199,6 +199,18 @@ impl Writers {
         self.channels.iter().map(|writer| writer.unacked_bytes + pending(writer)).sum()
     }
 
+    /// Ends a channel's stream; resolves when the peer has all of it, or the connection is lost.
+    pub fn finish(&mut self, channel: Channel) -> impl Future<Output = ()> + Send + 'static + use<> {
+        let mut stream = self.channels.get_mut(slot(channel)).and_then(|writer| writer.current.take());
+        async move {
+            if let Some(stream) = stream.as_mut() {
+                // Both fail only for a stream that is of no more use.
+                let _ = stream.finish();
+                let _ = stream.stopped().await;
+            }
+        }
+    }
+
     /// Whether all that was pushed has been handed to QUIC.
     pub fn is_flushed(&self) -> bool {
         self.channels.iter().all(|writer| writer.pending.is_empty())
@@ -324,6 +336,8 @@ pub struct Readers {
     one_way: FuturesUnordered<OneWayFuture>,
     /// Bytes that the one-way streams being read hold.
     one_way_bytes: Arc<AtomicUsize>,
+    /// The connection is over; what has arrived is still read.
+    lost: Option<ConnectionError>,
     /// Where the next polling begins, so that a busy channel does not starve the others.
     turn: usize,
 }
@@ -353,6 +367,7 @@ impl Readers {
             channels,
             one_way: FuturesUnordered::new(),
             one_way_bytes: Arc::default(),
+            lost: None,
             turn: 0,
         }
     }
@@ -367,34 +382,56 @@ impl Readers {
         for step in 0..count {
             let at = (self.turn + step) % count;
             let Some(reader) = self.channels.get_mut(at) else { continue };
-            if let Poll::Ready(bytes) = reader.poll(cx)? {
-                self.turn = if reader.ready.is_empty() { at + 1 } else { at };
-                return Poll::Ready(Ok(Received::Bytes(reader.channel, bytes)));
+            match reader.poll(cx) {
+                Poll::Ready(Ok(bytes)) => {
+                    self.turn = if reader.ready.is_empty() { at + 1 } else { at };
+                    return Poll::Ready(Ok(Received::Bytes(reader.channel, bytes)));
+                }
+                Poll::Ready(Err(ChannelError::Connection(error))) => self.lost = Some(error),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {}
             }
         }
-        Poll::Pending
+        match &self.lost {
+            Some(error) => Poll::Ready(Err(error.clone().into())),
+            None => Poll::Pending,
+        }
     }
 
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Result<(), ChannelError> {
-        while let Poll::Ready(Some(stream)) = self.accept.poll_next_unpin(cx) {
-            self.opening.push(Box::pin(read_header(stream?)));
+        while self.lost.is_none()
+            && let Poll::Ready(Some(stream)) = self.accept.poll_next_unpin(cx)
+        {
+            match stream {
+                Ok(stream) => self.opening.push(Box::pin(read_header(stream))),
+                Err(error) => self.lost = Some(error),
+            }
         }
         while let Poll::Ready(Some(opened)) = self.opening.poll_next_unpin(cx) {
-            match opened? {
-                Opened::Channel { channel, number, rest, stream } => {
-                    if let Some(reader) = self.channels.get_mut(slot(channel)) {
-                        reader.add(number, rest, stream)?;
-                    }
-                }
-                Opened::OneWay { .. } if self.one_way.len() >= ONE_WAY_STREAMS_MAX => {
-                    self.one_way.push(Box::pin(std::future::ready(None)));
-                }
-                Opened::OneWay { first, stream } => {
-                    let held = Held { all: self.one_way_bytes.clone(), own: 0 };
-                    self.one_way.push(Box::pin(read_one_way(first, stream, held)));
-                }
-                Opened::Nothing => {}
+            match opened {
+                Err(ChannelError::Connection(error)) => self.lost = Some(error),
+                Err(error) => return Err(error),
+                Ok(opened) => self.take(opened)?,
             }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, opened: Opened) -> Result<(), ChannelError> {
+        match opened {
+            Opened::Channel { channel, number, rest, stream } => {
+                if let Some(reader) = self.channels.get_mut(slot(channel)) {
+                    reader.add(number, rest, stream)?;
+                }
+            }
+            Opened::OneWay { .. } if self.one_way.len() >= ONE_WAY_STREAMS_MAX => {
+                self.one_way.push(Box::pin(std::future::ready(None)));
+            }
+            Opened::OneWay { first, stream } => {
+                let held = Held { all: self.one_way_bytes.clone(), own: 0 };
+                self.one_way.push(Box::pin(read_one_way(first, stream, held)));
+            }
+            Opened::Nothing => {}
         }
         Ok(())
     }
@@ -550,6 +587,11 @@ impl OneWaySender {
         while let Poll::Ready(Some(length)) = self.streams.poll_next_unpin(cx) {
             self.bytes = self.bytes.saturating_sub(length);
         }
+    }
+
+    /// Counts a message that was dropped elsewhere on this connection.
+    pub fn count_dropped(&mut self) {
+        self.dropped += 1;
     }
 
     /// Messages dropped so far for lack of room.

@@ -17,6 +17,8 @@ use seaway_federation_proto::session::Transmit;
 use super::{
     channels::{CHANNELS, ChannelError, OneWaySender, Readers, Received, Writers, datagrams},
     endpoint::{self, Timing},
+    reason::describe,
+    tls::Credentials,
     tls_tests::Federation,
 };
 use crate::node::StartError;
@@ -163,4 +165,56 @@ async fn a_port_in_use_is_named() {
     let address = first.local_addr().unwrap();
     let Err(StartError::Listen(text)) = endpoint::open(Some(address)) else { panic!("opened twice") };
     assert!(text.contains(&format!("{address} for links is in use by another process")), "{text}");
+}
+
+/// Dials with `a` a listener with `b`; what dialler and listener say in the end.
+async fn refusal(a: &Credentials, b: &Credentials, peer: &str) -> (String, String) {
+    let transport = Arc::new(endpoint::transport_config(TIMING));
+    let listener = endpoint::open(Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))).unwrap();
+    let address = listener.local_addr().unwrap();
+    listener.set_server_config(Some(endpoint::server_config(b, transport.clone()).unwrap()));
+    let dialler = endpoint::open(None).unwrap();
+    let peer = peer.parse().unwrap();
+    let config = endpoint::client_config(a, &peer, transport).unwrap();
+    let connecting = dialler.connect_with(config, address, &a.server_name(&peer)).unwrap();
+    let dial = async {
+        match connecting.await {
+            Ok(connection) => connection.closed().await,
+            Err(error) => error,
+        }
+    };
+    let accept = async { listener.accept().await.unwrap().await.unwrap_err() };
+    let (dialled, accepted) = tokio::join!(dial, accept);
+    let without_port = |text: String| text.replace(&address.port().to_string(), "PORT");
+    (without_port(describe(&dialled, address)), describe(&accepted, dialler.local_addr().unwrap()))
+}
+
+#[tokio::test]
+async fn a_refused_certificate_is_told_in_the_same_words_on_both_ends() {
+    let (acme, other) = (Federation::new("acme"), Federation::new("acme"));
+    let edge = acme.node("berlin/edge", &acme.roots());
+    let relay = acme.node("tokyo/relay", &acme.roots());
+    let foreign = other.node("tokyo/relay", &other.roots());
+    // Trusts both authorities, but its own is not trusted by the others.
+    let both = acme.dir.path().join("both.pem");
+    let pems = [acme.roots(), other.roots()].map(|path| std::fs::read_to_string(path).unwrap()).concat();
+    std::fs::write(&both, pems).unwrap();
+    let trusting = other.node("paris/edge", &both);
+
+    let foreign_text = |who: &str| {
+        format!(
+            "the certificate of seaway://acme/{who} was issued by CN=Seaway authority of acme, which is not among the authorities configured here"
+        )
+    };
+    let (dialler, listener) = refusal(&edge, &foreign, "tokyo/relay").await;
+    assert_eq!(dialler, foreign_text("tokyo/relay"));
+    assert!(listener.ends_with(&format!("refused this node: {dialler}")), "{listener}");
+
+    let (dialler, listener) = refusal(&trusting, &relay, "tokyo/relay").await;
+    assert_eq!(listener, foreign_text("paris/edge"));
+    assert!(dialler.ends_with(&format!("refused this node: {listener}")), "{dialler}");
+
+    let (dialler, listener) = refusal(&edge, &relay, "tokyo/other").await;
+    assert_eq!(dialler, "the node that answered is tokyo/relay, not tokyo/other; check the address of the peer");
+    assert!(listener.ends_with(&dialler), "{listener}");
 }

@@ -7,10 +7,20 @@
 pub mod bounds;
 pub mod channels;
 pub mod endpoint;
+pub mod dial;
 pub mod identity;
+pub mod link;
+pub mod listen;
+pub mod mailbox;
+pub mod reason;
+pub mod registry;
+pub mod service;
+pub mod status;
 pub mod tls;
 
 #[cfg(test)]
 mod loopback_tests;
+#[cfg(test)]
+mod service_tests;
 #[cfg(test)]
 mod tls_tests;

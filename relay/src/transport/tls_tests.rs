@@ -16,8 +16,8 @@ use crate::{
 };
 
 pub(super) struct Federation {
-    dir: tempfile::TempDir,
-    name: &'static str,
+    pub(super) dir: tempfile::TempDir,
+    pub(super) name: &'static str,
     authority: Authority,
 }
 
@@ -29,7 +29,7 @@ impl Federation {
         Self { dir, name, authority }
     }
 
-    fn issue(&self, identity: Identity, file: &str) -> Issued {
+    pub(super) fn issue(&self, identity: Identity, file: &str) -> Issued {
         let request = Request {
             holder: Holder::Member(identity),
             hosts: vec!["localhost".into()],

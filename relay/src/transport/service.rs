@@ -1,0 +1,229 @@
+//! The transport of a node: its endpoints, the links it dials and those it accepts, as one thing.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use quinn::{Connection, Endpoint, TransportConfig};
+use seaway_federation_proto::ids::NodeName;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    dial, endpoint,
+    endpoint::Timing,
+    link::{self, Drive, LinkEnd, LinkParts},
+    listen,
+    mailbox::{LinkMailbox, mailbox},
+    reason::{CLOSE_GOODBYE, CLOSE_REFUSED, Quiet},
+    registry::Registry,
+    status::LinkBoard,
+    tls::Credentials,
+};
+use crate::node::{LinkStatus, LinkTls, StartError};
+
+/// Peers that dialled this node and are remembered for status; those that are down go first.
+const ACCEPTED_MAX: usize = 1024;
+/// How long a stop may take: farewells of the links, then of QUIC.
+const STOP: Duration = Duration::from_secs(3);
+
+/// What the transport is started with.
+#[derive(Debug, Clone)]
+pub struct TransportSettings {
+    /// The federation's name.
+    pub federation: String,
+    /// This node.
+    pub node: NodeName,
+    /// Where to listen for links; `None`: only dials.
+    pub listen: Option<SocketAddr>,
+    /// Peers to dial: name and `host:port`.
+    pub dial: Vec<(NodeName, String)>,
+    /// PEM files.
+    pub tls: LinkTls,
+    /// Probes, and when a link is dead.
+    pub timing: Timing,
+    /// The moment that the drivers' time is counted from.
+    pub epoch: Instant,
+}
+
+/// What the node does for its transport: it makes the driver of a link.
+pub trait LinkOpener: Send + Sync {
+    /// A connection to this peer stands, its certificate checked. Commands for the driver are posted to
+    /// the mailbox. `now` is the time since the settings' epoch.
+    ///
+    /// # Errors
+    /// A sentence, if the node takes no links now; the peer reads it.
+    fn open_link(
+        &self,
+        peer: &NodeName,
+        dialled: bool,
+        mailbox: LinkMailbox,
+        now: Duration,
+    ) -> Result<Box<dyn Drive>, String>;
+}
+
+/// What all tasks of the transport share.
+pub(super) struct Shared {
+    pub(super) settings: TransportSettings,
+    pub(super) transport: Arc<TransportConfig>,
+    pub(super) credentials: ArcSwap<Credentials>,
+    pub(super) opener: Arc<dyn LinkOpener>,
+    pub(super) registry: Registry,
+    pub(super) quiet: Quiet,
+    pub(super) stop: CancellationToken,
+    pub(super) tasks: TaskTracker,
+    accepted: Mutex<BTreeMap<NodeName, Arc<LinkBoard>>>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// Runs the link of a connection whose peer is known, from its claim to its end.
+    pub(super) async fn run_link(
+        &self,
+        connection: Connection,
+        peer: &NodeName,
+        dialled: bool,
+        board: Arc<LinkBoard>,
+    ) -> LinkEnd {
+        let refuse = |reason: String| {
+            connection.close(CLOSE_REFUSED, reason.as_bytes());
+            LinkEnd { reason, lived: None }
+        };
+        if *peer == self.settings.node {
+            return refuse(format!("the peer has this node's own name, {peer}; give each node a name of its own"));
+        }
+        let patience = self.settings.timing.probe_interval * 3;
+        let claim = match self.registry.claim(peer, &connection, dialled, patience).await {
+            Ok(claim) => claim,
+            Err(reason) => return refuse(reason),
+        };
+        let (sender, receiver) = mailbox();
+        let now = self.settings.epoch.elapsed();
+        let drive = match self.opener.open_link(peer, dialled, sender.clone(), now) {
+            Ok(drive) => drive,
+            Err(reason) => return refuse(reason),
+        };
+        let parts = LinkParts {
+            drive,
+            mailbox: (sender, receiver),
+            epoch: self.settings.epoch,
+            board,
+            stop: self.stop.clone(),
+        };
+        let end = link::run(connection.clone(), parts).await;
+        drop(claim);
+        end
+    }
+
+    /// The board of a peer that dials this node, kept over its connections.
+    pub(super) fn accepted_board(&self, peer: &NodeName, address: SocketAddr) -> Arc<LinkBoard> {
+        let mut accepted = self.accepted.lock();
+        if !accepted.contains_key(peer) && accepted.len() >= ACCEPTED_MAX {
+            accepted.retain(|_, board| board.status().state != "down");
+        }
+        let new = || Arc::new(LinkBoard::new(Some(peer.clone()), false, address.to_string()));
+        accepted.entry(peer.clone()).or_insert_with(new).clone()
+    }
+}
+
+/// A running transport.
+#[derive(Debug)]
+pub struct Transport {
+    shared: Arc<Shared>,
+    listener: Option<Endpoint>,
+    dialler: Option<Endpoint>,
+    dialled: Vec<Arc<LinkBoard>>,
+}
+
+impl Transport {
+    /// Reads the certificates, opens the sockets, begins to listen and to dial. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// Certificates, keys, or an address that cannot be used; one sentence that says what to do.
+    pub fn start(settings: TransportSettings, opener: Arc<dyn LinkOpener>) -> Result<Self, StartError> {
+        let credentials = Credentials::load(&settings.tls, &settings.federation, &settings.node)
+            .map_err(|error| StartError::Tls(error.to_string()))?;
+        let transport = Arc::new(endpoint::transport_config(settings.timing));
+        let listener = settings.listen.map(|address| endpoint::open(Some(address))).transpose()?;
+        if let Some(listener) = &listener {
+            let config = endpoint::server_config(&credentials, transport.clone());
+            listener.set_server_config(Some(config.map_err(|error| StartError::Tls(error.to_string()))?));
+        }
+        // Dialled links have a socket of their own, which speaks IPv4 and IPv6 wherever the node listens.
+        let dialler = if settings.dial.is_empty() { None } else { Some(endpoint::open(None)?) };
+        let shared = Arc::new(Shared {
+            settings,
+            transport,
+            credentials: ArcSwap::from_pointee(credentials),
+            opener,
+            registry: Registry::default(),
+            quiet: Quiet::default(),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            accepted: Mutex::default(),
+        });
+        if let Some(endpoint) = &listener {
+            shared.tasks.spawn(listen::run(shared.clone(), endpoint.clone()));
+        }
+        let mut dialled = Vec::new();
+        for (peer, address) in &shared.settings.dial {
+            let Some(endpoint) = &dialler else { break };
+            let board = Arc::new(LinkBoard::new(Some(peer.clone()), true, address.clone()));
+            let target = dial::Target { peer: peer.clone(), address: address.clone(), board: board.clone() };
+            shared.tasks.spawn(dial::run(shared.clone(), endpoint.clone(), target));
+            dialled.push(board);
+        }
+        Ok(Self { shared, listener, dialler, dialled })
+    }
+
+    /// The address it listens at; useful where port 0 was asked for.
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        self.listener.as_ref().and_then(|endpoint| endpoint.local_addr().ok())
+    }
+
+    /// State of each link: those dialled, in the order of the settings, then those accepted, by name.
+    pub fn links(&self) -> Vec<LinkStatus> {
+        let accepted: Vec<_> = self.shared.accepted.lock().values().cloned().collect();
+        self.dialled.iter().chain(&accepted).map(|board| board.status()).collect()
+    }
+
+    /// Reads certificates, key and authorities anew; links that stand are not touched, later ones use the
+    /// new ones. On an error all stays as it was.
+    ///
+    /// # Errors
+    /// One sentence that names the file and what to do.
+    pub fn reload(&self) -> Result<(), StartError> {
+        let settings = &self.shared.settings;
+        let fail = |error: super::tls::TlsError| StartError::Tls(error.to_string());
+        let credentials = Credentials::load(&settings.tls, &settings.federation, &settings.node).map_err(fail)?;
+        let config = endpoint::server_config(&credentials, self.shared.transport.clone()).map_err(fail)?;
+        if let Some(listener) = &self.listener {
+            listener.set_server_config(Some(config));
+        }
+        self.shared.credentials.store(Arc::new(credentials));
+        Ok(())
+    }
+
+    /// Closes all links in peace, then the sockets; takes about three seconds at most.
+    pub async fn shutdown(&self) {
+        self.shared.stop.cancel();
+        self.shared.tasks.close();
+        if tokio::time::timeout(STOP, self.shared.tasks.wait()).await.is_err() {
+            tracing::warn!("some links did not end in time; their peers will notice by themselves");
+        }
+        for endpoint in self.listener.iter().chain(&self.dialler) {
+            endpoint.close(CLOSE_GOODBYE, b"the node is stopping");
+            // The peer hears of it or times out; there is nothing more to do here.
+            let _ = tokio::time::timeout(STOP, endpoint.wait_idle()).await;
+        }
+    }
+}
