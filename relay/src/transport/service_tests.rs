@@ -108,7 +108,7 @@ impl Drive for Small {
     }
     fn poll_transmit(&mut self, _: Duration, channel: Channel) -> Option<Transmit> {
         let bytes = self.out[at(channel)].pop_front()?;
-        Some(Transmit { chunks: vec![bytes] })
+        Some(Transmit { chunks: vec![bytes], batches: 0 })
     }
     fn poll_one_way(&mut self) -> Option<Bytes> {
         self.one_way.pop_front()
