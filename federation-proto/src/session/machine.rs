@@ -218,12 +218,6 @@ impl Session {
         self.serving.issue_reads(&mut self.events);
     }
 
-    /// Feed this fetch of the peer by [`Session::push_passed`] from now on; [`ServedAt::passed`] counts from here.
-    /// The first `push_passed` after the own copy does so too.
-    pub fn feed(&mut self, number: FetchNumber) {
-        self.serving.feed(number);
-    }
-
     /// The answer to [`Event::Read`].
     pub fn handle_read(&mut self, number: FetchNumber, outcome: ReadOutcome) {
         self.serving.handle_read(number, outcome, &mut self.events);
@@ -236,7 +230,8 @@ impl Session {
         self.serving.issue_reads(&mut self.events);
     }
 
-    /// A batch read through for a served fetch: sent in order; must begin at (or contain) its next place.
+    /// A batch read through for a served fetch that is not served from the own copy: sent in order; must begin at (or
+    /// contain) its next place. After [`Session::serve`] it is ignored.
     pub fn push_passed(&mut self, number: FetchNumber, batch: Batch) {
         self.serving.push_passed(number, batch, &mut self.events);
     }
@@ -421,11 +416,7 @@ impl Session {
                 self.serving.request(&order)?;
                 self.events.push_back(Event::FetchRequested(order));
             }
-            Kind::FetchMore(more) => {
-                if self.serving.raise_allowance(more.number, more.allowance_total)? {
-                    self.events.push_back(Event::AllowanceRaised(more.number, more.allowance_total));
-                }
-            }
+            Kind::FetchMore(more) => self.serving.raise_allowance(more.number, more.allowance_total)?,
             Kind::FetchStop(stop) => {
                 if self.serving.stop(stop.number)? {
                     self.events.push_back(Event::FetchStopped(stop.number));

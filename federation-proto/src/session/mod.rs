@@ -181,8 +181,8 @@ pub enum ReadOutcome {
     Batches(Vec<Batch>, Place),
     /// At the readable end: wait for [`Session::handle_advanced`] (or end, for `no_wait`).
     AtEnd(Place),
-    /// Outside the copy: the fetch pauses until the core says how it goes on ([`Session::serve`],
-    /// [`Session::push_passed`] or [`Session::end_served`]).
+    /// Outside the copy: the core says how it goes on ([`Session::serve`], [`Session::push_passed`] or
+    /// [`Session::end_served`]).
     Outside,
 }
 
@@ -193,7 +193,7 @@ pub struct ServedAt {
     pub next: Place,
     /// Bytes of allowance and lane credit left for it, whichever is less, beyond what is queued.
     pub room: u64,
-    /// Bytes sent of what was fed by [`Session::push_passed`] since [`Session::feed`].
+    /// Bytes sent of what was fed by [`Session::push_passed`] since it last ran outside the own copy.
     pub passed: u64,
 }
 
@@ -223,10 +223,9 @@ pub enum Event {
     FetchStopped(FetchNumber),
     /// A fetch of the peer ended by itself (`no_wait`, `until`, a failure); its end goes out by itself.
     ServedOver(FetchNumber),
-    /// A fetch of the peer that is fed by [`Session::push_passed`] went on or has more room; see [`Session::served_at`].
+    /// A fetch of the peer that is not served from the own copy went on, or its asker granted more; see
+    /// [`Session::served_at`].
     ServedMoved(FetchNumber),
-    /// The peer raised the allowance of a passing fetch to this total.
-    AllowanceRaised(FetchNumber, u64),
     /// A batch came in order for an open fetch of ours; checksum and continuity within the fetch
     /// hold. Its credit returns with [`Session::release`].
     Batch {

@@ -36,7 +36,7 @@ const FED_REPORT_BYTES: u64 = 256 * 1024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Source {
-    /// The core decides.
+    /// The core has not yet decided.
     Paused,
     /// The own copy, which may have more.
     Copy,
@@ -150,10 +150,15 @@ impl Serving {
 
     pub(super) fn raise_credit(&mut self, lane: Lane, total: u64) -> Result<(), Fault> {
         self.lane(lane).credit.raise(total)?;
+        self.room_grew(lane);
+        Ok(())
+    }
+
+    /// Fed fetches that were told of little room are told anew.
+    fn room_grew(&mut self, lane: Lane) {
         let fed = self.lane(lane).fed.clone();
         let short = |number: &FetchNumber| self.fetches.get(number).is_some_and(|f| f.reported.1 < FED_REPORT_BYTES);
         self.moved.extend(fed.into_iter().filter(short));
-        Ok(())
     }
 
     /// The peer asks.
@@ -172,20 +177,18 @@ impl Serving {
         Ok(())
     }
 
-    /// The peer grants a passing fetch more; whether it is one that still runs.
-    pub(super) fn raise_allowance(&mut self, number: FetchNumber, total: u64) -> Result<bool, Fault> {
+    /// The peer grants a passing fetch more.
+    pub(super) fn raise_allowance(&mut self, number: FetchNumber, total: u64) -> Result<(), Fault> {
         self.check_known(number)?;
-        let Some(fetch) = self.fetches.get_mut(&number) else { return Ok(false) };
+        let Some(fetch) = self.fetches.get_mut(&number) else { return Ok(()) };
         if !fetch.order.passing || total < fetch.allowance {
             return Err(Fault::protocol(format!("it lowered the allowance of fetch {number}, or it has none")));
         }
         fetch.allowance = total;
-        if fetch.source == Source::Fed {
-            self.moved.insert(number);
-        }
+        self.moved.insert(number);
         self.make_ready(number);
         self.want_read(number);
-        Ok(true)
+        Ok(())
     }
 
     /// The peer stops a fetch; whether it still ran.
@@ -215,7 +218,7 @@ impl Serving {
     }
 
     /// From here on the core feeds the fetch; what it pushes is counted anew.
-    pub(super) fn feed(&mut self, number: FetchNumber) {
+    fn feed(&mut self, number: FetchNumber) {
         let Some(fetch) = self.fetches.get_mut(&number) else { return };
         fetch.source = Source::Fed;
         fetch.fed = 0;
@@ -226,10 +229,12 @@ impl Serving {
 
     /// A batch read through.
     pub(super) fn push_passed(&mut self, number: FetchNumber, batch: Batch, events: &mut VecDeque<Event>) {
-        if self.fetches.get(&number).is_some_and(|f| f.source != Source::Fed) {
+        if self.fetches.get(&number).is_some_and(|f| f.source == Source::Paused) {
             self.feed(number);
         }
-        let Some(fetch) = self.fetches.get_mut(&number).filter(|f| f.ended.is_none()) else { return };
+        // What still comes after the copy took over is in the copy, too.
+        let fed = |f: &&mut Served| f.source == Source::Fed && f.ended.is_none();
+        let Some(fetch) = self.fetches.get_mut(&number).filter(fed) else { return };
         let next = fetch.next;
         if batch.begin().incarnation == next.incarnation && batch.end_offset() <= next.offset {
             return;
@@ -267,11 +272,7 @@ impl Serving {
                 self.want_read(number);
             }
             ReadOutcome::Batches(_, at) | ReadOutcome::AtEnd(at) => self.at_end(number, at, advanced, events),
-            ReadOutcome::Outside => {
-                if let Some(fetch) = self.fetches.get_mut(&number) {
-                    fetch.source = Source::Paused;
-                }
-            }
+            ReadOutcome::Outside => self.feed(number),
         }
     }
 
@@ -368,8 +369,8 @@ impl Serving {
     pub(super) fn poll_moved(&mut self) -> Option<FetchNumber> {
         while let Some(number) = self.moved.pop_first() {
             let Some(at) = self.served_at(number) else { continue };
-            let Some(fetch) = self.fetches.get_mut(&number).filter(|f| f.source == Source::Fed) else { continue };
-            if fetch.reported != (at.passed, at.room) {
+            let Some(fetch) = self.fetches.get_mut(&number) else { continue };
+            if matches!(fetch.source, Source::Fed | Source::Paused) && fetch.reported != (at.passed, at.room) {
                 fetch.reported = (at.passed, at.room);
                 return Some(number);
             }
@@ -403,6 +404,9 @@ impl Serving {
         }
         if fetch.waits_for_read {
             lane.to_read.retain(|n| *n != number);
+        }
+        if fetch.queued > 0 {
+            self.room_grew(fetch.order.lane);
         }
         Some(fetch)
     }

@@ -5,6 +5,8 @@
 //! See [`super`] for the flow of data.
 
 use std::{
+    collections::VecDeque,
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -13,17 +15,29 @@ use std::{
 };
 
 use bytes::Bytes;
+use prost::Message as _;
 use seaway_federation_proto::{
-    ids::{LogName, Place},
+    copies::AppendRefusal,
+    envelope::Batch,
+    ids::{LogName, Place, Site},
     replication::LinkId,
-    session::{Channel, CloseReason, FetchNumber, PeerInfo, SessionConfig, Transmit},
+    session::{
+        Channel, CloseReason, Event, FetchEnded, FetchLine, FetchNumber, Lane, PeerInfo, ReadOutcome, Session,
+        SessionConfig, Transmit,
+    },
+    wire::{link, link::FetchEnd},
 };
 
 use super::{
     command::{LinkCommand, Mailbox},
     port::HubPort,
 };
-use crate::log::contract::{CommitLog, Line, Read, ReadError};
+use crate::log::contract::{CommitLog, Entry, Line, Poisoned, Read, ReadError, RejectReason, Role, Unit};
+
+/// One-way messages that wait for the transport, in bytes; past it they are dropped and counted.
+const ONE_WAY_QUEUE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// How long a batch that found the disk full waits before it is submitted again.
+const DISK_FULL_RETRY: Duration = Duration::from_secs(1);
 
 /// A read that may wait on the disk: to be run by the shell where that does no harm, and answered
 /// with [`LinkDriver::handle_read_done`]. At most one is out a served fetch.
@@ -74,17 +88,45 @@ pub struct LinkCounters {
     pub round_trip_us: AtomicU64,
 }
 
-impl LinkCounters {
-    pub(crate) fn add(counter: &AtomicU64, by: u64) {
-        counter.fetch_add(by, Ordering::Relaxed);
-    }
+fn count(counter: &AtomicU64, by: u64) {
+    counter.fetch_add(by, Ordering::Relaxed);
+}
+
+/// A batch of a fetch of ours on its way into the commit log.
+struct Incoming {
+    number: FetchNumber,
+    lane: Lane,
+    credit: u64,
+    batch: Batch,
 }
 
 /// See the module's documentation.
-#[derive(Debug)]
-pub struct LinkDriver {}
+pub struct LinkDriver {
+    link: LinkId,
+    site: Site,
+    session: Session,
+    log: Arc<dyn CommitLog>,
+    hub: Arc<dyn HubPort>,
+    mailbox: Arc<dyn Mailbox>,
+    counters: Arc<LinkCounters>,
+    /// What the commit log has no room for at present, in order. Its credit is not given back, which bounds it.
+    held: VecDeque<Incoming>,
+    /// When the held batches are submitted again, where nobody wakes us.
+    retry_at: Option<Duration>,
+    jobs: VecDeque<ReadJob>,
+    one_way: VecDeque<Bytes>,
+    one_way_bytes: usize,
+    /// What the session had dropped when it was last asked.
+    session_dropped: u64,
+    closed: Option<CloseReason>,
+}
 
-#[allow(unused_variables, clippy::todo, reason = "signatures first")]
+impl fmt::Debug for LinkDriver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LinkDriver").field("link", &self.link).field("closed", &self.closed).finish_non_exhaustive()
+    }
+}
+
 impl LinkDriver {
     /// A driver whose session begins with its hello. `mailbox` is this link's own: what the commit log
     /// tells later comes through it.
@@ -96,72 +138,350 @@ impl LinkDriver {
         mailbox: Arc<dyn Mailbox>,
         now: Duration,
     ) -> Self {
-        todo!()
+        Self {
+            link,
+            site: config.node.site.clone(),
+            session: Session::new(config, now),
+            log,
+            hub,
+            mailbox,
+            counters: Arc::default(),
+            held: VecDeque::new(),
+            retry_at: None,
+            jobs: VecDeque::new(),
+            one_way: VecDeque::new(),
+            one_way_bytes: 0,
+            session_dropped: 0,
+            closed: None,
+        }
     }
+
+    // ---- input ------------------------------------------------------------------------------
 
     /// Bytes of a channel, in order, cut anywhere.
     pub fn handle_bytes(&mut self, now: Duration, channel: Channel, bytes: Bytes) {
-        todo!()
+        count(&self.counters.bytes_in, bytes.len() as u64);
+        self.session.handle_bytes(now, channel, bytes);
+        self.pump(now);
     }
 
     /// A datagram, or the whole content of a one-way stream.
     pub fn handle_one_way(&mut self, now: Duration, bytes: Bytes) {
-        todo!()
+        count(&self.counters.bytes_in, bytes.len() as u64);
+        self.session.handle_one_way(now, bytes);
+        let dropped = self.session.one_way_dropped();
+        count(&self.counters.one_way_dropped, dropped.saturating_sub(self.session_dropped));
+        self.session_dropped = dropped;
+        self.pump(now);
     }
 
     /// A command from the mailbox.
     pub fn handle_command(&mut self, now: Duration, command: LinkCommand) {
-        todo!()
+        if self.closed.is_some() {
+            return;
+        }
+        // A congested session ends by itself; the event says so.
+        let _ = match command {
+            LinkCommand::Send(message) => self.session.send(*message),
+            LinkCommand::StartFetch(order) => self.session.start_fetch(order),
+            LinkCommand::StopFetch(number) => {
+                self.drop_held(number);
+                self.session.stop_fetch(number)
+            }
+            LinkCommand::RaiseAllowance(number, total) => self.session.raise_allowance(number, total),
+            other => {
+                self.handle_serving(now, other);
+                Ok(())
+            }
+        };
+        self.pump(now);
+    }
+
+    fn handle_serving(&mut self, now: Duration, command: LinkCommand) {
+        match command {
+            LinkCommand::Serve(number) => self.session.serve(number),
+            LinkCommand::Passed(number, batch) => self.session.push_passed(number, batch),
+            LinkCommand::EndServed(ended) => self.session.end_served(ended),
+            LinkCommand::Advanced(log) => self.session.handle_advanced(&log),
+            LinkCommand::Stored(lane, credit) => self.session.release(lane, credit),
+            LinkCommand::Retry => self.submit_held(now),
+            LinkCommand::OneWay(message) => self.queue_one_way(&message),
+            LinkCommand::Close(reason) => self.session.close(reason),
+            LinkCommand::Send(_)
+            | LinkCommand::StartFetch(_)
+            | LinkCommand::StopFetch(_)
+            | LinkCommand::RaiseAllowance(..) => {}
+        }
     }
 
     /// The answer to a [`ReadJob`].
     pub fn handle_read_done(&mut self, now: Duration, number: FetchNumber, outcome: Result<Read, ReadError>) {
-        todo!()
+        self.read_done(now, number, outcome);
+        self.pump(now);
     }
 
     /// Time passed; call at or after [`LinkDriver::poll_timeout`].
     pub fn handle_timeout(&mut self, now: Duration) {
-        todo!()
+        if self.retry_at.is_some_and(|at| now >= at) {
+            self.retry_at = None;
+            self.submit_held(now);
+        }
+        self.session.handle_timeout(now);
+        self.pump(now);
     }
 
     /// The transport is gone: the session is over at once and nothing more is sent.
     pub fn handle_lost(&mut self, now: Duration, why: String) {
-        todo!()
+        self.session.close(CloseReason::Lost(why));
+        self.pump(now);
     }
+
+    // ---- output -----------------------------------------------------------------------------
 
     /// The next frames of a channel; call when the channel can take more.
     pub fn poll_transmit(&mut self, now: Duration, channel: Channel) -> Option<Transmit> {
-        todo!()
+        let transmit = self.session.poll_transmit(now, channel);
+        if let Some(transmit) = &transmit {
+            count(&self.counters.bytes_out, transmit.chunks.iter().map(|c| c.len() as u64).sum());
+            count(&self.counters.batches_out, transmit.batches.into());
+        }
+        // What was sent makes room for reads, and may be worth telling the hub.
+        self.pump(now);
+        transmit
     }
 
     /// The next one-way message to be sent: as a datagram if it fits one, else on a short stream of its own.
     pub fn poll_one_way(&mut self) -> Option<Bytes> {
-        todo!()
+        let bytes = self.one_way.pop_front()?;
+        self.one_way_bytes = self.one_way_bytes.saturating_sub(bytes.len());
+        count(&self.counters.one_way_out, 1);
+        count(&self.counters.bytes_out, bytes.len() as u64);
+        Some(bytes)
     }
 
     /// The next read that the shell has to run.
     pub fn poll_read_job(&mut self) -> Option<ReadJob> {
-        todo!()
+        self.jobs.pop_front()
     }
 
     /// When to call [`LinkDriver::handle_timeout`].
     pub fn poll_timeout(&self) -> Option<Duration> {
-        todo!()
+        let session = self.session.poll_timeout()?;
+        Some(self.retry_at.map_or(session, |at| at.min(session)))
     }
 
     /// Set once the session is over: send what [`LinkDriver::poll_transmit`] still gives for the control channel, then
     /// close the transport.
     pub fn closed(&self) -> Option<&CloseReason> {
-        todo!()
+        self.closed.as_ref()
     }
 
     /// The peer, once its hello was accepted.
     pub fn peer(&self) -> Option<&PeerInfo> {
-        todo!()
+        self.session.peer()
     }
 
     /// What the link has done so far.
     pub fn counters(&self) -> Arc<LinkCounters> {
-        todo!()
+        Arc::clone(&self.counters)
+    }
+
+    // ---- what the session tells -----------------------------------------------------------------
+
+    fn pump(&mut self, now: Duration) {
+        while let Some(event) = self.session.poll_event() {
+            self.handle_event(now, event);
+        }
+    }
+
+    fn handle_event(&mut self, now: Duration, event: Event) {
+        let link = self.link;
+        match event {
+            Event::Up(peer) => self.hub.on_up(now, link, peer),
+            Event::Control(message) => self.hub.on_control(now, link, message),
+            Event::FetchRequested(order) => self.hub.on_fetch_requested(now, link, order),
+            Event::Read { number, log, from, line, bytes_max } => {
+                let line = match line {
+                    FetchLine::Main => Line::Main,
+                    FetchLine::Incarnation => Line::Incarnation,
+                };
+                match self.log.read_cached(&log, from, line, bytes_max) {
+                    Some(read) => self.read_done(now, number, Ok(read)),
+                    None => self.jobs.push_back(ReadJob { number, log, from, line, bytes_max }),
+                }
+            }
+            Event::FetchStopped(number) | Event::ServedOver(number) => self.hub.on_served_over(now, link, number),
+            Event::ServedMoved(number) => {
+                if let Some(at) = self.session.served_at(number) {
+                    self.hub.on_served_room(now, link, number, at.next, at.passed, at.room);
+                }
+            }
+            Event::Batch { number, lane, credit, passing, batch } => {
+                count(&self.counters.batches_in, 1);
+                if passing {
+                    self.hub.on_passed_batch(now, link, number, batch, lane, credit);
+                } else {
+                    self.store(now, Incoming { number, lane, credit, batch });
+                }
+            }
+            Event::FetchEnded(ended) => self.hub.on_fetch_ended(now, link, ended),
+            Event::OneWay(message) => {
+                count(&self.counters.one_way_in, 1);
+                self.hub.on_one_way(now, link, message);
+            }
+            Event::RoundTrip(took) => {
+                let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
+                self.counters.round_trip_us.store(took, Ordering::Relaxed);
+            }
+            Event::Closed(reason) => {
+                self.held.clear();
+                self.retry_at = None;
+                self.jobs.clear();
+                self.one_way.clear();
+                self.one_way_bytes = 0;
+                self.hub.on_closed(now, link, &reason);
+                self.closed = Some(reason);
+            }
+        }
+    }
+
+    // ---- fetches served ---------------------------------------------------------------------------
+
+    fn read_done(&mut self, now: Duration, number: FetchNumber, outcome: Result<Read, ReadError>) {
+        match outcome {
+            Ok(Read::Batches { batches, next }) => {
+                self.session.handle_read(number, ReadOutcome::Batches(batches, next));
+            }
+            Ok(Read::AtEnd { at }) => self.session.handle_read(number, ReadOutcome::AtEnd(at)),
+            Ok(Read::Outside(_)) => {
+                self.session.handle_read(number, ReadOutcome::Outside);
+                if let Some(at) = self.session.served_at(number) {
+                    self.hub.on_served_outside(now, self.link, number, at.next, at.room);
+                }
+            }
+            Err(error) => {
+                if self.session.served_at(number).is_none() {
+                    return;
+                }
+                tracing::warn!(%error, "a fetch of another node ends, since it could not be read for");
+                self.session.end_served(FetchEnded {
+                    number,
+                    end: FetchEnd::Failed,
+                    at: None,
+                    answered_by: self.site.to_string(),
+                    text: error.to_string(),
+                });
+                self.hub.on_served_over(now, self.link, number);
+            }
+        }
+    }
+
+    // ---- batches that came ------------------------------------------------------------------------
+
+    fn store(&mut self, now: Duration, incoming: Incoming) {
+        // Nothing may overtake what is held.
+        if self.held.is_empty() {
+            self.submit(now, incoming);
+        } else {
+            self.held.push_back(incoming);
+        }
+    }
+
+    fn submit_held(&mut self, now: Duration) {
+        // One that has to wait again is put back at the front, and ends the round.
+        for _ in 0..self.held.len() {
+            let Some(incoming) = self.held.pop_front() else { return };
+            if !self.submit(now, incoming) {
+                return;
+            }
+        }
+    }
+
+    /// Hands a batch to the commit log; false if it has to wait.
+    fn submit(&mut self, now: Duration, incoming: Incoming) -> bool {
+        let Incoming { number, lane, credit, batch } = incoming;
+        let role = if batch.header().log.origin == self.site { Role::Own } else { Role::Copy };
+        let unit = Unit { entries: vec![Entry::Append { role, batch: batch.clone() }] };
+        let mailbox = Arc::clone(&self.mailbox);
+        let done = Box::new(move |stored: Result<(), _>| {
+            mailbox.post(match stored {
+                Ok(()) => LinkCommand::Stored(lane, credit),
+                Err(poisoned) => LinkCommand::Close(poisoned_goodbye(&poisoned)),
+            });
+        });
+        let Err(rejected) = self.log.submit(unit, done) else { return true };
+        match rejected.reason {
+            RejectReason::Busy => {
+                let bytes = batch.len();
+                self.held.push_front(Incoming { number, lane, credit, batch });
+                let mailbox = Arc::clone(&self.mailbox);
+                self.log.ready(bytes, Box::new(move || mailbox.post(LinkCommand::Retry)));
+                return false;
+            }
+            RejectReason::DiskFull { .. } => {
+                self.held.push_front(Incoming { number, lane, credit, batch });
+                self.retry_at = Some(now.saturating_add(DISK_FULL_RETRY));
+                return false;
+            }
+            RejectReason::Poisoned(poisoned) => self.session.close(poisoned_goodbye(&poisoned)),
+            RejectReason::Refused { refusal, .. } => {
+                self.session.release(lane, credit);
+                if matches!(refusal, AppendRefusal::Repeat(_)) {
+                    count(&self.counters.repeats, 1);
+                } else {
+                    self.stop(number);
+                    self.hub.on_refused_batch(now, self.link, number, refusal);
+                }
+            }
+            RejectReason::Invalid { why, .. } => {
+                self.session.release(lane, credit);
+                self.stop(number);
+                let at = Some(batch.begin());
+                let text = format!("this node cannot store the batch: {why}");
+                let answered_by = self.site.to_string();
+                let ended = FetchEnded { number, end: FetchEnd::Failed, at, answered_by, text };
+                self.hub.on_fetch_ended(now, self.link, ended);
+            }
+        }
+        true
+    }
+
+    fn stop(&mut self, number: FetchNumber) {
+        self.drop_held(number);
+        // A congested session ends by itself; the event says so.
+        let _ = self.session.stop_fetch(number);
+    }
+
+    /// Batches of a fetch that is stopped are dropped, and their credit is given back.
+    fn drop_held(&mut self, number: FetchNumber) {
+        let session = &mut self.session;
+        self.held.retain(|held| {
+            let keep = held.number != number;
+            if !keep {
+                session.release(held.lane, held.credit);
+            }
+            keep
+        });
+    }
+
+    // ---- one-way messages -------------------------------------------------------------------------
+
+    fn queue_one_way(&mut self, message: &link::OneWay) {
+        let len = message.encoded_len();
+        let fits = self.one_way.is_empty() || self.one_way_bytes.saturating_add(len) <= ONE_WAY_QUEUE_BYTES_MAX;
+        let taken = self.session.peer().is_some_and(|peer| len <= peer.batch_bytes_max);
+        if !fits || !taken {
+            return count(&self.counters.one_way_dropped, 1);
+        }
+        self.one_way_bytes += len;
+        self.one_way.push_back(message.encode_to_vec().into());
     }
 }
+
+fn poisoned_goodbye(poisoned: &Poisoned) -> CloseReason {
+    CloseReason::Goodbye(format!("this node stores nothing any more: {poisoned}"))
+}
+
+#[cfg(test)]
+#[path = "driver_tests.rs"]
+mod tests;

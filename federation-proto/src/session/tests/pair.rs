@@ -132,7 +132,6 @@ impl World {
         self.sides[side].session.handle_read(number, outcome);
         if outside && let Some(at) = self.sides[side].session.served_at(number) {
             let Some(index) = copy.index(at.next) else { return };
-            self.sides[side].session.feed(number);
             self.sides[side].fed.insert(number, (log, index));
         }
     }
@@ -275,7 +274,7 @@ impl World {
                 assert!(!self.honest, "an honest session ended: {reason}");
                 side.closed = Some(reason);
             }
-            Event::AllowanceRaised(..) | Event::ServedMoved(_) | Event::RoundTrip(_) => {}
+            Event::ServedMoved(_) | Event::RoundTrip(_) => {}
             Event::Control(_) | Event::OneWay(_) => assert!(!self.honest),
         }
     }
