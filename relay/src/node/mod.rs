@@ -4,6 +4,7 @@
 
 pub mod clock;
 pub mod origin;
+pub mod receipts;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 

@@ -1,0 +1,534 @@
+//! Waiting for other sites: a message that is durable here gets its receipt when the sites asked for state to hold it.
+//!
+//! Who is asked is decided before the message is appended ([`decide`]): later arrivals do not enter, and a set that cannot be
+//! reached is refused while nothing is stored. Statements move one place per site and log, so each waiting message is looked
+//! at once per site, not at every statement. A site counts only for what its copy really holds: not for holes, and
+//! not below its begin, where `all` goes on without it.
+//!
+//! Pure: time is an argument, statements come by [`Receipts::handle_held`]. At most [`RECEIPTS_WAITING_MAX`] wait at once; the node
+//! sees to that before it accepts a message.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::Bound,
+    sync::Arc,
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use seaway_federation_proto::ids::{LogName, Place, Site};
+use smallvec::SmallVec;
+
+use super::{Acknowledgement, OnDeadline, PublishError, Receipt, origin::Stored};
+use crate::link::hub::RemoteHeld;
+
+/// Most messages that wait for other sites at once.
+pub const RECEIPTS_WAITING_MAX: usize = 262_144;
+/// Deadlines are looked at in steps of this many milliseconds: a receipt is at most so much late.
+const DEADLINE_STEP_MS: u64 = 4;
+
+/// Whom a message waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Need {
+    /// Those that count, in order of name.
+    pub sites: Arc<[Site]>,
+    /// How many of them must hold it.
+    pub count: usize,
+    /// Whether it is all of them: then a site whose copy begins above the message is not waited for.
+    pub all: bool,
+}
+
+/// Decides whom a message waits for, given the sites registered for its topic in order of name. `None`: nobody.
+///
+/// # Errors
+/// [`PublishError::NobodyToAcknowledge`] for an empty set, a number above it, or a name outside it.
+pub fn decide(asked: &Acknowledgement, registered: &Arc<[Site]>) -> Result<Option<Need>, PublishError> {
+    let nobody = |text: String| Err(PublishError::NobodyToAcknowledge(text));
+    match asked {
+        Acknowledgement::Local => Ok(None),
+        Acknowledgement::All if registered.is_empty() => {
+            nobody("no site is registered for this topic, so nobody can acknowledge; publish with --ack local, or let a site want it".to_owned())
+        }
+        Acknowledgement::All => Ok(Some(Need { sites: registered.clone(), count: registered.len(), all: true })),
+        Acknowledgement::Count(count) => {
+            let wanted = usize::try_from(*count).unwrap_or(usize::MAX);
+            if wanted == 0 {
+                return nobody("0 acknowledging sites make no sense; publish with --ack local to wait for none".to_owned());
+            }
+            if wanted > registered.len() {
+                return nobody(format!(
+                    "{wanted} other sites are asked to acknowledge, but only {} are registered for this topic",
+                    registered.len()
+                ));
+            }
+            Ok(Some(Need { sites: registered.clone(), count: wanted, all: false }))
+        }
+        Acknowledgement::Sites(names) => {
+            let mut sites = names.clone();
+            sites.sort();
+            sites.dedup();
+            if sites.is_empty() {
+                return nobody("the list of acknowledging sites is empty; publish with --ack local to wait for none".to_owned());
+            }
+            if let Some(stranger) = sites.iter().find(|s| registered.binary_search(s).is_err()) {
+                return nobody(format!("site {stranger} is not registered for this topic and so cannot acknowledge"));
+            }
+            let count = sites.len();
+            Ok(Some(Need { sites: sites.into(), count, all: false }))
+        }
+    }
+}
+
+/// Told once.
+pub type Answer = Box<dyn FnOnce(Result<Receipt, PublishError>) + Send>;
+
+/// Asks the replication machine whether a site holds a place: for places of earlier incarnations.
+pub type Holds = Arc<dyn Fn(&Site, &LogName, Place) -> bool + Send + Sync>;
+
+#[derive(Debug, Clone, Default)]
+struct Bits(SmallVec<[u64; 1]>);
+
+impl Bits {
+    fn set(&mut self, index: usize, value: bool) {
+        if self.0.len() <= index / 64 {
+            self.0.resize(index / 64 + 1, 0);
+        }
+        if let Some(word) = self.0.get_mut(index / 64) {
+            let bit = 1_u64 << (index % 64);
+            *word = if value { *word | bit } else { *word & !bit };
+        }
+    }
+
+    fn get(&self, index: usize) -> bool {
+        self.0.get(index / 64).is_some_and(|word| word & (1_u64 << (index % 64)) != 0)
+    }
+
+    fn count(&self) -> usize {
+        self.0.iter().map(|w| usize::try_from(w.count_ones()).unwrap_or(64)).sum()
+    }
+}
+
+struct Waiter {
+    need: Need,
+    holds: Bits,
+    /// Sites whose copy begins above the message.
+    excused: Bits,
+    deadline_step: u64,
+    on_deadline: OnDeadline,
+    repeated: bool,
+    answer: Answer,
+}
+
+impl Waiter {
+    fn is_met(&self) -> bool {
+        let excused = if self.need.all { self.excused.count() } else { 0 };
+        self.holds.count() + excused >= self.need.count
+    }
+
+    fn names(&self, wanted: impl Fn(&Self, usize) -> bool) -> Vec<Site> {
+        let all = self.need.sites.iter().enumerate();
+        all.filter(|(index, _)| wanted(self, *index)).map(|(_, site)| site.clone()).collect()
+    }
+
+    fn holders(&self) -> Vec<Site> {
+        self.names(|w, index| w.holds.get(index))
+    }
+
+    fn missing(&self) -> Vec<Site> {
+        self.names(|w, index| !w.holds.get(index) && !(w.need.all && w.excused.get(index)))
+    }
+
+    fn meet(self, log: &LogName, place: Place) {
+        let (sites, log) = (self.holders(), log.clone());
+        (self.answer)(Ok(Receipt { log, place, sites, degraded: false, missing: Vec::new(), repeated: self.repeated }));
+    }
+
+    fn expire(self, log: &LogName, place: Place) {
+        let (sites, missing, log) = (self.holders(), self.missing(), log.clone());
+        match self.on_deadline {
+            OnDeadline::Degrade => {
+                (self.answer)(Ok(Receipt { log, place, sites, degraded: true, missing, repeated: self.repeated }));
+            }
+            OnDeadline::Fail => {
+                let names = missing.iter().map(Site::as_str).collect::<Vec<_>>().join(", ");
+                let lacking = self.need.count.saturating_sub(sites.len());
+                let missing = if lacking < missing.len() { format!("{lacking} of {names}") } else { names };
+                (self.answer)(Err(PublishError::Deadline { log, place, missing }));
+            }
+        }
+    }
+}
+
+type WaiterKey = (Place, u64);
+
+#[derive(Default)]
+struct LogWaiters {
+    waiting: BTreeMap<WaiterKey, Waiter>,
+    /// Those of earlier incarnations, for which the machine is asked.
+    older: BTreeMap<WaiterKey, Waiter>,
+    held: BTreeMap<Site, RemoteHeld>,
+}
+
+/// Whether the statement says that the site holds a place of the incarnation in which it ends, or of a fork's.
+fn holds(held: &RemoteHeld, place: Place) -> bool {
+    let within = |tip: &Place| tip.incarnation == place.incarnation && place.offset < tip.offset;
+    let hole = |h: &seaway_federation_proto::copies::Hole| {
+        h.incarnation == place.incarnation && (h.from..h.to).contains(&place.offset)
+    };
+    (within(&held.below) || held.fork_tips.iter().any(within)) && !is_below(held, place) && !held.holes.iter().any(hole)
+}
+
+fn is_below(held: &RemoteHeld, place: Place) -> bool {
+    let (from, at) = (held.from, place);
+    at.incarnation.counter < from.incarnation.counter || (at.incarnation == from.incarnation && at.offset < from.offset)
+}
+
+#[derive(Default)]
+struct Inner {
+    logs: HashMap<LogName, LogWaiters>,
+    /// By step and number: exactly those that wait.
+    deadlines: BTreeMap<(u64, u64), (LogName, Place)>,
+    next: u64,
+    waiting: usize,
+}
+
+impl Inner {
+    fn ended(&mut self, met: &[(WaiterKey, Waiter)]) {
+        for ((_, number), waiter) in met {
+            self.deadlines.remove(&(waiter.deadline_step, *number));
+        }
+        self.waiting = self.waiting.saturating_sub(met.len());
+    }
+}
+
+/// All messages that wait for other sites.
+pub struct Receipts {
+    inner: Mutex<Inner>,
+    machine: Holds,
+}
+
+impl std::fmt::Debug for Receipts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Receipts").field("waiting", &self.len()).finish_non_exhaustive()
+    }
+}
+
+fn step(at: Duration) -> u64 {
+    u64::try_from(at.as_millis()).unwrap_or(u64::MAX) / DEADLINE_STEP_MS
+}
+
+impl Receipts {
+    /// Nothing waits yet.
+    pub fn new(machine: Holds) -> Self {
+        Self { inner: Mutex::default(), machine }
+    }
+
+    /// A message is durable here and waits for others from now on, until `deadline`.
+    pub fn wait(&self, stored: Stored, need: Need, deadline: Duration, on_deadline: OnDeadline, answer: Answer) {
+        let Stored { log, place, repeated } = stored;
+        let sites = need.sites.clone();
+        let deadline_step = step(deadline).saturating_add(1);
+        let (holding, excused) = (Bits::default(), Bits::default());
+        let mut waiter = Waiter { need, holds: holding, excused, deadline_step, on_deadline, repeated, answer };
+        let mut inner = self.inner.lock();
+        inner.next += 1;
+        let key = (place, inner.next);
+        let at = inner.logs.entry(log.clone()).or_default();
+        for (index, site) in sites.iter().enumerate() {
+            if let Some(held) = at.held.get(site) {
+                waiter.holds.set(index, holds(held, place));
+                waiter.excused.set(index, is_below(held, place));
+            }
+        }
+        if waiter.is_met() {
+            drop(inner);
+            return waiter.meet(&log, place);
+        }
+        // A retry may be of an earlier incarnation: only the machine knows what followed it.
+        let line = if repeated { &mut at.older } else { &mut at.waiting };
+        line.insert(key, waiter);
+        inner.waiting += 1;
+        inner.deadlines.insert((deadline_step, key.1), (log.clone(), place));
+        drop(inner);
+        if repeated {
+            self.ask_machine(&log);
+        }
+    }
+
+    /// A site's statement.
+    pub fn handle_held(&self, held: RemoteHeld) {
+        let log = held.log.clone();
+        let mut inner = self.inner.lock();
+        let at = inner.logs.entry(log.clone()).or_default();
+        let met = at.apply(held);
+        let ask = !at.older.is_empty();
+        inner.ended(&met);
+        drop(inner);
+        for ((place, _), waiter) in met {
+            waiter.meet(&log, place);
+        }
+        if ask {
+            self.ask_machine(&log);
+        }
+    }
+
+    /// Looks at the retries of a log's earlier messages. Not under the lock: the machine has its own.
+    fn ask_machine(&self, log: &LogName) {
+        let questions: Vec<(WaiterKey, Arc<[Site]>)> = match self.inner.lock().logs.get(log) {
+            Some(at) => at.older.iter().map(|(key, w)| (*key, w.need.sites.clone())).collect(),
+            None => return,
+        };
+        let answers: Vec<(WaiterKey, Vec<bool>)> = questions
+            .into_iter()
+            .map(|(key, sites)| (key, sites.iter().map(|site| (self.machine)(site, log, key.0)).collect()))
+            .collect();
+        let mut met = Vec::new();
+        let mut inner = self.inner.lock();
+        let Some(at) = inner.logs.get_mut(log) else { return };
+        for (key, held) in answers {
+            let Some(waiter) = at.older.get_mut(&key) else { continue };
+            held.into_iter().enumerate().for_each(|(index, holds)| waiter.holds.set(index, holds));
+            if waiter.is_met() {
+                met.extend(at.older.remove_entry(&key));
+            }
+        }
+        inner.ended(&met);
+        drop(inner);
+        for ((place, _), waiter) in met {
+            waiter.meet(log, place);
+        }
+    }
+
+    /// Ends the waits whose deadline has passed.
+    pub fn handle_timeout(&self, now: Duration) {
+        let mut expired = Vec::new();
+        let mut inner = self.inner.lock();
+        while let Some(first) = inner.deadlines.first_entry().filter(|first| first.key().0 <= step(now)) {
+            let ((_, number), (log, place)) = first.remove_entry();
+            let key = (place, number);
+            let at = inner.logs.get_mut(&log);
+            let waiter = at.and_then(|at| at.waiting.remove(&key).or_else(|| at.older.remove(&key)));
+            expired.extend(waiter.map(|w| (log, place, w)));
+        }
+        inner.waiting = inner.waiting.saturating_sub(expired.len());
+        drop(inner);
+        expired.into_iter().for_each(|(log, place, waiter)| waiter.expire(&log, place));
+    }
+
+    /// When to call [`Receipts::handle_timeout`].
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        let inner = self.inner.lock();
+        inner
+            .deadlines
+            .first_key_value()
+            .map(|((step, _), _)| Duration::from_millis(step.saturating_mul(DEADLINE_STEP_MS)))
+    }
+
+    /// Ends all waits as if their deadline had come: the node stops.
+    pub fn expire_all(&self) {
+        self.handle_timeout(Duration::MAX);
+    }
+
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.inner.lock().waiting
+    }
+
+    /// Whether none waits.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl LogWaiters {
+    /// Takes a statement in; answers whose wait it ends, in order of place.
+    fn apply(&mut self, held: RemoteHeld) -> Vec<(WaiterKey, Waiter)> {
+        let before = self.held.insert(held.site.clone(), held.clone());
+        // Usually only the place moved up: then only what it passed is looked at.
+        let plain = before.filter(|b| {
+            let shape = b.from == held.from && b.holes == held.holes && b.fork_tips == held.fork_tips;
+            shape && b.below.incarnation == held.below.incarnation && b.below.offset <= held.below.offset
+        });
+        let range = match plain {
+            Some(before) => (Bound::Included((before.below, 0)), Bound::Excluded((held.below, 0))),
+            None => (Bound::Unbounded, Bound::Unbounded),
+        };
+        let mut met = Vec::new();
+        for (key, waiter) in self.waiting.range_mut(range) {
+            let Ok(index) = waiter.need.sites.binary_search(&held.site) else { continue };
+            waiter.holds.set(index, holds(&held, key.0));
+            waiter.excused.set(index, is_below(&held, key.0));
+            if waiter.is_met() {
+                met.push(*key);
+            }
+        }
+        met.into_iter().filter_map(|key| self.waiting.remove_entry(&key)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use seaway_federation_proto::{
+        copies::{Hole, HoleKind},
+        ids::{Incarnation, Queue},
+    };
+
+    use super::*;
+
+    const INCARNATION: Incarnation = Incarnation { counter: 3, random: 9 };
+
+    fn log() -> LogName {
+        LogName { topic: "t".parse().unwrap(), origin: "home".parse().unwrap(), queue: Queue(1) }
+    }
+
+    fn place(offset: u64) -> Place {
+        Place { incarnation: INCARNATION, offset }
+    }
+
+    fn sites(names: &[&str]) -> Arc<[Site]> {
+        names.iter().map(|n| n.parse().unwrap()).collect()
+    }
+
+    fn held(site: &str, from: u64, below: u64, holes: &[(u64, u64)]) -> RemoteHeld {
+        let hole =
+            |(from, to): &(u64, u64)| Hole { incarnation: INCARNATION, from: *from, to: *to, kind: HoleKind::Pending };
+        RemoteHeld {
+            site: site.parse().unwrap(),
+            log: log(),
+            from: place(from),
+            below: place(below),
+            holes: holes.iter().map(hole).collect(),
+            fork_tips: Vec::new(),
+        }
+    }
+
+    type Outcome = (u64, Result<Receipt, PublishError>);
+
+    fn wait(
+        r: &Receipts,
+        to: &mpsc::Sender<Outcome>,
+        offset: u64,
+        asked: &Acknowledgement,
+        registered: &[&str],
+        ms: u64,
+        end: OnDeadline,
+    ) {
+        let need = decide(asked, &sites(registered)).unwrap().unwrap();
+        let to = to.clone();
+        let stored = Stored { log: log(), place: place(offset), repeated: false };
+        r.wait(
+            stored,
+            need,
+            Duration::from_millis(ms),
+            end,
+            Box::new(move |result| to.send((offset, result)).unwrap()),
+        );
+    }
+
+    fn names(receipt: &Receipt) -> Vec<&str> {
+        receipt.sites.iter().map(Site::as_str).collect()
+    }
+
+    #[test]
+    fn what_cannot_be_reached_is_refused_before_anything_is_stored() {
+        let registered = sites(&["a", "b"]);
+        let refused = |asked| matches!(decide(&asked, &registered), Err(PublishError::NobodyToAcknowledge(_)));
+        assert!(refused(Acknowledgement::Count(3)));
+        assert!(refused(Acknowledgement::Count(0)));
+        assert!(refused(Acknowledgement::Sites(vec![])));
+        assert!(refused(Acknowledgement::Sites(vec!["c".parse().unwrap()])));
+        assert!(matches!(decide(&Acknowledgement::All, &sites(&[])), Err(PublishError::NobodyToAcknowledge(_))));
+        assert_eq!(decide(&Acknowledgement::Local, &sites(&[])), Ok(None));
+        assert_eq!(decide(&Acknowledgement::All, &registered).unwrap().unwrap().count, 2);
+    }
+
+    #[test]
+    fn all_waits_for_every_site_and_names_them() {
+        let (to, from) = mpsc::channel();
+        let r = Receipts::new(Arc::new(|_, _, _| false));
+        for offset in 0..3 {
+            wait(&r, &to, offset, &Acknowledgement::All, &["a", "b"], 1000, OnDeadline::Fail);
+        }
+        r.handle_held(held("a", 0, 3, &[]));
+        assert!(from.try_recv().is_err());
+        r.handle_held(held("b", 0, 2, &[]));
+        for expected in 0..2 {
+            let (offset, receipt) = from.try_recv().unwrap();
+            assert_eq!((offset, names(&receipt.unwrap())), (expected, vec!["a", "b"]));
+        }
+        assert!(from.try_recv().is_err());
+        assert_eq!(r.len(), 1);
+        r.handle_held(held("b", 0, 3, &[]));
+        assert_eq!(from.try_recv().unwrap().0, 2);
+    }
+
+    #[test]
+    fn a_hole_does_not_count_until_it_is_filled() {
+        let (to, from) = mpsc::channel();
+        let r = Receipts::new(Arc::new(|_, _, _| false));
+        wait(&r, &to, 5, &Acknowledgement::Count(1), &["a", "b"], 1000, OnDeadline::Fail);
+        r.handle_held(held("a", 0, 10, &[(4, 6)]));
+        assert!(from.try_recv().is_err());
+        r.handle_held(held("a", 0, 10, &[]));
+        assert_eq!(names(&from.try_recv().unwrap().1.unwrap()), vec!["a"]);
+    }
+
+    #[test]
+    fn all_goes_on_without_a_site_that_begins_above_but_does_not_name_it() {
+        let (to, from) = mpsc::channel();
+        let r = Receipts::new(Arc::new(|_, _, _| false));
+        wait(&r, &to, 5, &Acknowledgement::All, &["a", "b"], 1000, OnDeadline::Fail);
+        r.handle_held(held("a", 7, 10, &[]));
+        assert!(from.try_recv().is_err());
+        r.handle_held(held("b", 0, 10, &[]));
+        assert_eq!(names(&from.try_recv().unwrap().1.unwrap()), vec!["b"]);
+    }
+
+    #[test]
+    fn at_the_deadline_it_fails_or_degrades_as_asked() {
+        let (to, from) = mpsc::channel();
+        let r = Receipts::new(Arc::new(|_, _, _| false));
+        wait(&r, &to, 1, &Acknowledgement::All, &["a", "b"], 50, OnDeadline::Fail);
+        wait(&r, &to, 2, &Acknowledgement::All, &["a", "b"], 50, OnDeadline::Degrade);
+        r.handle_held(held("b", 0, 10, &[]));
+        r.handle_timeout(Duration::from_millis(49));
+        assert!(from.try_recv().is_err());
+        let at = r.poll_timeout().unwrap();
+        r.handle_timeout(at);
+        let failed = from.try_recv().unwrap().1;
+        assert_eq!(failed, Err(PublishError::Deadline { log: log(), place: place(1), missing: "a".to_owned() }));
+        let degraded = from.try_recv().unwrap().1.unwrap();
+        assert!(degraded.degraded);
+        assert_eq!((names(&degraded), degraded.missing.clone()), (vec!["b"], vec!["a".parse().unwrap()]));
+        assert!(r.is_empty() && r.poll_timeout().is_none());
+    }
+
+    #[test]
+    fn a_site_that_went_back_no_longer_counts() {
+        let (to, from) = mpsc::channel();
+        let r = Receipts::new(Arc::new(|_, _, _| false));
+        wait(&r, &to, 5, &Acknowledgement::All, &["a", "b"], 1000, OnDeadline::Fail);
+        r.handle_held(held("a", 0, 10, &[]));
+        r.handle_held(held("a", 0, 3, &[]));
+        r.handle_held(held("b", 0, 10, &[]));
+        assert!(from.try_recv().is_err());
+        r.handle_held(held("a", 0, 6, &[]));
+        assert_eq!(names(&from.try_recv().unwrap().1.unwrap()), vec!["a", "b"]);
+    }
+
+    #[test]
+    fn a_retry_of_an_earlier_incarnation_asks_the_machine() {
+        let (to, from) = mpsc::channel();
+        let r = Receipts::new(Arc::new(|site, _, place| site.as_str() == "a" && place.incarnation.counter == 2));
+        let earlier = Place { incarnation: Incarnation { counter: 2, random: 1 }, offset: 4 };
+        let need = decide(&Acknowledgement::All, &sites(&["a"])).unwrap().unwrap();
+        let stored = Stored { log: log(), place: earlier, repeated: true };
+        let answer: Answer = Box::new(move |result| to.send(result).unwrap());
+        r.wait(stored, need, Duration::from_secs(1), OnDeadline::Fail, answer);
+        let receipt = from.try_recv().unwrap().unwrap();
+        assert!(receipt.repeated);
+        assert_eq!(names(&receipt), vec!["a"]);
+    }
+}
