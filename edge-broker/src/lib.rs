@@ -1,5 +1,6 @@
 //! What clients meet: doors, subscriptions, groups, quotas, the command line.
 
+pub mod cli;
 pub mod config;
 pub mod door;
 
