@@ -1,1 +1,3 @@
 //! What tests share: simulation, fault injection, real processes under test.
+
+pub mod sim;

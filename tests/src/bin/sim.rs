@@ -1,0 +1,64 @@
+//! Runs the simulation for as many seeds as one likes, or one seed again.
+
+#![allow(clippy::print_stdout, reason = "a command's output")]
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use seaway_tests::sim::{self, Scenario};
+
+/// Simulates whole federations under faults and checks the invariants.
+#[derive(Parser)]
+struct Arguments {
+    /// Run just this seed, and print what happened.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// First seed of a series.
+    #[arg(long, default_value_t = 1)]
+    from: u64,
+    /// Number of seeds.
+    #[arg(long, default_value_t = 100)]
+    seeds: u64,
+}
+
+fn run(seed: u64, verbose: bool) -> bool {
+    let scenario = Scenario::random(seed);
+    if verbose {
+        println!("{scenario:#?}");
+    }
+    let outcome = sim::run(scenario);
+    let good = outcome.violations.is_empty();
+    if verbose || !good {
+        println!(
+            "seed {seed}: {} published, {} receipts ({} of other sites), {} deaths, {} events in {:?} simulated, fingerprint {:016x}, alarms {:?}",
+            outcome.published,
+            outcome.receipts,
+            outcome.remote_receipts,
+            outcome.deaths,
+            outcome.events,
+            outcome.time,
+            outcome.fingerprint,
+            outcome.alarms
+        );
+    }
+    for violation in outcome.violations.iter().take(10) {
+        println!("seed {seed}: invariant {} broken: {}", violation.invariant, violation.what);
+    }
+    good
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let bad: Vec<u64> = match arguments.seed {
+        Some(seed) => [seed].into_iter().filter(|seed| !run(*seed, true)).collect(),
+        None => {
+            (arguments.from..arguments.from.saturating_add(arguments.seeds)).filter(|seed| !run(*seed, false)).collect()
+        }
+    };
+    if bad.is_empty() {
+        println!("all invariants held");
+        return ExitCode::SUCCESS;
+    }
+    println!("{} seeds failed: {bad:?}; run one again with --seed", bad.len());
+    ExitCode::FAILURE
+}

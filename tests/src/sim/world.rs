@@ -1,0 +1,418 @@
+//! The run: nodes, lines and time under one seed. Everything happens in the order of (time, sequence), so a seed replays exactly.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use seaway_federation_proto::session::{Channel, Lane};
+use seaway_relay::node::clock::Clock;
+
+use super::{
+    check::{Disk, Holdings, Violation},
+    net::{Conn, ConnId},
+    node::SimNode,
+    scenario::Scenario,
+    truth::Truth,
+};
+
+/// The channels of a link, in the order in which the simulation sends them.
+const CHANNELS: [Channel; 3] = [Channel::Control, Channel::Lane(Lane::Live), Channel::Lane(Lane::Backlog)];
+
+/// What a simulated wall clock shows at the beginning: microseconds since 1970.
+const WALL_BASE_US: u64 = 1_800_000_000_000_000;
+
+/// Simulated time, shared by all nodes.
+#[derive(Debug, Clone, Default)]
+pub struct SimClock(Arc<AtomicU64>);
+
+impl SimClock {
+    fn set(&self, now: Duration) {
+        self.0.store(u64::try_from(now.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+}
+
+impl Clock for SimClock {
+    fn now(&self) -> Duration {
+        Duration::from_micros(self.0.load(Ordering::Relaxed))
+    }
+
+    fn wall_us(&self) -> u64 {
+        WALL_BASE_US + self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Something that will happen.
+#[derive(Debug)]
+enum Event {
+    /// Bytes of a channel reach the other side; `from` is the side (0 or 1) that sent.
+    Bytes { conn: ConnId, from: usize, channel: Channel, bytes: Bytes },
+    /// A one-way message does.
+    OneWay { conn: ConnId, from: usize, bytes: Bytes },
+    /// A node looks at its timers.
+    Wake { node: usize, epoch: u64 },
+    /// A node's storage finishes an fsync.
+    Sync { node: usize, epoch: u64 },
+    /// A link (by its index in the scenario) is dialled.
+    Dial { link: usize },
+    /// An edge publishes.
+    Publish { node: usize },
+    /// A connection breaks.
+    Cut,
+    /// A node dies.
+    Crash(Death),
+    /// It starts again.
+    Start { node: usize },
+    /// A node's disk is copied, for a later restore.
+    Snapshot { node: usize },
+}
+
+/// What a dying node's disk goes through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Death {
+    /// It keeps what was durable, and perhaps some of the rest.
+    Restart,
+    /// It is lost.
+    DiskLost,
+    /// It is set back to an old copy.
+    DiskOld,
+}
+
+/// See the module's documentation.
+pub struct World {
+    scenario: Scenario,
+    now: Duration,
+    clock: SimClock,
+    rng: StdRng,
+    sequence: u64,
+    agenda: BTreeMap<(Duration, u64), Event>,
+    nodes: Vec<SimNode>,
+    conns: BTreeMap<ConnId, Conn>,
+    /// Per link of the scenario: its connection, if one is up.
+    up: Vec<Option<ConnId>>,
+    next_conn: u64,
+    truth: Arc<Mutex<Truth>>,
+    faults_until: Duration,
+    /// Events handled, for the summary.
+    pub events: u64,
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Broken invariants; empty is good.
+    pub violations: Vec<Violation>,
+    /// Messages published.
+    pub published: usize,
+    /// Receipts given.
+    pub receipts: usize,
+    /// Receipts that name another site.
+    pub remote_receipts: usize,
+    /// Events handled.
+    pub events: u64,
+    /// Simulated time.
+    pub time: Duration,
+    /// Deaths of nodes.
+    pub deaths: u64,
+    /// Alarms raised, by name.
+    pub alarms: BTreeMap<&'static str, u64>,
+    /// A hash over what all disks hold at the end: equal for equal seeds.
+    pub fingerprint: u64,
+}
+
+impl World {
+    /// A federation about to start.
+    pub fn new(scenario: Scenario) -> Self {
+        let rng = StdRng::seed_from_u64(scenario.seed ^ 0x5ea3_a1b2_c3d4_e5f6);
+        let clock = SimClock::default();
+        let truth = Arc::new(Mutex::new(Truth::default()));
+        let nodes = scenario
+            .edges
+            .iter()
+            .enumerate()
+            .map(|(index, edge)| SimNode::new(index, *edge, &scenario, clock.clone(), truth.clone()))
+            .collect();
+        let up = vec![None; scenario.links.len()];
+        let faults_until = scenario.active;
+        Self {
+            now: Duration::ZERO,
+            clock,
+            rng,
+            sequence: 0,
+            agenda: BTreeMap::new(),
+            nodes,
+            conns: BTreeMap::new(),
+            up,
+            next_conn: 0,
+            truth,
+            faults_until,
+            scenario,
+            events: 0,
+        }
+    }
+
+    fn at(&mut self, at: Duration, event: Event) {
+        self.sequence += 1;
+        self.agenda.insert((at.max(self.now), self.sequence), event);
+    }
+
+    fn after(&mut self, delay: Duration, event: Event) {
+        self.at(self.now + delay, event);
+    }
+
+    /// A random time with the given mean number per second; `None` for never.
+    fn wait(&mut self, per_second: f64) -> Option<Duration> {
+        (per_second > 0.0).then(|| {
+            let uniform: f64 = self.rng.random_range(1e-9..1.0);
+            Duration::from_secs_f64(-uniform.ln() / per_second)
+        })
+    }
+
+    /// Runs to the end: an active phase with faults, then one without in which everything must become whole.
+    pub fn run(mut self) -> Outcome {
+        self.begin();
+        while let Some(((at, _), event)) = self.agenda.pop_first() {
+            if at > self.faults_until + self.scenario.settle || (at > self.faults_until && self.is_whole()) {
+                break;
+            }
+            self.now = at;
+            self.clock.set(at);
+            self.events += 1;
+            self.handle(event);
+        }
+        self.finish()
+    }
+
+    fn begin(&mut self) {
+        for node in 0..self.nodes.len() {
+            self.start(node);
+        }
+        for link in 0..self.up.len() {
+            self.after(Duration::from_millis(1), Event::Dial { link });
+        }
+        for node in 0..self.nodes.len() {
+            if self.scenario.edges.get(node) == Some(&true) {
+                self.plan_publish(node);
+            }
+            let snapshot = self.scenario.active.mul_f64(self.rng.random_range(0.1..0.7));
+            self.at(snapshot, Event::Snapshot { node });
+        }
+        let faults = self.scenario.faults;
+        self.plan(faults.cut, Event::Cut);
+        self.plan(faults.crash, Event::Crash(Death::Restart));
+        self.plan(faults.disk_lost, Event::Crash(Death::DiskLost));
+        self.plan(faults.disk_old, Event::Crash(Death::DiskOld));
+    }
+
+    fn plan(&mut self, rate: f64, event: Event) {
+        if let Some(wait) = self.wait(rate).filter(|wait| self.now + *wait < self.faults_until) {
+            self.after(wait, event);
+        }
+    }
+
+    fn plan_publish(&mut self, node: usize) {
+        self.plan(self.scenario.rate, Event::Publish { node });
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Bytes { conn, from, channel, bytes } => {
+                let Some(line) = self.conns.get_mut(&conn) else { return };
+                line.arrived(from, channel, bytes.len());
+                let (sender, receiver) = (line.nodes[from], line.nodes[1 - from]);
+                self.nodes[receiver].handle_bytes(conn, self.now, channel, bytes);
+                self.settle(receiver);
+                self.settle(sender);
+            }
+            Event::OneWay { conn, from, bytes } => {
+                let Some(line) = self.conns.get(&conn) else { return };
+                let receiver = line.nodes[1 - from];
+                self.nodes[receiver].handle_one_way(conn, self.now, bytes);
+                self.settle(receiver);
+            }
+            Event::Wake { node, epoch } => {
+                if self.nodes[node].epoch() == epoch {
+                    self.nodes[node].handle_timeouts(self.now);
+                    self.settle(node);
+                }
+            }
+            Event::Sync { node, epoch } => {
+                if self.nodes[node].epoch() == epoch {
+                    self.nodes[node].sync();
+                    self.settle(node);
+                }
+            }
+            Event::Dial { link } => self.dial(link),
+            Event::Publish { node } => {
+                self.plan_publish(node);
+                self.nodes[node].publish(&mut self.rng);
+                self.settle(node);
+            }
+            Event::Cut => {
+                self.plan(self.scenario.faults.cut, Event::Cut);
+                let conns: Vec<ConnId> = self.conns.keys().copied().collect();
+                if !conns.is_empty() {
+                    let conn = conns[self.rng.random_range(0..conns.len())];
+                    self.cut(conn, "the line broke");
+                }
+            }
+            Event::Crash(death) => self.crash(death),
+            Event::Start { node } => self.start(node),
+            Event::Snapshot { node } => self.nodes[node].snapshot(),
+        }
+    }
+
+    fn start(&mut self, node: usize) {
+        self.nodes[node].start(self.now, &mut self.rng);
+        self.settle(node);
+    }
+
+    fn crash(&mut self, death: Death) {
+        let faults = self.scenario.faults;
+        let rate = match death {
+            Death::Restart => faults.crash,
+            Death::DiskLost => faults.disk_lost,
+            Death::DiskOld => faults.disk_old,
+        };
+        self.plan(rate, Event::Crash(death));
+        let node = self.rng.random_range(0..self.nodes.len());
+        // One disk at a time is lost: what a site alone held is then known, and may be missed.
+        if !self.nodes[node].is_up() {
+            return;
+        }
+        let conns: Vec<ConnId> =
+            self.conns.iter().filter(|(_, c)| c.nodes.contains(&node)).map(|(id, _)| *id).collect();
+        self.nodes[node].crash(death, &mut self.rng);
+        for conn in conns {
+            self.cut(conn, "the peer died");
+        }
+        let wait = Duration::from_millis(self.rng.random_range(10..2000));
+        self.after(wait, Event::Start { node });
+    }
+
+    fn dial(&mut self, link: usize) {
+        let Some((a, b)) = self.scenario.links.get(link).copied() else { return };
+        if self.up.get(link).is_some_and(Option::is_some) {
+            return;
+        }
+        if !self.nodes[a].is_up() || !self.nodes[b].is_up() {
+            self.after(Duration::from_millis(200), Event::Dial { link });
+            return;
+        }
+        self.next_conn += 1;
+        let conn = ConnId(self.next_conn);
+        self.conns.insert(conn, Conn::new([a, b], self.scenario.lines[link]));
+        self.up[link] = Some(conn);
+        let (name_a, name_b) = (self.nodes[a].name().clone(), self.nodes[b].name().clone());
+        self.nodes[a].open_link(conn, name_b, self.now);
+        self.nodes[b].open_link(conn, name_a, self.now);
+        self.settle(a);
+        self.settle(b);
+    }
+
+    fn cut(&mut self, conn: ConnId, why: &str) {
+        let Some(line) = self.conns.remove(&conn) else { return };
+        for (link, up) in self.up.iter_mut().enumerate() {
+            if *up == Some(conn) {
+                *up = None;
+                let wait = Duration::from_millis(self.rng.random_range(5..1500));
+                self.sequence += 1;
+                self.agenda.insert((self.now + wait, self.sequence), Event::Dial { link });
+            }
+        }
+        for node in line.nodes {
+            self.nodes[node].lose_link(conn, self.now, why);
+            self.settle(node);
+        }
+    }
+
+    /// Lets a node do all it can do now, and carries out what it asks of the world.
+    fn settle(&mut self, node: usize) {
+        self.nodes[node].settle(self.now);
+        let mut closed = VecDeque::new();
+        for conn in self.nodes[node].conns() {
+            let Some(line) = self.conns.get_mut(&conn) else { continue };
+            let from = usize::from(line.nodes[1] == node);
+            let mut sent = Vec::new();
+            for channel in CHANNELS {
+                while line.room(from, channel) > 0 {
+                    let Some(transmit) = self.nodes[node].poll_transmit(conn, self.now, channel) else { break };
+                    for bytes in transmit.chunks {
+                        let at = line.send(self.now, &mut self.rng, from, channel, &bytes);
+                        sent.push((at, Event::Bytes { conn, from, channel, bytes }));
+                    }
+                }
+            }
+            while let Some(bytes) = self.nodes[node].poll_one_way(conn) {
+                if let Some(at) = line.send_one_way(self.now, &mut self.rng) {
+                    sent.push((at, Event::OneWay { conn, from, bytes }));
+                }
+            }
+            if self.nodes[node].is_closed(conn) {
+                closed.push_back(conn);
+            }
+            for (at, event) in sent {
+                self.at(at, event);
+            }
+        }
+        while let Some(conn) = closed.pop_front() {
+            self.cut(conn, "the peer closed the link");
+        }
+        let epoch = self.nodes[node].epoch();
+        if self.nodes[node].take_sync_due() {
+            let delay = self.scenario.sync_delay.mul_f64(self.rng.random_range(0.1..2.0));
+            self.after(delay + Duration::from_micros(50), Event::Sync { node, epoch });
+        }
+        if let Some(at) = self.nodes[node].take_wake(self.now) {
+            self.at(at, Event::Wake { node, epoch });
+        }
+    }
+
+    /// Whether every node is up and every edge holds the same ends; looked at now and then once the faults are over.
+    fn is_whole(&mut self) -> bool {
+        if self.events % 256 != 0 || self.nodes.iter().any(|node| !node.is_up() || node.is_busy()) {
+            return false;
+        }
+        let mut found = Vec::new();
+        let disks = self.disks();
+        let holdings = Holdings::read(&disks, &mut found);
+        holdings.check_complete(&disks, &mut found);
+        found.is_empty()
+    }
+
+    fn disks(&self) -> Vec<Disk<'_>> {
+        self.nodes.iter().map(SimNode::disk).collect()
+    }
+
+    fn finish(self) -> Outcome {
+        let mut violations = Vec::new();
+        let disks = self.disks();
+        let holdings = Holdings::read(&disks, &mut violations);
+        let truth = self.truth.lock();
+        holdings.check_equal(&mut violations);
+        holdings.check_once(&truth, &mut violations);
+        holdings.check_receipts(&disks, &truth, &mut violations);
+        holdings.check_complete(&disks, &mut violations);
+        Outcome {
+            published: truth.published_count(),
+            receipts: truth.receipts().len(),
+            remote_receipts: truth.receipts().iter().filter(|r| !r.sites.is_empty()).count(),
+            events: self.events,
+            time: self.now,
+            deaths: self.nodes.iter().map(SimNode::deaths).sum(),
+            alarms: self.nodes.iter().flat_map(SimNode::alarms).fold(BTreeMap::new(), |mut all, (name, count)| {
+                *all.entry(name).or_default() += count;
+                all
+            }),
+            fingerprint: holdings.fingerprint(),
+            violations,
+        }
+    }
+}
