@@ -276,6 +276,16 @@ impl Hub {
         self.core.lock().machine.registered(topic)
     }
 
+    /// Whether a site has stated to hold the message at this place of a log of this origin.
+    pub fn site_holds(&self, site: &Site, log: &LogName, place: Place) -> bool {
+        self.core.lock().machine.site_holds(site, log, place)
+    }
+
+    /// Raises an alarm of the node's own.
+    pub fn report(&self, report: Report, wall_us: u64) {
+        self.alarms.raise(report, wall_us);
+    }
+
     /// State of a log.
     pub fn copy_status(&self, now: Duration, log: &LogName) -> Option<CopyStatus> {
         self.core.lock().machine.copy_status(now, log)

@@ -20,12 +20,12 @@ pub struct SystemClock {
 impl SystemClock {
     /// A clock whose monotonic time begins now.
     pub fn new() -> Self {
-        Self { base: Instant::now() }
+        Self::since(Instant::now())
     }
 
-    /// The instant at which this clock's monotonic time is `at`.
-    pub fn instant(&self, at: Duration) -> Instant {
-        self.base + at
+    /// A clock whose monotonic time began then.
+    pub fn since(base: Instant) -> Self {
+        Self { base }
     }
 }
 

@@ -1,0 +1,354 @@
+//! What a node's handles share, and what runs in its own threads.
+
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use seaway_federation_proto::{
+    copies::LogInfo,
+    ids::{LogName, Place, Start, Topic},
+    replication::{Report, Want},
+    session::{Lane, SessionConfig},
+};
+use tokio::sync::{Notify, Semaphore, broadcast, oneshot};
+
+use super::{
+    LogEvent, NodeConfig, PublishError, TopicConfig,
+    clock::{Clock, SystemClock},
+    one_way::OneWaySubscribers,
+    origin::Origin,
+    publish::{Registered, Room},
+    receipts::Receipts,
+    retention::{self, Keep},
+    threads::{Threads, Wake},
+    wants,
+};
+use crate::{
+    link::{
+        driver::LinkDriver,
+        hub::{Hub, NodePort, RemoteHeld},
+    },
+    log::contract::{CommitLog, Entry, Line, Read, ReadError, RejectReason, Table, Unit},
+    transport::{
+        link::{Drive, LoggedDriver},
+        mailbox::LinkMailbox,
+        service::{LinkOpener, Transport},
+    },
+};
+
+/// Reads that may wait on the disk at once.
+pub(super) const READS_MAX: usize = 16;
+/// Most fetches that a peer may have open at once.
+const FETCHES_MAX: usize = 65_536;
+/// Control messages that wait for a link's peer, bytes.
+const CONTROL_QUEUE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// How often disk and poison are looked at.
+const UPKEEP_INTERVAL: Duration = Duration::from_millis(250);
+/// Retention and reclaiming run each so many upkeeps: 10 s.
+const RETENTION_EVERY: u64 = 40;
+/// Producers are looked through each so many: 60 s.
+const EXPIRE_EVERY: u64 = 240;
+/// The hub's thread wakes at least so often.
+const HUB_IDLE: Duration = Duration::from_secs(1);
+
+/// What the hub tells, spread to whom it concerns.
+pub(super) struct Ears {
+    pub(super) receipts: Arc<Receipts>,
+    pub(super) registered: Arc<Registered>,
+    pub(super) one_way: Arc<OneWaySubscribers>,
+    pub(super) events: broadcast::Sender<LogEvent>,
+}
+
+impl NodePort for Ears {
+    fn on_remote_held(&self, held: RemoteHeld) {
+        self.receipts.handle_held(held);
+    }
+
+    fn on_registrations_changed(&self) {
+        self.registered.changed();
+    }
+
+    fn on_one_way(&self, message: Box<seaway_federation_proto::wire::link::OneWay>) {
+        self.one_way.deliver(*message);
+    }
+
+    fn on_log(&self, log: &LogName) {
+        if self.events.receiver_count() > 0 {
+            // Nobody listening is fine.
+            let _ = self.events.send(LogEvent { log: log.clone() });
+        }
+    }
+}
+
+/// The node behind its handles.
+pub(super) struct NodeInner {
+    pub(super) config: NodeConfig,
+    pub(super) start: Start,
+    pub(super) clock: Arc<SystemClock>,
+    pub(super) log: Arc<dyn CommitLog>,
+    /// A relay has none.
+    pub(super) origin: Option<Arc<Origin>>,
+    pub(super) hub: Arc<Hub>,
+    pub(super) hub_wake: Arc<Wake>,
+    pub(super) receipts: Arc<Receipts>,
+    pub(super) registered: Arc<Registered>,
+    pub(super) room: Room,
+    pub(super) one_way: Arc<OneWaySubscribers>,
+    pub(super) events: broadcast::Sender<LogEvent>,
+    pub(super) reads: Arc<Semaphore>,
+    /// Set once, right after the node stands; a node without links has none.
+    pub(super) transport: OnceLock<Transport>,
+    pub(super) draining: AtomicBool,
+    /// Why messages are not taken: poisoned, disk full.
+    pub(super) unavailable: ArcSwapOption<String>,
+    pub(super) threads: Threads,
+}
+
+impl std::fmt::Debug for NodeInner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node").field("name", &self.config.name).finish_non_exhaustive()
+    }
+}
+
+impl NodeInner {
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    pub(super) fn readiness(&self) -> Result<(), String> {
+        if self.is_draining() {
+            return Err("the node is shutting down; publish elsewhere or when it is back".to_owned());
+        }
+        self.unavailable.load().as_ref().map_or(Ok(()), |why| Err(why.to_string()))
+    }
+
+    pub(super) fn topic_config(&self, topic: &Topic) -> TopicConfig {
+        topic_config(&self.config, topic)
+    }
+
+    pub(super) fn report(&self, name: &'static str, text: String) {
+        self.hub.report(Report { name, text }, self.clock.wall_us());
+    }
+
+    /// One turn of the hub's thread; answers how long it may sleep.
+    pub(super) fn turn_hub(&self) -> Duration {
+        let now = self.clock.now();
+        self.hub.pump(now, self.clock.wall_us());
+        self.receipts.handle_timeout(now);
+        let next = [self.hub.poll_timeout(), self.receipts.poll_timeout()].into_iter().flatten().min();
+        next.map_or(HUB_IDLE, |at| at.saturating_sub(self.clock.now())).min(HUB_IDLE)
+    }
+
+    /// One turn of the upkeep's thread: disk, retention, what is forgotten with time.
+    pub(super) fn turn_upkeep(&self, turn: u64) -> Duration {
+        let stats = self.log.stats();
+        let why = match (&stats.poisoned, stats.disk_full) {
+            (Some(why), _) => Some(format!("the commit log stopped: {why}; free or replace the disk, then restart the node")),
+            (None, true) => {
+                let free = stats.disk_free;
+                Some(format!("the disk is nearly full ({free} bytes free); make room or lower the retention, publishing then goes on by itself"))
+            }
+            (None, false) => None,
+        };
+        self.note_availability(why);
+        if turn.is_multiple_of(RETENTION_EVERY) {
+            self.retain();
+        }
+        if turn.is_multiple_of(EXPIRE_EVERY)
+            && let Some(origin) = &self.origin
+        {
+            origin.expire();
+        }
+        UPKEEP_INTERVAL
+    }
+
+    fn note_availability(&self, why: Option<String>) {
+        let was = self.unavailable.load().is_some();
+        if let Some(why) = &why
+            && !was
+        {
+            self.report("not-taking-messages", why.clone());
+        }
+        if why.is_some() != was && !self.is_draining() {
+            self.hub.set_transit(self.clock.now(), why.is_none());
+        }
+        self.unavailable.store(why.map(Arc::new));
+    }
+
+    fn retain(&self) {
+        let keep = |log: &LogName| {
+            let config = self.topic_config(&log.topic);
+            Keep { bytes_max: config.retention_bytes, age_max: config.retention_age }
+        };
+        let trimmed = retention::trim(&self.log, keep, self.config.cache_bytes_max, self.clock.wall_us());
+        if let Err(why) = trimmed.and_then(|()| self.log.reclaim().map(drop).map_err(|e| e.to_string())) {
+            self.report("retention-failed", why);
+        }
+    }
+
+    /// Submits changes of state and waits until they are durable.
+    pub(super) async fn store(&self, mut entries: Vec<Entry>) -> Result<(), PublishError> {
+        loop {
+            let (sender, receiver) = oneshot::channel();
+            let done = Box::new(move |result| drop(sender.send(result)));
+            let rejected = match self.log.submit(Unit { entries }, done) {
+                Ok(()) => {
+                    let lost = || PublishError::Unavailable("the commit log was closed".to_owned());
+                    let result = receiver.await.map_err(|_| lost())?;
+                    return result.map_err(|poisoned| PublishError::Unavailable(poisoned.to_string()));
+                }
+                Err(rejected) => *rejected,
+            };
+            if rejected.reason != RejectReason::Busy {
+                return Err(PublishError::Unavailable(rejected.reason.to_string()));
+            }
+            entries = rejected.unit.entries;
+            let room = Arc::new(Notify::new());
+            let wake = room.clone();
+            self.log.ready(64 * 1024, Box::new(move || wake.notify_one()));
+            room.notified().await;
+        }
+    }
+
+    pub(super) async fn put_want(&self, want: Want) -> Result<(), PublishError> {
+        self.check_want(&want)?;
+        let key = Bytes::copy_from_slice(want.id.as_bytes());
+        self.store(vec![Entry::Put { table: Table::Wants, key, value: wants::encode(&want) }]).await?;
+        self.hub.put_want(self.clock.now(), want);
+        Ok(())
+    }
+
+    fn check_want(&self, want: &Want) -> Result<(), PublishError> {
+        if self.origin.is_none() {
+            return Err(PublishError::Invalid(format!("{} is a relay and has no wants of its own", self.config.name)));
+        }
+        if want.id.is_empty() || want.id.len() > 1024 {
+            return Err(PublishError::Invalid("a want's id must have 1 to 1024 bytes".to_owned()));
+        }
+        if self.config.wants.iter().any(|w| w.id == want.id) {
+            return Err(PublishError::Invalid(format!("want {} is configured; choose another id", want.id)));
+        }
+        let known = self.log.get(Table::Wants, want.id.as_bytes()).is_some();
+        if !known && self.log.scan(Table::Wants, &[]).len() >= super::start::WANTS_MAX {
+            let text = format!("this site has {} wants already, the most it may have", super::start::WANTS_MAX);
+            return Err(PublishError::Unavailable(text));
+        }
+        Ok(())
+    }
+
+    pub(super) async fn remove_want(&self, id: &str) -> Result<(), PublishError> {
+        let key = Bytes::copy_from_slice(id.as_bytes());
+        self.store(vec![Entry::Delete { table: Table::Wants, key }]).await?;
+        self.hub.remove_want(self.clock.now(), id);
+        Ok(())
+    }
+
+    /// See [`super::Node::read`].
+    pub(super) async fn read(&self, log: &LogName, from: Place, line: Line, bytes_max: usize) -> Result<Read, ReadError> {
+        let read = match self.log.read_cached(log, from, line, bytes_max) {
+            Some(read) => read,
+            None => {
+                let (commit_log, name) = (self.log.clone(), log.clone());
+                self.block(log, from, move || commit_log.read(&name, from, line, bytes_max)).await?
+            }
+        };
+        Ok(if log.origin == self.config.name.site { read } else { self.only_durable(log, read) })
+    }
+
+    pub(super) async fn find_time(&self, log: &LogName, time_us: u64) -> Result<Option<Place>, ReadError> {
+        let (commit_log, name) = (self.log.clone(), log.clone());
+        let nowhere = Place { incarnation: seaway_federation_proto::ids::Incarnation { counter: 0, random: 0 }, offset: 0 };
+        self.block(log, nowhere, move || commit_log.find_time(&name, time_us)).await
+    }
+
+    /// Runs what waits on the disk where that harms nobody.
+    async fn block<T: Send + 'static>(
+        &self,
+        log: &LogName,
+        place: Place,
+        work: impl FnOnce() -> Result<T, ReadError> + Send + 'static,
+    ) -> Result<T, ReadError> {
+        let failed = |why: &str| ReadError { log: log.clone(), place, why: why.to_owned() };
+        let permit = self.reads.clone().acquire_owned().await.map_err(|_| failed("the node is shutting down"))?;
+        let run = move || {
+            let result = work();
+            drop(permit);
+            result
+        };
+        tokio::task::spawn_blocking(run).await.map_err(|_| failed("the reading task failed"))?
+    }
+
+    /// The commit log shows copies as soon as they are accepted; readers here get what is durable.
+    fn only_durable(&self, log: &LogName, read: Read) -> Read {
+        let Read::Batches { mut batches, next } = read else { return read };
+        let durable = self.log.info(log, true);
+        let is_durable = |info: &LogInfo, place: Place| {
+            info.incarnations.iter().any(|i| i.incarnation == place.incarnation && place.offset <= i.end)
+        };
+        let Some(info) = durable else { return Read::AtEnd { at: batches.first().map_or(next, |b| b.begin()) } };
+        let keep = batches.iter().take_while(|b| is_durable(&info, b.end())).count();
+        if keep == batches.len() {
+            return Read::Batches { batches, next };
+        }
+        batches.truncate(keep);
+        match batches.last().map(|b| b.end()) {
+            Some(next) => Read::Batches { batches, next },
+            None => Read::AtEnd { at: info.end },
+        }
+    }
+}
+
+/// The first settings that match the topic, else the defaults.
+pub(super) fn topic_config(config: &NodeConfig, topic: &Topic) -> TopicConfig {
+    let found = config.topics.iter().find(|(pattern, _)| pattern.touches(topic));
+    found.map_or_else(TopicConfig::default, |(_, settings)| settings.clone())
+}
+
+/// Makes the drivers of links.
+pub(super) struct Opener(pub(super) std::sync::Weak<NodeInner>);
+
+impl LinkOpener for Opener {
+    fn open_link(
+        &self,
+        peer: &seaway_federation_proto::ids::NodeName,
+        _dialled: bool,
+        mailbox: LinkMailbox,
+        now: Duration,
+    ) -> Result<Box<dyn Drive>, String> {
+        let node = self.0.upgrade().filter(|node| !node.is_draining());
+        let node = node.ok_or_else(|| "the node is shutting down".to_owned())?;
+        let config = &node.config;
+        let session = SessionConfig {
+            federation: config.federation.clone(),
+            node: config.name.clone(),
+            kind: config.kind,
+            start: node.start,
+            versions: 1..=1,
+            batch_bytes_max: super::start::BATCH_BYTES_MAX,
+            lane_credit: [(Lane::Live, node.lane_credit()), (Lane::Backlog, node.lane_credit())],
+            control_queue_bytes_max: CONTROL_QUEUE_BYTES_MAX,
+            probe_interval: config.probe_interval,
+            dead_after: config.dead_after,
+            software: format!("seaway {}", env!("CARGO_PKG_VERSION")),
+            fetches_max: FETCHES_MAX,
+            peer_identity: Some(peer.clone()),
+        };
+        let mailbox = Arc::new(mailbox);
+        let link = node.hub.attach(mailbox.clone());
+        let driver = LinkDriver::new(link, session, node.log.clone(), node.hub.clone(), mailbox, now);
+        Ok(Box::new(LoggedDriver::new(driver, node.log.clone())))
+    }
+}
+
+impl NodeInner {
+    /// At least one largest batch.
+    fn lane_credit(&self) -> u64 {
+        self.config.lane_credit_bytes.max(u64::try_from(super::start::BATCH_BYTES_MAX).unwrap_or(u64::MAX))
+    }
+}

@@ -1,0 +1,292 @@
+//! Starting and stopping a node.
+
+use std::{
+    sync::{Arc, OnceLock, Weak, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use prost::Message as _;
+use seaway_federation_proto::{
+    ids::{NodeName, Site, Start},
+    limits::{BATCH_OVERHEAD_BYTES, MESSAGE_BYTES_CEILING},
+    message::BODY_VERSION,
+    replication::{ReplicationConfig, Report},
+    session::NodeKind,
+    wire::store::NodeStart,
+};
+use tokio::sync::{Semaphore, broadcast};
+
+use super::{
+    NodeConfig, StartError,
+    clock::{Clock, SystemClock},
+    inner::{Ears, NodeInner, Opener, READS_MAX, topic_config},
+    one_way::OneWaySubscribers,
+    origin::{Origin, OriginConfig},
+    publish::{Registered, Room},
+    receipts::Receipts,
+    threads::{Threads, Wake},
+    wants,
+};
+use crate::{
+    link::{alarms::Alarms, hub::Hub},
+    log::contract::{CommitLog, Entry, Table},
+    transport::{
+        endpoint::Timing,
+        service::{Transport, TransportSettings},
+    },
+};
+
+/// Largest batch taken from a peer: one message of the largest size that any topic may allow.
+pub(super) const BATCH_BYTES_MAX: usize = MESSAGE_BYTES_CEILING + BATCH_OVERHEAD_BYTES;
+/// Most wants of a site.
+pub(super) const WANTS_MAX: usize = 10_000;
+/// Most logs held or known.
+const LOGS_MAX: usize = 200_000;
+/// Most sites known.
+const SITES_MAX: usize = 1_000;
+/// Hop limit of everything that travels.
+const HOPS: u32 = 16;
+/// When a range that nobody answers for is lost, although not every registered site was reached.
+const LOST_AFTER: Duration = Duration::from_secs(24 * 3600);
+/// Events kept for a watcher that lags; after that it looks anew.
+const EVENTS: usize = 4_096;
+/// How long accepted messages may take to become durable when the node stops.
+const FINISH_MAX: Duration = Duration::from_secs(30);
+/// How long receipts may wait for other sites when the node stops.
+const RECEIPTS_MAX: Duration = Duration::from_secs(2);
+const START_KEY: &[u8] = b"start";
+
+/// The start of this process, above the one remembered; and whether the clock stands before that.
+fn next_start(log: &dyn CommitLog, clock: &SystemClock, random: u64) -> (Start, Option<Report>) {
+    let remembered = log.get(Table::Node, START_KEY).and_then(|value| NodeStart::decode(value).ok());
+    let last_us = remembered.map_or(0, |r| r.time_us);
+    let wall_us = clock.wall_us();
+    let start = Start { time_us: wall_us.max(last_us.saturating_add(1)), random };
+    let behind = (wall_us < last_us).then(|| Report {
+        name: "clock-behind",
+        text: format!(
+            "the wall clock stands {} s before this node's last start; set the clock",
+            last_us.saturating_sub(wall_us) / 1_000_000
+        ),
+    });
+    (start, behind)
+}
+
+/// 64 random bits of the system's.
+pub(super) fn random_bits() -> Result<u64, StartError> {
+    getrandom::u64().map_err(|error| StartError::Data(format!("the system gives no random numbers: {error}")))
+}
+
+fn origin_of(
+    config: &NodeConfig,
+    start: Start,
+    clock: &Arc<SystemClock>,
+    log: &Arc<dyn CommitLog>,
+    wake: &Arc<Wake>,
+    alarms: &Arc<Alarms>,
+) -> Option<Arc<Origin>> {
+    if config.kind == NodeKind::Relay {
+        return None;
+    }
+    let (settings, wake, alarms, wall) = (config.clone(), wake.clone(), alarms.clone(), clock.clone());
+    let origin = OriginConfig {
+        site: config.name.site.clone(),
+        random: start.random,
+        topics: Arc::new(move |topic| topic_config(&settings, topic)),
+        clock: clock.clone(),
+        wake: Arc::new(move || wake.wake()),
+        report: Arc::new(move |report| alarms.raise(report, wall.wall_us())),
+    };
+    Some(Origin::open(origin, log.clone()))
+}
+
+fn replication_config(config: &NodeConfig, start: Start) -> ReplicationConfig {
+    ReplicationConfig {
+        node: config.name.clone(),
+        kind: config.kind,
+        start,
+        mark_interval: config.mark_interval,
+        hops: HOPS,
+        replicate: config.replicate.clone(),
+        lost_after: LOST_AFTER,
+        costs: config.costs.clone(),
+        logs_max: LOGS_MAX,
+        wants_max: WANTS_MAX,
+        sites_max: SITES_MAX,
+        body_versions: vec![BODY_VERSION],
+        no_transit: false,
+    }
+}
+
+impl NodeInner {
+    /// Joins everything over a commit log that is open. Needs a tokio runtime for the links.
+    pub(super) async fn start(config: NodeConfig, log: Arc<dyn CommitLog>, random: u64) -> Result<Arc<Self>, StartError> {
+        let epoch = Instant::now();
+        let clock = Arc::new(SystemClock::since(epoch));
+        let (start, clock_behind) = next_start(&*log, &clock, random);
+        let alarms = Arc::new(Alarms::default());
+        let (origin_wake, hub_wake, upkeep_wake) = (Arc::<Wake>::default(), Arc::<Wake>::default(), Arc::<Wake>::default());
+        let hub_cell: Arc<OnceLock<Weak<Hub>>> = Arc::default();
+        let machine = hub_cell.clone();
+        let receipts = Arc::new(Receipts::new(Arc::new(move |site: &Site, log, place| {
+            machine.get().and_then(Weak::upgrade).is_some_and(|hub| hub.site_holds(site, log, place))
+        })));
+        let (registered, one_way): (Arc<Registered>, Arc<OneWaySubscribers>) = (Arc::default(), Arc::default());
+        let (events, _) = broadcast::channel(EVENTS);
+        let ears = Ears {
+            receipts: receipts.clone(),
+            registered: registered.clone(),
+            one_way: one_way.clone(),
+            events: events.clone(),
+        };
+        let wake = hub_wake.clone();
+        let hub = Hub::open(
+            replication_config(&config, start),
+            log.clone(),
+            Arc::new(ears),
+            alarms.clone(),
+            Arc::new(move || wake.wake()),
+            clock.now(),
+            clock.wall_us(),
+        );
+        // Set once, right here.
+        let _ = hub_cell.set(Arc::downgrade(&hub));
+        let origin = origin_of(&config, start, &clock, &log, &origin_wake, &alarms);
+        let node = Arc::new(NodeInner {
+            config,
+            start,
+            clock,
+            log,
+            origin,
+            hub,
+            hub_wake: hub_wake.clone(),
+            receipts,
+            registered,
+            room: Room::default(),
+            one_way,
+            events,
+            reads: Arc::new(Semaphore::new(READS_MAX)),
+            transport: OnceLock::new(),
+            draining: false.into(),
+            unavailable: ArcSwapOption::empty(),
+            threads: Threads::default(),
+        });
+        node.run_threads(&origin_wake, hub_wake, upkeep_wake)?;
+        if let Some(report) = clock_behind {
+            node.report(report.name, report.text);
+        }
+        node.remember_start().await?;
+        node.begin_wants();
+        node.begin_links(epoch)?;
+        Ok(node)
+    }
+
+    fn run_threads(self: &Arc<Self>, origin_wake: &Arc<Wake>, hub: Arc<Wake>, upkeep: Arc<Wake>) -> Result<(), StartError> {
+        let failed = |error: std::io::Error| StartError::Data(format!("a thread could not be started: {error}"));
+        if let Some(origin) = &self.origin {
+            let origin = Arc::downgrade(origin);
+            let turn = move || {
+                if let Some(origin) = origin.upgrade() {
+                    origin.pump();
+                }
+                Duration::from_secs(1)
+            };
+            self.threads.run("seaway-origin", origin_wake.clone(), turn).map_err(failed)?;
+        }
+        let node = Arc::downgrade(self);
+        let turn = move || node.upgrade().map_or(Duration::ZERO, |node| node.turn_hub());
+        self.threads.run("seaway-hub", hub, turn).map_err(failed)?;
+        let node = Arc::downgrade(self);
+        let mut turns = 0;
+        let turn = move || {
+            turns += 1;
+            node.upgrade().map_or(Duration::ZERO, |node| node.turn_upkeep(turns))
+        };
+        self.threads.run("seaway-upkeep", upkeep, turn).map_err(failed)
+    }
+
+    async fn remember_start(&self) -> Result<(), StartError> {
+        let NodeName { site, node } = &self.config.name;
+        let start = NodeStart {
+            time_us: self.start.time_us,
+            random: self.start.random,
+            federation: self.config.federation.clone(),
+            site: site.to_string(),
+            node: node.to_string(),
+        };
+        let key = Bytes::from_static(START_KEY);
+        let entry = Entry::Put { table: Table::Node, key, value: start.encode_to_vec().into() };
+        self.store(vec![entry]).await.map_err(|error| StartError::Data(error.to_string()))
+    }
+
+    fn begin_wants(&self) {
+        if self.origin.is_none() {
+            return;
+        }
+        let now = self.clock.now();
+        for want in &self.config.wants {
+            self.hub.put_want(now, want.clone());
+        }
+        for (key, value) in self.log.scan(Table::Wants, &[]) {
+            match wants::decode(&key, &value) {
+                Some(want) if self.config.wants.iter().any(|w| w.id == want.id) => {}
+                Some(want) => self.hub.put_want(now, want),
+                None => {
+                    let id = String::from_utf8_lossy(&key);
+                    self.report("want-unreadable", format!("want {id} cannot be read by this build; subscribe again"));
+                }
+            }
+        }
+    }
+
+    fn begin_links(self: &Arc<Self>, epoch: Instant) -> Result<(), StartError> {
+        let config = &self.config;
+        if config.listen.is_none() && config.dial.is_empty() {
+            return Ok(());
+        }
+        let settings = TransportSettings {
+            federation: config.federation.clone(),
+            node: config.name.clone(),
+            listen: config.listen,
+            dial: config.dial.clone(),
+            tls: config.tls.clone(),
+            timing: Timing { probe_interval: config.probe_interval, dead_after: config.dead_after },
+            epoch,
+        };
+        let transport = Transport::start(settings, Arc::new(Opener(Arc::downgrade(self))))?;
+        // Set once, right here.
+        let _ = self.transport.set(transport);
+        Ok(())
+    }
+
+    /// See [`super::Node::shutdown`].
+    pub(super) async fn shutdown(self: &Arc<Self>) -> Result<(), String> {
+        if self.draining.swap(true, Ordering::AcqRel) {
+            return Err("the node is shutting down already".to_owned());
+        }
+        self.hub.set_transit(self.clock.now(), false);
+        if let Some(origin) = &self.origin {
+            origin.close();
+            let limit = self.clock.now().saturating_add(FINISH_MAX);
+            while !origin.is_idle() && self.clock.now() < limit {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        }
+        let limit = self.clock.now().saturating_add(RECEIPTS_MAX);
+        while !self.receipts.is_empty() && self.clock.now() < limit {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.receipts.expire_all();
+        if let Some(transport) = self.transport.get() {
+            transport.shutdown().await;
+        }
+        let node = self.clone();
+        let close = move || {
+            node.threads.stop();
+            node.log.close().map_err(|poisoned| poisoned.to_string())
+        };
+        tokio::task::spawn_blocking(close).await.map_err(|error| format!("closing the commit log failed: {error}"))?
+    }
+}

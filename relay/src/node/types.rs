@@ -1,0 +1,292 @@
+//! What a node is told and answers: settings, messages, receipts, status.
+
+use std::{path::PathBuf, time::Duration};
+
+use bytes::Bytes;
+use seaway_federation_proto::{
+    envelope::Codec,
+    ids::{LogName, NodeName, Path, Pattern, Place, Site, Topic},
+    limits,
+    message::{Message, ProducerStamp},
+    replication::{Report, Want},
+    session::NodeKind,
+};
+
+use super::one_way::Charge;
+
+/// Settings of a node; the configuration file is parsed elsewhere.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// The federation's name.
+    pub federation: String,
+    /// This node.
+    pub name: NodeName,
+    /// Its kind.
+    pub kind: NodeKind,
+    /// Directory of commit log and index.
+    pub data_dir: PathBuf,
+    /// Listening for links; `None`: only dials.
+    pub listen: Option<std::net::SocketAddr>,
+    /// Peers to dial: name and `host:port`, resolved anew for each attempt.
+    pub dial: Vec<(NodeName, String)>,
+    /// Certificate chain, key and authorities, PEM files.
+    pub tls: LinkTls,
+    /// Wants that are configured (id, pattern, …); those of groups come and go by [`Node::put_want`].
+    pub wants: Vec<Want>,
+    /// Which sites count as registered: see [`seaway_federation_proto::replication::ReplicationConfig::replicate`].
+    pub replicate: Vec<(Pattern, Option<Vec<Site>>)>,
+    /// Settings for topics by pattern of the topic name; the first match counts.
+    pub topics: Vec<(Pattern, TopicConfig)>,
+    /// Size of a segment file, bytes.
+    pub segment_bytes: u64,
+    /// Bytes of disk kept free for recovery, trims and checkpoints.
+    pub disk_reserve_bytes: u64,
+    /// For a relay: bytes of batches its cache may hold in all.
+    pub cache_bytes_max: Option<u64>,
+    /// Credit per link and lane, bytes.
+    pub lane_credit_bytes: u64,
+    /// Interval of probes on a link, and after how much silence it is dead.
+    pub probe_interval: Duration,
+    /// See above.
+    pub dead_after: Duration,
+    /// Interval of marks.
+    pub mark_interval: Duration,
+    /// Link costs by peer.
+    pub costs: Vec<(NodeName, u32)>,
+    /// Bytes of recent batches kept in memory for readers near the end.
+    pub tail_bytes_max: usize,
+}
+
+/// PEM files of a node's link identity.
+#[derive(Debug, Clone)]
+pub struct LinkTls {
+    /// Certificate chain.
+    pub cert: PathBuf,
+    /// Private key.
+    pub key: PathBuf,
+    /// Authorities that peers' certificates may come from.
+    pub ca: PathBuf,
+}
+
+/// Settings of a topic at this origin or holder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicConfig {
+    /// Queues for own messages.
+    pub queues: u16,
+    /// Largest message, bytes: payload, key and headers together.
+    pub message_bytes_max: usize,
+    /// Compression of own batches.
+    pub codec: Codec,
+    /// Retention of own logs and copies here: bytes a log.
+    pub retention_bytes: Option<u64>,
+    /// Retention by the holder's time of appending.
+    pub retention_age: Option<Duration>,
+}
+
+impl Default for TopicConfig {
+    /// One queue, messages up to 1 MiB, no compression, nothing trimmed.
+    fn default() -> Self {
+        Self {
+            queues: 1,
+            message_bytes_max: limits::MESSAGE_BYTES_DEFAULT,
+            codec: Codec::None,
+            retention_bytes: None,
+            retention_age: None,
+        }
+    }
+}
+
+/// Which other sites must hold a message before its receipt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Acknowledgement {
+    /// None.
+    Local,
+    /// All registered for the topic.
+    All,
+    /// Any so many others.
+    Count(u32),
+    /// These.
+    Sites(Vec<Site>),
+}
+
+/// What happens at the deadline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnDeadline {
+    /// Fail, with the place; the message stays stored.
+    Fail,
+    /// Answer with what was reached.
+    Degrade,
+}
+
+/// A message to be stored.
+#[derive(Debug, Clone)]
+pub struct Publish {
+    /// Its path.
+    pub path: Path,
+    /// The key that chooses its queue.
+    pub key: Option<Bytes>,
+    /// Headers.
+    pub headers: Vec<(String, Bytes)>,
+    /// Content.
+    pub payload: Bytes,
+    /// Idempotence.
+    pub producer: Option<ProducerStamp>,
+    /// Whom to wait for beyond this node.
+    pub acknowledgement: Acknowledgement,
+    /// How long to wait for them.
+    pub deadline: Duration,
+    /// And then.
+    pub on_deadline: OnDeadline,
+}
+
+/// Proof that a message is durable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Receipt {
+    /// Its log.
+    pub log: LogName,
+    /// Its place.
+    pub place: Place,
+    /// Other sites whose copy holds it.
+    pub sites: Vec<Site>,
+    /// The deadline passed and the policy said degrade.
+    pub degraded: bool,
+    /// Then: who is still missing, where known by name.
+    pub missing: Vec<Site>,
+    /// An idempotent retry.
+    pub repeated: bool,
+}
+
+/// Why a message has no receipt.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum PublishError {
+    /// Too large, too many headers …
+    #[error("{0}")]
+    Invalid(String),
+    /// The topic is Seaway's own.
+    #[error("topic {0} is Seaway's own; choose a name that does not begin with '_' or '$'")]
+    Internal(Topic),
+    /// Empty set, too large a number, or a name outside it. Nothing was stored.
+    #[error("{0}")]
+    NobodyToAcknowledge(String),
+    /// Stored here at this place, but the sites asked for did not all state to hold it in time.
+    #[error(
+        "stored at {log} {place}, but {missing} did not acknowledge within the deadline; it will still be delivered"
+    )]
+    Deadline {
+        /// Its log.
+        log: LogName,
+        /// Its place.
+        place: Place,
+        /// Who, in words.
+        missing: String,
+    },
+    /// Disk full, draining, poisoned; the sentence says which.
+    #[error("{0}")]
+    Unavailable(String),
+    /// Producer unknown here: begin a new epoch.
+    #[error("this producer is not known here (any more); begin a new epoch at sequence 0")]
+    ProducerUnknown,
+    /// Not last + 1.
+    #[error("sequence {found} does not follow {last}")]
+    ProducerSequence {
+        /// Found.
+        found: u64,
+        /// Last stored.
+        last: u64,
+    },
+    /// A newer epoch exists.
+    #[error("epoch {found} is over: epoch {current} has begun")]
+    ProducerFenced {
+        /// Found.
+        found: u32,
+        /// Current.
+        current: u32,
+    },
+}
+
+/// A publish that was accepted in order; resolves to its receipt. Accepting happens when [`Node::publish`] returns,
+/// so a caller that publishes in sequence is stored in that order, pipelined.
+pub type PendingReceipt = tokio::sync::oneshot::Receiver<Result<Receipt, PublishError>>;
+
+/// A one-way message as subscribers get it.
+#[derive(Debug, Clone)]
+pub struct OneWayMessage {
+    /// Where it was published.
+    pub origin: Site,
+    /// The message.
+    pub message: Message,
+    /// Gives its bytes back to the subscriber's bound when the message is dropped.
+    #[allow(dead_code, reason = "held for what its drop does")]
+    pub(super) charge: std::sync::Arc<Charge>,
+}
+
+/// What log readers are told; a receiver that lags takes [`Node::info`] anew.
+#[derive(Debug, Clone)]
+pub struct LogEvent {
+    /// The log that moved, appeared, or went.
+    pub log: LogName,
+}
+
+/// State of one link.
+#[derive(Debug, Clone)]
+pub struct LinkStatus {
+    /// The peer, if it is known yet.
+    pub peer: Option<NodeName>,
+    /// Its kind.
+    pub peer_kind: Option<NodeKind>,
+    /// Whether this node dials.
+    pub dials: bool,
+    /// Address in use or last tried.
+    pub address: String,
+    /// `live`, `connecting`, `down`.
+    pub state: &'static str,
+    /// Why.
+    pub reason: String,
+    /// Smoothed round-trip time of probes.
+    pub rtt: Option<Duration>,
+    /// Share of packets lost, over about ten seconds.
+    pub loss: f64,
+    /// Bytes per second, over about ten seconds.
+    pub rate_in: f64,
+    /// See above.
+    pub rate_out: f64,
+    /// Bytes since it came up.
+    pub bytes_in: u64,
+    /// See above.
+    pub bytes_out: u64,
+    /// Batches since it came up.
+    pub batches_in: u64,
+    /// See above.
+    pub batches_out: u64,
+    /// Since when up, microseconds since 1970.
+    pub up_since_us: Option<u64>,
+    /// Times it was made anew.
+    pub reconnects: u64,
+    /// One-way messages dropped here for lack of room.
+    pub one_way_dropped: u64,
+}
+
+/// An alarm: a report with its count and first time.
+#[derive(Debug, Clone)]
+pub struct Alarm {
+    /// The report last given.
+    pub report: Report,
+    /// First seen, microseconds since 1970.
+    pub since_us: u64,
+    /// How often.
+    pub count: u64,
+}
+
+/// Why a node does not start: one sentence that says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory cannot be used: another site's, a newer format, locked, unreadable.
+    #[error("{0}")]
+    Data(String),
+    /// Certificates or keys.
+    #[error("{0}")]
+    Tls(String),
+    /// Address in use …
+    #[error("{0}")]
+    Listen(String),
+}
