@@ -149,10 +149,14 @@ impl NodeInner {
     pub(super) fn turn_upkeep(&self, turn: u64) -> Duration {
         let stats = self.log.stats();
         let why = match (&stats.poisoned, stats.disk_full) {
-            (Some(why), _) => Some(format!("the commit log stopped: {why}; free or replace the disk, then restart the node")),
+            (Some(why), _) => {
+                Some(format!("the commit log stopped: {why}; free or replace the disk, then restart the node"))
+            }
             (None, true) => {
                 let free = stats.disk_free;
-                Some(format!("the disk is nearly full ({free} bytes free); make room or lower the retention, publishing then goes on by itself"))
+                Some(format!(
+                    "the disk is nearly full ({free} bytes free); make room or lower the retention, publishing then goes on by itself"
+                ))
             }
             (None, false) => None,
         };
@@ -250,7 +254,13 @@ impl NodeInner {
     }
 
     /// See [`super::Node::read`].
-    pub(super) async fn read(&self, log: &LogName, from: Place, line: Line, bytes_max: usize) -> Result<Read, ReadError> {
+    pub(super) async fn read(
+        &self,
+        log: &LogName,
+        from: Place,
+        line: Line,
+        bytes_max: usize,
+    ) -> Result<Read, ReadError> {
         let read = match self.log.read_cached(log, from, line, bytes_max) {
             Some(read) => read,
             None => {
@@ -263,7 +273,8 @@ impl NodeInner {
 
     pub(super) async fn find_time(&self, log: &LogName, time_us: u64) -> Result<Option<Place>, ReadError> {
         let (commit_log, name) = (self.log.clone(), log.clone());
-        let nowhere = Place { incarnation: seaway_federation_proto::ids::Incarnation { counter: 0, random: 0 }, offset: 0 };
+        let nowhere =
+            Place { incarnation: seaway_federation_proto::ids::Incarnation { counter: 0, random: 0 }, offset: 0 };
         self.block(log, nowhere, move || commit_log.find_time(&name, time_us)).await
     }
 

@@ -148,7 +148,9 @@ impl NodeInner {
             return Err(self.no_origin());
         }
         if self.is_draining() {
-            return Err(PublishError::Unavailable("the node is shutting down; publish elsewhere or when it is back".to_owned()));
+            return Err(PublishError::Unavailable(
+                "the node is shutting down; publish elsewhere or when it is back".to_owned(),
+            ));
         }
         let topic = publish.path.topic();
         if topic.is_internal() {
@@ -173,7 +175,10 @@ impl NodeInner {
     }
 
     fn no_origin(&self) -> PublishError {
-        PublishError::Unavailable(format!("{} is a relay and takes no messages; publish at an edge broker", self.config.name))
+        PublishError::Unavailable(format!(
+            "{} is a relay and takes no messages; publish at an edge broker",
+            self.config.name
+        ))
     }
 }
 

@@ -26,8 +26,10 @@ pub(super) fn trim(
     cache_bytes_max: Option<u64>,
     wall_us: u64,
 ) -> Result<(), String> {
-    let held: Vec<(LogName, LogInfo)> = log.logs().into_iter().filter_map(|n| Some((n.clone(), log.info(&n, true)?))).collect();
-    let share = cache_bytes_max.and_then(|max| share(&held.iter().map(|(_, info)| info.bytes).collect::<Vec<_>>(), max));
+    let held: Vec<(LogName, LogInfo)> =
+        log.logs().into_iter().filter_map(|n| Some((n.clone(), log.info(&n, true)?))).collect();
+    let share =
+        cache_bytes_max.and_then(|max| share(&held.iter().map(|(_, info)| info.bytes).collect::<Vec<_>>(), max));
     let mut entries = Vec::new();
     for (name, info) in held {
         let keep = keep(&name);

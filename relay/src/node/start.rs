@@ -122,12 +122,17 @@ fn replication_config(config: &NodeConfig, start: Start) -> ReplicationConfig {
 
 impl NodeInner {
     /// Joins everything over a commit log that is open. Needs a tokio runtime for the links.
-    pub(super) async fn start(config: NodeConfig, log: Arc<dyn CommitLog>, random: u64) -> Result<Arc<Self>, StartError> {
+    pub(super) async fn start(
+        config: NodeConfig,
+        log: Arc<dyn CommitLog>,
+        random: u64,
+    ) -> Result<Arc<Self>, StartError> {
         let epoch = Instant::now();
         let clock = Arc::new(SystemClock::since(epoch));
         let (start, clock_behind) = next_start(&*log, &clock, random);
         let alarms = Arc::new(Alarms::default());
-        let (origin_wake, hub_wake, upkeep_wake) = (Arc::<Wake>::default(), Arc::<Wake>::default(), Arc::<Wake>::default());
+        let (origin_wake, hub_wake, upkeep_wake) =
+            (Arc::<Wake>::default(), Arc::<Wake>::default(), Arc::<Wake>::default());
         let hub_cell: Arc<OnceLock<Weak<Hub>>> = Arc::default();
         let machine = hub_cell.clone();
         let receipts = Arc::new(Receipts::new(Arc::new(move |site: &Site, log, place| {
@@ -183,7 +188,12 @@ impl NodeInner {
         Ok(node)
     }
 
-    fn run_threads(self: &Arc<Self>, origin_wake: &Arc<Wake>, hub: Arc<Wake>, upkeep: Arc<Wake>) -> Result<(), StartError> {
+    fn run_threads(
+        self: &Arc<Self>,
+        origin_wake: &Arc<Wake>,
+        hub: Arc<Wake>,
+        upkeep: Arc<Wake>,
+    ) -> Result<(), StartError> {
         let failed = |error: std::io::Error| StartError::Data(format!("a thread could not be started: {error}"));
         if let Some(origin) = &self.origin {
             let origin = Arc::downgrade(origin);

@@ -177,7 +177,8 @@ fn the_control_queue_says_how_the_topic_is_made() {
     b.publish("t", b"x");
     b.settle();
     let payloads = b.payloads(0);
-    let Some(control_entry::Kind::Settings(settings)) = ControlEntry::decode(payloads[0].as_slice()).unwrap().kind else {
+    let Some(control_entry::Kind::Settings(settings)) = ControlEntry::decode(payloads[0].as_slice()).unwrap().kind
+    else {
         panic!("no settings")
     };
     assert_eq!((settings.queues, settings.message_bytes_max), (3, limits::MESSAGE_BYTES_DEFAULT as u64));
@@ -306,7 +307,10 @@ fn what_is_not_allowed_is_refused_before_anything_is_stored() {
     let long_key = Bench::message("t", Some(&"k".repeat(limits::KEY_BYTES_MAX + 1)), b"", None);
     assert!(matches!(b.try_publish(long_key), Err(Refusal::Error(PublishError::Invalid(_)))));
     b.origin.close();
-    assert!(matches!(b.try_publish(Bench::message("t", None, b"", None)), Err(Refusal::Error(PublishError::Unavailable(_)))));
+    assert!(matches!(
+        b.try_publish(Bench::message("t", None, b"", None)),
+        Err(Refusal::Error(PublishError::Unavailable(_)))
+    ));
     assert!(b.payloads(1).is_empty());
 }
 
@@ -396,10 +400,7 @@ fn a_failed_batch_leaves_a_gap_that_is_filled_lowest_first() {
     b.stamped("a", 1, 1).unwrap();
     b.settle();
     b.log.set_room(None);
-    assert!(matches!(
-        b.stamped("a", 1, 2),
-        Err(Refusal::Error(PublishError::ProducerSequence { found: 2, last: 0 }))
-    ));
+    assert!(matches!(b.stamped("a", 1, 2), Err(Refusal::Error(PublishError::ProducerSequence { found: 2, last: 0 }))));
     b.stamped("a", 1, 1).unwrap();
     b.stamped("a", 1, 2).unwrap();
     b.settle();
