@@ -1,3 +1,5 @@
 //! What tests share: simulation, fault injection, real processes under test.
 
+pub mod bulk;
+pub mod proxy;
 pub mod sim;

@@ -24,8 +24,10 @@ use super::{
 };
 use crate::node::StartError;
 
-/// Largest UDP payload that is tried in discovery of the path's MTU: jumbo frames of 9,000 bytes.
-const MTU_MAX: u16 = 8952;
+/// Largest UDP payload that is tried in discovery of the path's MTU. quinn hands the system ten packets at
+/// once, and all together must stay below 65,507 bytes: a larger MTU makes the system refuse them, which
+/// quinn takes for loss.
+const MTU_MAX: u16 = 6_500;
 
 /// The endpoint's timing, from the node's settings.
 #[derive(Debug, Clone, Copy)]
