@@ -4,9 +4,15 @@
 //! tells who they are ([`crate::auth`]), holds them to their limits ([`crate::limits`]) and hands their calls to the
 //! services in [`crate::grpc`].
 
+mod incoming;
+mod server;
+mod tls;
+
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use seaway_federation_proto::ids::{Path, Pattern};
+
+pub use self::server::{Door, DoorHandle};
 
 /// Settings of the gRPC door; the configuration file is parsed elsewhere.
 #[derive(Debug, Clone)]
@@ -177,6 +183,7 @@ pub async fn serve(
     opened: impl FnOnce(SocketAddr) + Send,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), DoorError> {
-    let _ = (config, node, opened, shutdown);
-    todo!()
+    let door = Door::open(config, node).await?;
+    opened(door.address());
+    door.serve(shutdown).await
 }

@@ -1,7 +1,14 @@
 //! What clients meet: doors, subscriptions, groups, quotas, the command line.
 
+mod auth;
+pub mod cli;
 pub mod config;
 pub mod door;
+pub mod engine;
+mod groups;
+pub mod grpc;
+pub mod limits;
+mod subscriptions;
 
 /// The client protocol as generated from `seaway/v1/seaway.proto`.
 #[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated code")]

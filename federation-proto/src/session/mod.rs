@@ -316,3 +316,4 @@ impl From<WireError> for Fault {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the peer does not read its control channel")]
 pub struct Congested;
+

@@ -5,7 +5,7 @@
 //! See [`super`] for the flow of data.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     fmt,
     sync::{
         Arc,
@@ -113,6 +113,8 @@ pub struct LinkDriver {
     held: VecDeque<Incoming>,
     /// When the held batches are submitted again, where nobody wakes us.
     retry_at: Option<Duration>,
+    /// Fetches stopped since the session last had nothing to tell: what it told before that of them is dropped.
+    stopped: BTreeSet<FetchNumber>,
     jobs: VecDeque<ReadJob>,
     one_way: VecDeque<Bytes>,
     one_way_bytes: usize,
@@ -148,6 +150,7 @@ impl LinkDriver {
             counters: Arc::default(),
             held: VecDeque::new(),
             retry_at: None,
+            stopped: BTreeSet::new(),
             jobs: VecDeque::new(),
             one_way: VecDeque::new(),
             one_way_bytes: 0,
@@ -292,6 +295,7 @@ impl LinkDriver {
         while let Some(event) = self.session.poll_event() {
             self.handle_event(now, event);
         }
+        self.stopped.clear();
     }
 
     fn handle_event(&mut self, now: Duration, event: Event) {
@@ -316,6 +320,10 @@ impl LinkDriver {
                     self.hub.on_served_room(now, link, number, at.next, at.passed, at.room);
                 }
             }
+            Event::Batch { number, lane, credit, .. } if self.stopped.contains(&number) => {
+                self.session.release(lane, credit);
+            }
+            Event::FetchEnded(ended) if self.stopped.contains(&ended.number) => {}
             Event::Batch { number, lane, credit, passing, batch } => {
                 count(&self.counters.batches_in, 1);
                 if passing {
@@ -447,6 +455,7 @@ impl LinkDriver {
     }
 
     fn stop(&mut self, number: FetchNumber) {
+        self.stopped.insert(number);
         self.drop_held(number);
         // A congested session ends by itself; the event says so.
         let _ = self.session.stop_fetch(number);

@@ -1,0 +1,283 @@
+//! Access tokens: those of the token file, and those created on the node, which keeps only their hashes.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use bytes::Bytes;
+use prost::Message as _;
+use seaway_federation_proto::ids::Pattern;
+use seaway_relay::log::contract::Table;
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+use tonic::Status;
+
+use crate::{
+    door::{DoorError, Rights},
+    engine::Engine,
+    grpc::errors,
+    limits::TOKENS_MAX,
+};
+
+/// In front of created tokens, so that they are recognised in logs and by secret scanners.
+const TOKEN_PREFIX: &str = "swt_";
+/// Shortest token that a token file may hold, bytes.
+const TOKEN_BYTES_MIN: usize = 16;
+/// Longest name of a token, bytes.
+const NAME_BYTES_MAX: usize = 128;
+
+type Hash = [u8; 32];
+
+/// A token as it is known here: never the token itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Token {
+    /// Its name.
+    pub(crate) name: String,
+    /// What it allows.
+    pub(crate) rights: Rights,
+    /// When it ends, microseconds since 1970; 0: never.
+    pub(crate) expires_us: u64,
+    /// `file` or `node`.
+    pub(crate) from: &'static str,
+    hash: Hash,
+}
+
+/// The tokens that are known.
+#[derive(Debug)]
+pub(crate) struct Tokens<E> {
+    engine: E,
+    /// By hash, so that looking one up takes no time that depends on the secret's bytes.
+    by_hash: parking_lot::RwLock<BTreeMap<Hash, Arc<Token>>>,
+    /// Held while tokens are created or revoked.
+    changing: tokio::sync::Mutex<()>,
+}
+
+impl<E: Engine> Tokens<E> {
+    /// Reads the token file and what the node keeps.
+    pub(crate) fn open(engine: E, file: Option<&Path>) -> Result<Self, DoorError> {
+        let mut tokens = file.map(read_file).transpose()?.unwrap_or_default();
+        for (key, value) in engine.scan_state(Table::Tokens, b"") {
+            tokens.push(decode(&key, &value).map_err(DoorError::State)?);
+        }
+        let by_hash = tokens.into_iter().map(|t| (t.hash, Arc::new(t))).collect();
+        Ok(Self { engine, by_hash: parking_lot::RwLock::new(by_hash), changing: tokio::sync::Mutex::new(()) })
+    }
+
+    /// Reads the token file anew; whole or not at all.
+    pub(crate) fn reload(&self, file: Option<&Path>) -> Result<(), DoorError> {
+        let fresh = file.map(read_file).transpose()?.unwrap_or_default();
+        let mut tokens = self.by_hash.write();
+        tokens.retain(|_, token| token.from != FROM_FILE);
+        tokens.extend(fresh.into_iter().map(|t| (t.hash, Arc::new(t))));
+        Ok(())
+    }
+
+    /// The token that this text is; otherwise one sentence.
+    pub(crate) fn find(&self, text: &str) -> Result<Token, &'static str> {
+        let hash = hash_of(text);
+        let found = self.by_hash.read().get(&hash).cloned();
+        let found = found.filter(|t| bool::from(t.hash.ct_eq(&hash)));
+        let found = found.ok_or("the token is not known here; check that it is whole and was not revoked")?;
+        if found.expires_us != 0 && found.expires_us <= now_us() {
+            return Err("the token has expired; ask for a new one");
+        }
+        Ok(Token::clone(&found))
+    }
+
+    /// All tokens, by name.
+    pub(crate) fn list(&self) -> Vec<Arc<Token>> {
+        let mut tokens: Vec<_> = self.by_hash.read().values().cloned().collect();
+        tokens.sort_by(|a, b| a.name.cmp(&b.name));
+        tokens
+    }
+
+    /// Creates a token, durable when this returns; the text is known to nobody but the caller.
+    pub(crate) async fn create(&self, name: &str, rights: Rights, expires_us: u64) -> Result<String, Status> {
+        check_name(name).map_err(errors::invalid)?;
+        let _changing = self.changing.lock().await;
+        {
+            let tokens = self.by_hash.read();
+            if tokens.values().any(|t| t.name == name) {
+                return Err(errors::invalid(format!(
+                    "a token named {name} exists; revoke it first or choose another name"
+                )));
+            }
+            if tokens.len() >= TOKENS_MAX {
+                return Err(errors::too_many(format!("there are {TOKENS_MAX} tokens already; revoke some first")));
+            }
+        }
+        let text = fresh_token().map_err(errors::unavailable)?;
+        let token = Token { name: name.into(), rights, expires_us, from: FROM_NODE, hash: hash_of(&text) };
+        let change = (Table::Tokens, Bytes::copy_from_slice(name.as_bytes()), Some(encode(&token)));
+        self.engine.put_state(vec![change]).await.map_err(|error| errors::engine_status(&error))?;
+        self.by_hash.write().insert(token.hash, Arc::new(token));
+        Ok(text)
+    }
+
+    /// Revokes a token that was created on this node, durable when this returns.
+    pub(crate) async fn revoke(&self, name: &str) -> Result<(), Status> {
+        let _changing = self.changing.lock().await;
+        let found = self.by_hash.read().values().find(|t| t.name == name).cloned();
+        let found = found.ok_or_else(|| errors::not_found(format!("there is no token named {name}")))?;
+        if found.from == FROM_FILE {
+            let text =
+                format!("token {name} comes from the token file; take it out there and reload the configuration");
+            return Err(errors::invalid(text));
+        }
+        let change = (Table::Tokens, Bytes::copy_from_slice(name.as_bytes()), None);
+        self.engine.put_state(vec![change]).await.map_err(|error| errors::engine_status(&error))?;
+        self.by_hash.write().remove(&found.hash);
+        Ok(())
+    }
+}
+
+const FROM_FILE: &str = "file";
+const FROM_NODE: &str = "node";
+
+fn hash_of(text: &str) -> Hash {
+    Sha256::digest(text.as_bytes()).into()
+}
+
+fn now_us() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn fresh_token() -> Result<String, String> {
+    let mut secret = [0_u8; 32];
+    getrandom::fill(&mut secret).map_err(|error| format!("the system gives no random numbers: {error}"))?;
+    Ok(format!("{TOKEN_PREFIX}{}", URL_SAFE_NO_PAD.encode(secret)))
+}
+
+fn check_name(name: &str) -> Result<(), String> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-@".contains(&b);
+    if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(allowed) {
+        return Err(format!(
+            "the token's name must be 1 to {NAME_BYTES_MAX} of letters, digits, '.', '_', '-' and '@'"
+        ));
+    }
+    Ok(())
+}
+
+/// A created token as it is stored under its name. Field numbers are permanent: they are on disk.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Record {
+    #[prost(bytes = "vec", tag = "1")]
+    hash: Vec<u8>,
+    #[prost(string, repeated, tag = "2")]
+    publish: Vec<String>,
+    #[prost(string, repeated, tag = "3")]
+    subscribe: Vec<String>,
+    #[prost(bool, tag = "4")]
+    admin: bool,
+    #[prost(uint64, tag = "5")]
+    expires_us: u64,
+}
+
+fn encode(token: &Token) -> Bytes {
+    let texts = |patterns: &[Pattern]| patterns.iter().map(Pattern::to_string).collect();
+    let record = Record {
+        hash: token.hash.to_vec(),
+        publish: texts(&token.rights.publish),
+        subscribe: texts(&token.rights.subscribe),
+        admin: token.rights.admin,
+        expires_us: token.expires_us,
+    };
+    record.encode_to_vec().into()
+}
+
+fn decode(key: &[u8], value: &[u8]) -> Result<Token, String> {
+    let name = String::from_utf8_lossy(key).into_owned();
+    let fail = |why: String| format!("the stored token {name} cannot be read ({why}); remove it or upgrade this node");
+    let record = Record::decode(value).map_err(|error| fail(error.to_string()))?;
+    let hash: Hash = record.hash.try_into().map_err(|_| fail("its hash is not of 32 bytes".into()))?;
+    let rights = Rights {
+        publish: patterns(&record.publish).map_err(&fail)?,
+        subscribe: patterns(&record.subscribe).map_err(&fail)?,
+        admin: record.admin,
+    };
+    Ok(Token { name: name.clone(), rights, expires_us: record.expires_us, from: FROM_NODE, hash })
+}
+
+/// Parses patterns of rights.
+pub(crate) fn patterns(texts: &[String]) -> Result<Vec<Pattern>, String> {
+    texts
+        .iter()
+        .map(|text| text.parse().map_err(|error: seaway_federation_proto::ids::InvalidName| error.to_string()))
+        .collect()
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    token: Vec<FileToken>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileToken {
+    name: String,
+    token: Option<String>,
+    sha256: Option<String>,
+    #[serde(default)]
+    publish: Vec<String>,
+    #[serde(default)]
+    subscribe: Vec<String>,
+    #[serde(default)]
+    admin: bool,
+    expires: Option<String>,
+}
+
+fn read_file(path: &Path) -> Result<Vec<Token>, DoorError> {
+    let fail = |why: String| DoorError::Tokens(format!("the token file {} {why}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|error| fail(format!("cannot be read: {error}")))?;
+    let file: File = toml::from_str(&text).map_err(|error| fail(format!("is not as expected: {error}")))?;
+    let mut tokens: Vec<Token> = Vec::new();
+    for entry in file.token {
+        let name = entry.name.clone();
+        let token = file_token(entry).map_err(|why| fail(format!("has a mistake in token {name:?}: {why}")))?;
+        if tokens.iter().any(|t| t.name == token.name || t.hash == token.hash) {
+            return Err(fail(format!("names token {name:?}, or holds its text, twice")));
+        }
+        tokens.push(token);
+    }
+    Ok(tokens)
+}
+
+fn file_token(entry: FileToken) -> Result<Token, String> {
+    check_name(&entry.name)?;
+    let hash = match (&entry.token, &entry.sha256) {
+        (Some(text), None) if text.len() >= TOKEN_BYTES_MIN => hash_of(text),
+        (Some(_), None) => return Err(format!("it is shorter than {TOKEN_BYTES_MIN} characters")),
+        (None, Some(hex)) => parse_hex(hex).ok_or("sha256 must be 64 hexadecimal digits")?,
+        _ => return Err("it needs exactly one of token and sha256".into()),
+    };
+    let rights =
+        Rights { publish: patterns(&entry.publish)?, subscribe: patterns(&entry.subscribe)?, admin: entry.admin };
+    let expires_us = entry.expires.as_deref().map(parse_time).transpose()?.unwrap_or(0);
+    Ok(Token { name: entry.name, rights, expires_us, from: FROM_FILE, hash })
+}
+
+fn parse_time(text: &str) -> Result<u64, String> {
+    let parsed = time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339);
+    let time = parsed.map_err(|error| format!("expires {text:?} is not a time like 2030-01-31T12:00:00Z: {error}"))?;
+    Ok(u64::try_from(time.unix_timestamp_nanos() / 1000).unwrap_or(1))
+}
+
+fn parse_hex(text: &str) -> Option<Hash> {
+    if text.len() != 64 || !text.is_ascii() {
+        return None;
+    }
+    let mut hash = Hash::default();
+    for (index, byte) in hash.iter_mut().enumerate() {
+        let at = index.checked_mul(2)?;
+        *byte = u8::from_str_radix(text.get(at..at.checked_add(2)?)?, 16).ok()?;
+    }
+    Some(hash)
+}

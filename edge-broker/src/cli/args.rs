@@ -1,0 +1,399 @@
+//! What may be written on the command line.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// A cross-region relay and federation service for messages.
+#[derive(Debug, Parser)]
+#[command(name = "seaway", version, propagate_version = true, max_term_width = 110)]
+#[command(after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but degraded, 4 timed out, 5 refused (rights, limits).")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "one is made in the life of a process")]
+pub(crate) enum Command {
+    /// Run an edge broker in the foreground; SIGTERM drains and stops it.
+    Edge(NodeArgs),
+    /// Run a relay in the foreground; SIGTERM drains and stops it.
+    Relay(NodeArgs),
+    /// Publish messages: arguments, a file, or standard input, a message a line.
+    Pub(PubArgs),
+    /// Subscribe to standard output.
+    Sub(SubArgs),
+    /// Show a node: its links, topics, alarms and figures.
+    Status(ListArgs),
+    /// Links of a node.
+    #[command(subcommand)]
+    Link(LinkCommand),
+    /// Short for `link ls`.
+    #[command(hide = true)]
+    Links(ListArgs),
+    /// Topics that a node holds.
+    #[command(subcommand)]
+    Topic(TopicCommand),
+    /// Short for `topic ls`.
+    #[command(hide = true)]
+    Topics(ListArgs),
+    /// Durable subscriptions.
+    #[command(subcommand)]
+    Group(GroupCommand),
+    /// Short for `group ls`.
+    #[command(hide = true)]
+    Groups(ListArgs),
+    /// Sites of the federation.
+    #[command(subcommand)]
+    Site(SiteCommand),
+    /// Short for `site ls`.
+    #[command(hide = true)]
+    Sites(ListArgs),
+    /// Tokens that clients show.
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Short for `token ls`.
+    #[command(hide = true)]
+    Tokens(ListArgs),
+    /// A private authority for those who have none.
+    #[command(subcommand)]
+    Ca(CaCommand),
+    /// Check or show a configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Write a completion script for a shell to standard output.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// How lists are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// Columns, for people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NodeArgs {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// Overrides a key of the file and of the environment.
+    #[arg(long, value_name = "SECTION.KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+}
+
+/// Which server, and who we are there.
+#[derive(Debug, Args)]
+pub(crate) struct Connection {
+    /// The edge broker's door; several, separated by commas, are tried in order.
+    #[arg(long, value_name = "URL", env = "SEAWAY_SERVER", value_delimiter = ',', default_value = "http://127.0.0.1:7500")]
+    pub(crate) server: Vec<String>,
+    /// Authorities that the server's certificate may come from, PEM.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_ca: Option<PathBuf>,
+    /// Our certificate, PEM.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) cert: Option<PathBuf>,
+    /// A file that holds our token.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ClientArgs {
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+    /// The private key of our certificate, PEM.
+    #[arg(long = "key", alias = "tls-key", value_name = "FILE", requires = "cert")]
+    pub(crate) tls_key: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
+    /// How to print.
+    #[arg(long, value_enum, default_value = "table")]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NamedListArgs {
+    /// Its name.
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) list: ListArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NamedArgs {
+    /// Its name.
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum LinkCommand {
+    /// State, round-trip time, loss and rates of each link.
+    Ls(ListArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TopicCommand {
+    /// End and lag of each topic and origin.
+    Ls(ListArgs),
+    /// The queues of one topic: begin, end, the origin's end, holes.
+    Show(NamedListArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum GroupCommand {
+    /// Groups with their lag.
+    Ls(ListArgs),
+    /// The positions of one group.
+    Show(NamedListArgs),
+    /// Delete a group and its positions.
+    Rm(NamedArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SiteCommand {
+    /// Sites, the way to them, and what they hold of this site's logs.
+    Ls(ListArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Make a token and print it; it is shown this once.
+    Create(TokenCreateArgs),
+    /// Tokens with their rights.
+    Ls(ListArgs),
+    /// Make a token invalid.
+    Revoke(NamedArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TokenCreateArgs {
+    /// The token's name.
+    pub(crate) name: String,
+    /// Paths that its bearer may publish to.
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) publish: Vec<String>,
+    /// Patterns that its bearer may subscribe within.
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) subscribe: Vec<String>,
+    /// Its bearer may see and steer the node.
+    #[arg(long)]
+    pub(crate) admin: bool,
+    /// How long it is valid, such as "90 days"; without it, until revoked.
+    #[arg(long, value_name = "D", value_parser = duration)]
+    pub(crate) expires_in: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
+}
+
+/// When the publisher's call ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mode {
+    /// Durable here and at the sites that --ack asks for.
+    Sync,
+    /// Receipts follow when durable here.
+    Async,
+    /// Handed to the network; nothing is stored.
+    OneWay,
+}
+
+/// What happens when the sites asked for do not acknowledge in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnDeadline {
+    /// Fail (exit code 4); the message stays stored.
+    Fail,
+    /// Go on with what was reached (exit code 3).
+    Degrade,
+}
+
+/// How input is cut into messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Input {
+    /// A message a line.
+    Lines,
+    /// All of it is one message.
+    Whole,
+    /// One JSON object a line, as `sub --output json` writes them.
+    Json,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "A message that may have been stored is sent again only to the same site, under the same producer \
+    number, so it is stored once. A retry at another site would be a new message: where something is in doubt and only \
+    another site answers, pub stops and says so.")]
+pub(crate) struct PubArgs {
+    /// Where to: topic, or topic/tag/… (with --input json it may be left out: each object names its own).
+    #[arg(value_name = "PATH", required_unless_present = "input")]
+    pub(crate) path: Option<String>,
+    /// Messages; without any, --file or standard input.
+    #[arg(value_name = "MESSAGE")]
+    pub(crate) messages: Vec<String>,
+    /// When a message counts as published.
+    #[arg(long, value_enum, default_value = "sync")]
+    pub(crate) mode: Mode,
+    /// Which other sites must hold it (sync): local (none), all, a number of them, or sites=a,b.
+    #[arg(long, value_name = "local|all|N|sites=a,b", default_value = "local")]
+    pub(crate) ack: String,
+    /// How long to wait for them, such as 5s; the node's own default if not given.
+    #[arg(long, value_name = "D", value_parser = duration)]
+    pub(crate) deadline: Option<Duration>,
+    /// What happens then.
+    #[arg(long, value_enum, default_value = "fail")]
+    pub(crate) on_deadline: OnDeadline,
+    /// Messages with one key keep their order.
+    #[arg(long, value_name = "K")]
+    pub(crate) key: Option<String>,
+    /// A header; may be given several times.
+    #[arg(long, value_name = "K=V")]
+    pub(crate) header: Vec<String>,
+    /// Reads messages from a file; - is standard input.
+    #[arg(long, value_name = "F", conflicts_with = "messages")]
+    pub(crate) file: Option<PathBuf>,
+    /// A message a line (this is so unless told otherwise).
+    #[arg(long, group = "cut", conflicts_with = "messages")]
+    pub(crate) lines: bool,
+    /// All input is one message.
+    #[arg(long, group = "cut", conflicts_with = "messages")]
+    pub(crate) whole: bool,
+    /// What the input is; json is what `sub --output json` writes.
+    #[arg(long, value_enum, group = "cut", value_name = "json", conflicts_with = "messages")]
+    pub(crate) input: Option<Input>,
+    /// Prints each receipt, a JSON object a line, in the order of the messages.
+    #[arg(long)]
+    pub(crate) receipts: bool,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+    /// The private key of our certificate, PEM (--key is the message's key here).
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    pub(crate) tls_key: Option<PathBuf>,
+}
+
+/// How messages are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SubOutput {
+    /// The payload, and a newline.
+    Raw,
+    /// One JSON object a line; binary payloads in base64.
+    Json,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "In a shell, # begins a comment: write '#' or 'orders/#' in quotes.")]
+pub(crate) struct SubArgs {
+    /// Which paths: + is one level, a final # all levels from there on.
+    pub(crate) pattern: String,
+    /// A durable subscription of this name at this site: goes on where it was confirmed. A message is confirmed once written.
+    #[arg(long, value_name = "G")]
+    pub(crate) group: Option<String>,
+    /// earliest, latest, a time (RFC 3339), or positions as `--output json` gives them (several times, or by commas).
+    #[arg(long, value_name = "earliest|latest|TIME|POSITION", value_delimiter = ',', conflicts_with = "last")]
+    pub(crate) from: Vec<String>,
+    /// Begins so many messages before the end of each log.
+    #[arg(long, value_name = "N", conflicts_with = "group")]
+    pub(crate) last: Option<u64>,
+    /// Only messages that were published at this site; may be given several times.
+    #[arg(long, value_name = "SITE")]
+    pub(crate) origin: Vec<String>,
+    /// Ends after so many messages.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+    /// Ends when all that was there at the start is written.
+    #[arg(long)]
+    pub(crate) until_end: bool,
+    /// Ends after this time, with exit code 4.
+    #[arg(long, value_name = "D", value_parser = duration)]
+    pub(crate) timeout: Option<Duration>,
+    /// How messages are written.
+    #[arg(long, value_enum, default_value = "raw")]
+    pub(crate) output: SubOutput,
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CaCommand {
+    /// Make an authority: ca.pem and ca.key in a directory.
+    Init {
+        /// The authority's directory.
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+        /// The federation's name.
+        #[arg(long)]
+        federation: String,
+        /// How long it is valid; ten years if not given.
+        #[arg(long, value_name = "D", value_parser = duration)]
+        lifetime: Option<Duration>,
+    },
+    /// Issue a node's certificate, for its links and its door: SITE-NODE.pem and .key.
+    Issue {
+        /// The node.
+        #[arg(value_name = "SITE/NODE")]
+        node: String,
+        #[command(flatten)]
+        issue: IssueArgs,
+    },
+    /// Issue a client's certificate: NAME.pem and NAME.key.
+    Client {
+        /// The client's name, which rights are given to.
+        name: String,
+        #[command(flatten)]
+        issue: IssueArgs,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct IssueArgs {
+    /// The authority's directory.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    /// Where the files go; the authority's directory if not given.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// A DNS name or address under which clients reach its door; may be given several times.
+    #[arg(long, value_name = "HOST")]
+    pub(crate) host: Vec<String>,
+    /// How long it is valid; a year if not given.
+    #[arg(long, value_name = "D", value_parser = duration)]
+    pub(crate) lifetime: Option<Duration>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Read a configuration as the node would, and say what is wrong with it.
+    Check(ConfigArgs),
+    /// Show what holds: file, environment, flags and defaults together.
+    Show {
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// How to print: table is TOML here.
+        #[arg(long, value_enum, default_value = "table")]
+        output: Output,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConfigArgs {
+    /// The configuration file.
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Overrides a key of the file and of the environment.
+    #[arg(long, value_name = "SECTION.KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|e| format!("{e}; write it with its unit, such as 500ms or 5s"))
+}

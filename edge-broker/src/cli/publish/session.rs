@@ -1,0 +1,468 @@
+//! The messages on the way: sent in order over a stream, settled by its answers in the same order, and sent again over
+//! another stream when one breaks.
+//!
+//! `pending` holds every message that is not settled, oldest first. On the stream in use the first `sent` of them were
+//! sent, and the first `refused` of those were answered "not now" and stay to be sent again; the answer that comes next
+//! is for `pending[refused]`. Messages that an earlier stream left unanswered are the first `doubtful`.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    time::Duration,
+};
+
+use indicatif::ProgressBar;
+use serde::Serialize;
+use tokio::{
+    sync::mpsc::{self, error::TrySendError},
+    time::Instant,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status, Streaming};
+
+use super::{
+    RECONNECT_FOR,
+    input::Batch,
+    request::{Producer, Template},
+};
+use crate::{
+    api::{PublishFailure, PublishReply, PublishRequest, Receipt, publish_failure, publish_reply},
+    cli::{
+        CliError, Exit,
+        args::Mode,
+        client::{Servers, messages},
+        json::position_text,
+        output,
+    },
+};
+
+/// Messages on the way, at most this many and (one reading of the input aside) so many bytes.
+const WINDOW_MESSAGES: usize = 65_536;
+const WINDOW_BYTES: usize = 32 << 20;
+/// Requests between this task and the connection.
+const OUTBOX: usize = 1024;
+/// Metadata in which a door names its site.
+const SITE_KEY: &str = "seaway-site";
+/// Between two attempts to connect.
+const RETRY_MIN: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(2);
+/// How long answers are waited for once a message has failed for good.
+const SETTLE_FOR: Duration = Duration::from_secs(30);
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    /// Messages with a receipt.
+    pub(crate) done: u64,
+    /// Of these, not acknowledged as asked.
+    pub(crate) degraded: u64,
+    /// Stored without the acknowledgement asked for.
+    pub(crate) unacknowledged: u64,
+    /// Perhaps stored.
+    pub(crate) in_doubt: u64,
+    /// One-way messages whose connection broke.
+    pub(crate) lost: u64,
+    /// Where.
+    pub(crate) site: Option<String>,
+    /// Sites that hold every message.
+    pub(crate) sites: BTreeSet<String>,
+    /// Sites that did not acknowledge one in time.
+    pub(crate) missing: BTreeSet<String>,
+}
+
+struct Pending {
+    topic: String,
+    request: PublishRequest,
+}
+
+impl Pending {
+    fn bytes(&self) -> usize {
+        self.request.payload.len() + 256
+    }
+}
+
+/// Why a stream is of no more use.
+enum Pumped {
+    /// All input is settled.
+    Done,
+    /// Broken, or the server takes no more; another may be tried.
+    Broken(CliError),
+    /// The producer must begin a new epoch; nothing is in doubt.
+    NewEpoch,
+}
+
+/// One stream.
+struct Stream {
+    to_server: mpsc::Sender<PublishRequest>,
+    replies: Streaming<PublishReply>,
+    site: Option<String>,
+}
+
+/// The publisher.
+pub(crate) struct Publisher {
+    servers: Servers,
+    server: usize,
+    template: Template,
+    producer: Producer,
+    print_receipts: bool,
+    progress: ProgressBar,
+    pending: VecDeque<Pending>,
+    pending_bytes: usize,
+    sent: usize,
+    refused: usize,
+    doubtful: usize,
+    settled: u64,
+    input_open: bool,
+    tally: Tally,
+}
+
+impl Publisher {
+    pub(crate) fn new(
+        servers: Servers,
+        template: Template,
+        print_receipts: bool,
+        progress: ProgressBar,
+    ) -> Result<Self, CliError> {
+        Ok(Self {
+            servers,
+            server: 0,
+            template,
+            producer: Producer::new()?,
+            print_receipts,
+            progress,
+            pending: VecDeque::new(),
+            pending_bytes: 0,
+            sent: 0,
+            refused: 0,
+            doubtful: 0,
+            settled: 0,
+            input_open: true,
+            tally: Tally::default(),
+        })
+    }
+
+    pub(crate) fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// Publishes all batches.
+    pub(crate) async fn run(&mut self, mut batches: mpsc::Receiver<Batch>) -> Result<(), CliError> {
+        let mut stream = self.open_once(false).await?;
+        loop {
+            let broken = match self.pump(&mut stream, &mut batches).await {
+                Ok(Pumped::Done) => return Ok(()),
+                Ok(Pumped::NewEpoch) => None,
+                Ok(Pumped::Broken(why)) => Some(why),
+                Err(e) => {
+                    self.tally.in_doubt = self.unanswered() as u64;
+                    return Err(e);
+                }
+            };
+            self.leave_stream();
+            if broken.is_none() {
+                self.restamp();
+            }
+            self.tally.in_doubt = self.doubtful as u64;
+            stream = self.reopen(broken).await?;
+            self.tally.in_doubt = 0;
+        }
+    }
+
+    fn unanswered(&self) -> usize {
+        self.doubtful.max(self.sent.saturating_sub(self.refused))
+    }
+
+    /// What was sent on the stream and not answered is in doubt; a one-way message is not sent twice.
+    fn leave_stream(&mut self) {
+        let unanswered = self.sent - self.refused;
+        if self.template.mode == Mode::OneWay {
+            for _ in 0..unanswered {
+                self.settle(0);
+            }
+            self.tally.lost += unanswered as u64;
+        } else if unanswered > 0 {
+            self.doubtful = self.doubtful.max(self.sent);
+        }
+        (self.sent, self.refused) = (0, 0);
+    }
+
+    fn restamp(&mut self) {
+        self.producer.begin_epoch();
+        for pending in self.pending.iter_mut().filter(|pending| pending.request.producer.is_some()) {
+            pending.request.producer = Some(self.producer.stamp(&pending.topic));
+        }
+    }
+
+    /// Connects, and opens a stream.
+    async fn open_once(&mut self, next: bool) -> Result<Stream, CliError> {
+        let first = if next { (self.server + 1) % self.servers.len() } else { self.server };
+        let (server, door) = self.servers.connect(first).await?;
+        let (to_server, requests) = mpsc::channel(OUTBOX);
+        let answer = messages(door).publish_stream(ReceiverStream::new(requests)).await?;
+        let site = answer.metadata().get(SITE_KEY).and_then(|site| site.to_str().ok()).map(str::to_string);
+        let same = match (&site, &self.tally.site) {
+            (Some(now), Some(before)) => now == before,
+            _ => server == self.server,
+        };
+        if !same && self.doubtful > 0 {
+            return Err(self.elsewhere(site.as_deref()));
+        }
+        if !same && self.tally.site.is_some() {
+            // Another site knows nothing of this producer, and nothing is in doubt.
+            self.restamp();
+        }
+        self.server = server;
+        if site.is_some() {
+            self.tally.site.clone_from(&site);
+        }
+        Ok(Stream { to_server, replies: answer.into_inner(), site })
+    }
+
+    fn elsewhere(&self, site: Option<&str>) -> CliError {
+        CliError::failed(format!(
+            "the connection broke with {} in doubt, and only another site ({}) answers, where sending again would make \
+             new messages; run again once {} is back, or accept repeats",
+            output::count(self.doubtful as u64, "message"),
+            site.unwrap_or("unknown"),
+            self.tally.site.as_deref().unwrap_or("the first"),
+        ))
+    }
+
+    /// Opens a stream after one broke, trying for [`RECONNECT_FOR`].
+    async fn reopen(&mut self, broken: Option<CliError>) -> Result<Stream, CliError> {
+        let until = Instant::now() + RECONNECT_FOR;
+        let mut pause = if broken.is_some() { RETRY_MIN } else { Duration::ZERO };
+        let mut next = false;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = crate::cli::node::interrupted() => return Err(interrupted()),
+            }
+            let tried = tokio::time::timeout_at(until, self.open_once(next)).await;
+            match tried {
+                Ok(Ok(stream)) => {
+                    tracing::debug!(site = ?stream.site, "connected again");
+                    return Ok(stream);
+                }
+                Ok(Err(e)) if e.exit() == Exit::Refused => return Err(e),
+                Ok(Err(e)) if Instant::now() + RETRY_MIN >= until => return Err(e),
+                Err(_) => return Err(broken.unwrap_or_else(|| CliError::failed("the server does not answer"))),
+                Ok(Err(_)) => {}
+            }
+            next = self.doubtful == 0 && !next;
+            pause = (pause * 2).clamp(RETRY_MIN, RETRY_MAX);
+        }
+    }
+
+    /// Sends and settles until the input is settled or the stream is of no more use.
+    async fn pump(&mut self, stream: &mut Stream, batches: &mut mpsc::Receiver<Batch>) -> Result<Pumped, CliError> {
+        let mut stop: Option<CliError> = None;
+        let mut broken: Option<Pumped> = None;
+        let mut interrupt = std::pin::pin!(crate::cli::node::interrupted());
+        let mut settle_until = None;
+        loop {
+            let halted = stop.is_some() || broken.is_some();
+            if !halted {
+                self.send_some(stream);
+            }
+            if self.sent == self.refused {
+                match (stop.take(), broken.take()) {
+                    (Some(e), _) => return Err(e),
+                    (None, Some(pumped)) => return Ok(pumped),
+                    (None, None) if !self.input_open && self.pending.is_empty() => return Ok(Pumped::Done),
+                    (None, None) => {}
+                }
+            }
+            if halted && settle_until.is_none() {
+                settle_until = Some(Instant::now() + SETTLE_FOR);
+            }
+            let room = !halted
+                && self.input_open
+                && self.pending.len() < WINDOW_MESSAGES
+                && self.pending_bytes < WINDOW_BYTES;
+            let more = !halted && self.sent < self.pending.len();
+            tokio::select! {
+                reply = stream.replies.message() => match reply {
+                    Ok(Some(reply)) => match self.answered(reply) {
+                        Ok(None) => {}
+                        Ok(Some(pumped)) => { broken.get_or_insert(pumped); }
+                        Err(e) => { stop.get_or_insert(e); }
+                    },
+                    Ok(None) => return stop.map_or_else(|| Ok(Pumped::Broken(CliError::failed("the server ended the stream"))), Err),
+                    Err(status) => return stop.map_or_else(|| lost(status), Err),
+                },
+                permit = stream.to_server.reserve(), if more => match permit {
+                    Ok(permit) => if let Some(pending) = self.pending.get(self.sent) {
+                        permit.send(pending.request.clone());
+                        self.sent += 1;
+                    },
+                    // The reason comes with the replies.
+                    Err(_) => {
+                        let status = stream.replies.message().await.err();
+                        return status.map_or_else(|| Ok(Pumped::Broken(CliError::failed("the server ended the stream"))), lost);
+                    }
+                },
+                batch = batches.recv(), if room => match batch {
+                    Some(Ok((items, bytes))) => {
+                        self.progress.inc(bytes);
+                        for item in items {
+                            if let Err(e) = self.enqueue(item) {
+                                stop.get_or_insert(e);
+                                break;
+                            }
+                        }
+                    }
+                    Some(Err(e)) => { stop.get_or_insert(e); }
+                    None => self.input_open = false,
+                },
+                () = &mut interrupt, if stop.is_none() => stop = Some(interrupted()),
+                () = sleep_until(settle_until), if settle_until.is_some() => {
+                    return stop.map_or_else(|| Ok(Pumped::Broken(CliError::failed("the server does not answer"))), Err);
+                }
+            }
+        }
+    }
+
+    fn send_some(&mut self, stream: &Stream) {
+        while let Some(pending) = self.pending.get(self.sent) {
+            match stream.to_server.try_send(pending.request.clone()) {
+                Ok(()) => self.sent += 1,
+                Err(TrySendError::Full(_) | TrySendError::Closed(_)) => return,
+            }
+        }
+    }
+
+    fn enqueue(&mut self, item: super::input::Item) -> Result<(), CliError> {
+        let (topic, mut request) = self.template.request(item)?;
+        if self.template.mode != Mode::OneWay {
+            request.producer = Some(self.producer.stamp(&topic));
+        }
+        let pending = Pending { topic, request };
+        self.pending_bytes += pending.bytes();
+        self.pending.push_back(pending);
+        Ok(())
+    }
+
+    /// Takes a message off that will not be sent again.
+    fn settle(&mut self, at: usize) {
+        if let Some(pending) = self.pending.remove(at) {
+            self.pending_bytes = self.pending_bytes.saturating_sub(pending.bytes());
+            self.sent = self.sent.saturating_sub(1);
+            self.doubtful = if at < self.doubtful { self.doubtful - 1 } else { self.doubtful };
+            self.settled += 1;
+        }
+    }
+
+    /// An answer for the oldest message that has none on this stream.
+    fn answered(&mut self, reply: PublishReply) -> Result<Option<Pumped>, CliError> {
+        if self.refused >= self.sent {
+            return Err(CliError::failed("the server answered what was not asked; its version may not fit this command's"));
+        }
+        match reply.result {
+            Some(publish_reply::Result::Receipt(receipt)) => {
+                self.receipt(&receipt)?;
+                self.settle(self.refused);
+                Ok(None)
+            }
+            Some(publish_reply::Result::Failure(failure)) => self.failure(&failure),
+            None => Err(CliError::failed("the server answered without a result; its version may not fit this command's")),
+        }
+    }
+
+    fn receipt(&mut self, receipt: &Receipt) -> Result<(), CliError> {
+        let first = self.tally.done == 0;
+        self.tally.done += 1;
+        let sites: BTreeSet<String> = receipt.sites.iter().cloned().collect();
+        if first {
+            self.tally.sites = sites;
+        } else {
+            self.tally.sites.retain(|site| sites.contains(site));
+        }
+        if let Some(id) = &receipt.id {
+            self.tally.site.get_or_insert_with(|| id.origin.clone());
+        }
+        if receipt.degraded {
+            self.tally.degraded += 1;
+            self.tally.missing.extend(receipt.missing.iter().cloned());
+        }
+        if self.tally.done.is_multiple_of(1024) {
+            self.progress.set_message(format!("{} stored", self.tally.done));
+        }
+        if !self.print_receipts {
+            return Ok(());
+        }
+        let line = ReceiptLine {
+            number: self.settled,
+            position: receipt.id.as_ref().map(position_text),
+            sites: &receipt.sites,
+            degraded: receipt.degraded,
+            missing: &receipt.missing,
+            repeated: receipt.repeated,
+        };
+        output::line(&serde_json::to_string(&line).map_err(|e| CliError::failed(e.to_string()))?)
+    }
+
+    fn failure(&mut self, failure: &PublishFailure) -> Result<Option<Pumped>, CliError> {
+        use publish_failure::Code as F;
+        let number = self.settled + self.refused as u64 + 1;
+        let text = format!("message {number}: {}", failure.text);
+        let error = |exit| Err(CliError::new(exit, text.clone()));
+        match failure.code() {
+            // Not stored, and another time it may be. What follows it in its topic is out of sequence until then.
+            F::Unavailable => {
+                self.refused += 1;
+                Ok(Some(Pumped::Broken(CliError::failed(text))))
+            }
+            F::ProducerSequence if self.refused > 0 => {
+                self.refused += 1;
+                Ok(None)
+            }
+            F::ProducerUnknown if self.doubtful == 0 => {
+                self.refused += 1;
+                Ok(Some(Pumped::NewEpoch))
+            }
+            F::Deadline => {
+                self.settle(self.refused);
+                self.tally.unacknowledged += 1;
+                error(Exit::TimedOut)
+            }
+            code => {
+                self.settle(self.refused);
+                error(match code {
+                    F::NotAllowed | F::Limited | F::Invalid | F::NobodyToAcknowledge => Exit::Refused,
+                    _ => Exit::Failed,
+                })
+            }
+        }
+    }
+}
+
+/// A receipt as a line of JSON; `number` counts the messages of the command from 0.
+#[derive(Serialize)]
+struct ReceiptLine<'a> {
+    number: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    position: Option<String>,
+    sites: &'a [String],
+    degraded: bool,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    missing: &'a [String],
+    repeated: bool,
+}
+
+fn interrupted() -> CliError {
+    CliError::failed("interrupted")
+}
+
+fn lost(status: Status) -> Result<Pumped, CliError> {
+    match status.code() {
+        Code::PermissionDenied | Code::Unauthenticated | Code::ResourceExhausted | Code::Unimplemented => Err(status.into()),
+        _ => Ok(Pumped::Broken(status.into())),
+    }
+}
+
+async fn sleep_until(until: Option<Instant>) {
+    match until {
+        Some(until) => tokio::time::sleep_until(until).await,
+        None => std::future::pending().await,
+    }
+}

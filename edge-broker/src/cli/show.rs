@@ -1,0 +1,255 @@
+//! Commands that show a node: `status`, and the lists of links, topics, groups, sites and tokens.
+//!
+//! The JSON forms are views of their own, so that the field names stay when the wire's change.
+
+mod views;
+
+use super::{
+    CliError, Exit,
+    args::{ListArgs, NamedListArgs, Output},
+    client::Servers,
+    output::{self, Table, count, size},
+};
+use crate::api::{
+    ListGroupsRequest, ListLinksRequest, ListSitesRequest, ListTokensRequest, ListTopicsRequest, StatusRequest,
+};
+use views::{GroupView, LinkView, SiteView, StatusView, TokenView, TopicView};
+
+pub(crate) async fn status(args: ListArgs) -> Result<Exit, CliError> {
+    let mut admin = Servers::of(&args.client)?.admin().await?;
+    let view = StatusView::from(admin.status(StatusRequest {}).await?.into_inner());
+    match args.output {
+        Output::Json => output::json(&view)?,
+        Output::Table => output::bytes(status_text(&view).as_bytes())?,
+    }
+    Ok(Exit::Done)
+}
+
+fn status_text(view: &StatusView) -> String {
+    let up = humantime::format_duration(std::time::Duration::from_secs(view.uptime_s));
+    let mut text = format!(
+        "{} {}/{} of federation {}, version {}: {}, up {up}\n",
+        view.kind, view.site, view.node, view.federation, view.version, view.state
+    );
+    let log = &view.log;
+    text.push_str(&format!(
+        "commit log: {} in {}, index {}, {} free{}\n",
+        size(log.segment_bytes as f64),
+        count(log.segments, "segment"),
+        size(log.index_bytes as f64),
+        size(log.disk_free as f64),
+        if log.disk_full { " (below the reserve: publishes are refused)" } else { "" },
+    ));
+    if !log.poisoned.is_empty() {
+        text.push_str(&format!("the log stopped: {}\n", log.poisoned));
+    }
+    for damage in &log.damage {
+        text.push_str(&format!("damage: {damage}\n"));
+    }
+    for (title, table) in [("links", links_table(&view.links)), ("topics", topics_table(&view.topics))] {
+        if !table.is_empty() {
+            text.push_str(&format!("\n{title}\n{}", table.render()));
+        }
+    }
+    let mut alarms = Table::new(&["ALARM", ">COUNT", "SINCE", "WHAT"]);
+    for alarm in &view.alarms {
+        alarms.row([alarm.name.clone(), alarm.count.to_string(), alarm.since.clone(), alarm.text.clone()]);
+    }
+    let mut counters = Table::new(&["COUNTER", "OF", ">VALUE"]);
+    for counter in &view.counters {
+        counters.row([counter.name.clone(), counter.label.clone(), counter.value.to_string()]);
+    }
+    let mut queues = Table::new(&["QUEUE", ">NOW", ">BOUND"]);
+    for queue in view.queues.iter().filter(|queue| queue.bytes > 0) {
+        queues.row([queue.name.clone(), size(queue.bytes as f64), size(queue.bytes_max as f64)]);
+    }
+    for table in [alarms, counters, queues] {
+        if !table.is_empty() {
+            text.push_str(&format!("\n{}", table.render()));
+        }
+    }
+    text
+}
+
+pub(crate) async fn links(args: ListArgs) -> Result<Exit, CliError> {
+    let mut admin = Servers::of(&args.client)?.admin().await?;
+    let links = admin.list_links(ListLinksRequest {}).await?.into_inner().links;
+    let views: Vec<LinkView> = links.into_iter().map(LinkView::from).collect();
+    print(args.output, &views, links_table)
+}
+
+fn links_table(links: &[LinkView]) -> Table {
+    let mut table = Table::new(&["PEER", "KIND", "DIR", "ADDRESS", "STATE", ">RTT", ">LOSS", ">IN", ">OUT", ">RECONNECTS", ">DROPPED", "REASON"]);
+    for link in links {
+        table.row([
+            link.peer.clone(),
+            link.peer_kind.clone(),
+            link.direction.clone(),
+            link.address.clone(),
+            link.state.clone(),
+            if link.rtt_ms > 0.0 { format!("{:.1} ms", link.rtt_ms) } else { "-".into() },
+            format!("{:.1} %", link.loss * 100.0),
+            format!("{}/s", size(link.bytes_per_s_in)),
+            format!("{}/s", size(link.bytes_per_s_out)),
+            link.reconnects.to_string(),
+            link.one_way_dropped.to_string(),
+            link.reason.clone(),
+        ]);
+    }
+    table
+}
+
+pub(crate) async fn topics(args: ListArgs) -> Result<Exit, CliError> {
+    let mut admin = Servers::of(&args.client)?.admin().await?;
+    let topics = admin.list_topics(ListTopicsRequest::default()).await?.into_inner().topics;
+    let views: Vec<TopicView> = topics.into_iter().map(TopicView::from).collect();
+    print(args.output, &views, topics_table)
+}
+
+fn topics_table(topics: &[TopicView]) -> Table {
+    let mut table = Table::new(&["TOPIC", "ORIGIN", "STATE", ">END", ">ORIGIN END", ">LAG", ">LAG BYTES", ">LAG TIME", "REASON"]);
+    for topic in topics {
+        let lag = |text: String| if topic.lag_known { text } else { "?".into() };
+        table.row([
+            topic.topic.clone(),
+            topic.origin.clone(),
+            topic.state.clone(),
+            topic.end().to_string(),
+            topic.origin_end().map_or_else(|| "?".into(), |end| end.to_string()),
+            lag(topic.lag_messages.to_string()),
+            lag(size(topic.lag_bytes as f64)),
+            lag(format!("{:.1} s", topic.lag_s)),
+            topic.reason.clone(),
+        ]);
+    }
+    table
+}
+
+pub(crate) async fn topic(args: NamedListArgs) -> Result<Exit, CliError> {
+    let mut admin = Servers::of(&args.list.client)?.admin().await?;
+    let request = ListTopicsRequest { topic: args.name.clone() };
+    let topics = admin.list_topics(request).await?.into_inner().topics;
+    if topics.is_empty() {
+        return Err(CliError::failed(format!("this site holds no topic {:?}; 'seaway topic ls' lists those that it holds", args.name)));
+    }
+    let views: Vec<TopicView> = topics.into_iter().map(TopicView::from).collect();
+    print(args.list.output, &views, |topics| {
+        let mut table = Table::new(&["ORIGIN", ">QUEUE", "BEGIN", "END", "ORIGIN'S END", ">HOLES", ">FORKS", "CHAIN"]);
+        for topic in topics {
+            for queue in &topic.queues {
+                table.row([
+                    topic.origin.clone(),
+                    queue.queue.to_string(),
+                    queue.begin.clone().unwrap_or_default(),
+                    queue.end.clone().unwrap_or_default(),
+                    queue.origin_end.clone().unwrap_or_else(|| "?".into()),
+                    queue.holes.len().to_string(),
+                    queue.forks.len().to_string(),
+                    queue.chain.clone(),
+                ]);
+            }
+        }
+        table
+    })
+}
+
+pub(crate) async fn groups(args: ListArgs) -> Result<Exit, CliError> {
+    let mut admin = Servers::of(&args.client)?.admin().await?;
+    let groups = admin.list_groups(ListGroupsRequest::default()).await?.into_inner().groups;
+    let views: Vec<GroupView> = groups.into_iter().map(GroupView::from).collect();
+    print(args.output, &views, |groups| {
+        let mut table = Table::new(&["GROUP", "PATTERN", ">MEMBERS", ">LAG", ">UNCONFIRMED"]);
+        for group in groups {
+            table.row([
+                group.name.clone(),
+                group.pattern.clone(),
+                group.members.to_string(),
+                group.lag_messages.to_string(),
+                group.unconfirmed.to_string(),
+            ]);
+        }
+        table
+    })
+}
+
+pub(crate) async fn group(args: NamedListArgs) -> Result<Exit, CliError> {
+    let mut admin = Servers::of(&args.list.client)?.admin().await?;
+    let request = ListGroupsRequest { group: args.name.clone() };
+    let groups = admin.list_groups(request).await?.into_inner().groups;
+    if groups.is_empty() {
+        return Err(CliError::failed(format!("this site has no group {:?}; 'seaway group ls' lists those that it has", args.name)));
+    }
+    let views: Vec<GroupView> = groups.into_iter().map(GroupView::from).collect();
+    print(args.list.output, &views, |groups| {
+        let mut table = Table::new(&["POSITION", ">RANGES ABOVE", ">END"]);
+        for position in groups.iter().flat_map(|group| &group.positions) {
+            table.row([
+                position.position.clone(),
+                position.ranges_above.to_string(),
+                position.end_offset.to_string(),
+            ]);
+        }
+        table
+    })
+}
+
+pub(crate) async fn sites(args: ListArgs) -> Result<Exit, CliError> {
+    let mut admin = Servers::of(&args.client)?.admin().await?;
+    let sites = admin.list_sites(ListSitesRequest {}).await?.into_inner().sites;
+    let views: Vec<SiteView> = sites.into_iter().map(SiteView::from).collect();
+    print(args.output, &views, |sites| {
+        let mut table =
+            Table::new(&["SITE", "NODES", "REACHABLE", "BY", ">COST", "HOLDS OF OURS", ">QUEUE", "BELOW", ">LAG", "REGISTERED"]);
+        let word = |yes| if yes { "yes" } else { "no" };
+        for site in sites {
+            let head = [
+                site.site.clone(),
+                site.nodes.join(", "),
+                word(site.reachable).to_string(),
+                site.next_hop.clone(),
+                site.cost.to_string(),
+            ];
+            if site.held.is_empty() {
+                table.row(head.clone().into_iter().chain(std::iter::repeat_n("-".to_string(), 5)));
+            }
+            for held in &site.held {
+                table.row(head.clone().into_iter().chain([
+                    held.topic.clone(),
+                    held.queue.to_string(),
+                    held.below.clone().unwrap_or_default(),
+                    held.lag_messages.to_string(),
+                    word(held.registered).to_string(),
+                ]));
+            }
+        }
+        table
+    })
+}
+
+pub(crate) async fn tokens(args: ListArgs) -> Result<Exit, CliError> {
+    let mut admin = Servers::of(&args.client)?.admin().await?;
+    let tokens = admin.list_tokens(ListTokensRequest {}).await?.into_inner().tokens;
+    let views: Vec<TokenView> = tokens.into_iter().map(TokenView::from).collect();
+    print(args.output, &views, |tokens| {
+        let mut table = Table::new(&["TOKEN", "PUBLISH", "SUBSCRIBE", "ADMIN", "EXPIRES", "FROM"]);
+        for token in tokens {
+            table.row([
+                token.name.clone(),
+                token.publish.join(" "),
+                token.subscribe.join(" "),
+                if token.admin { "yes" } else { "no" }.to_string(),
+                token.expires.clone().unwrap_or_else(|| "never".into()),
+                token.from.clone(),
+            ]);
+        }
+        table
+    })
+}
+
+fn print<V: serde::Serialize>(how: Output, views: &[V], table: impl Fn(&[V]) -> Table) -> Result<Exit, CliError> {
+    match how {
+        Output::Json => output::json(&views)?,
+        Output::Table => output::bytes(table(views).render().as_bytes())?,
+    }
+    Ok(Exit::Done)
+}

@@ -1,0 +1,215 @@
+//! `seaway sub`: messages to standard output.
+//!
+//! Messages are written as they come and flushed whenever no more are at hand; of a group, a message is confirmed once
+//! it is written, and the command ends only when its confirmations are answered. Credit is what the server may send
+//! ahead; with `--count` never more than is still wanted, so that a group's other members get the rest.
+
+use std::io::Write;
+
+use seaway_federation_proto::ids::{Pattern, Site};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::{
+    CliError, Exit,
+    args::{SubArgs, SubOutput},
+    client::{Servers, messages},
+    json::{Line, parse_position},
+    output,
+};
+use crate::{
+    api::{
+        Message, MessageId, SubscribeReply, SubscribeRequest,
+        subscribe_reply::{Gap, Kind},
+        subscribe_request::{self, Confirm, Credit, Open, Positions, open::From},
+    },
+    config::values::time_us,
+};
+
+/// What the server may send ahead of us, in messages and bytes.
+const CREDIT_MESSAGES: u32 = 16_384;
+const CREDIT_BYTES: u64 = 16 << 20;
+
+/// Runs the command.
+pub(crate) async fn run(args: SubArgs) -> Result<Exit, CliError> {
+    let open = open(&args)?;
+    let servers = Servers::of(&args.client)?;
+    let listening = async {
+        let (_, door) = servers.connect(0).await?;
+        let (to_server, requests) = mpsc::channel(64);
+        let _ = to_server.send(SubscribeRequest { kind: Some(subscribe_request::Kind::Open(open.clone())) }).await;
+        let replies = messages(door).subscribe(ReceiverStream::new(requests)).await?.into_inner();
+        Subscriber::new(&args, to_server).listen(replies).await
+    };
+    match args.timeout {
+        None => listening.await,
+        Some(timeout) => tokio::time::timeout(timeout, listening).await.unwrap_or_else(|_| {
+            let text = format!("the time of {} is over", humantime::format_duration(timeout));
+            Err(CliError::new(Exit::TimedOut, text))
+        }),
+    }
+}
+
+fn open(args: &SubArgs) -> Result<Open, CliError> {
+    let pattern: Pattern = args.pattern.parse().map_err(|e| CliError::usage(format!("{e}")))?;
+    for origin in &args.origin {
+        origin.parse::<Site>().map_err(|e| CliError::usage(format!("{e}")))?;
+    }
+    let from = match args.last {
+        Some(last) => Some(From::Last(last)),
+        None => from(&args.from)?,
+    };
+    let wanted = args.count.map_or(CREDIT_MESSAGES, |count| u32::try_from(count).unwrap_or(u32::MAX).min(CREDIT_MESSAGES));
+    Ok(Open {
+        pattern: pattern.to_string(),
+        group: args.group.clone().unwrap_or_default(),
+        origins: args.origin.clone(),
+        credit: Some(Credit { messages: wanted, bytes: CREDIT_BYTES }),
+        until_end: args.until_end,
+        // One-way messages are not stored: they belong to nobody's position and have no end.
+        one_way: args.group.is_none() && !args.until_end,
+        from,
+    })
+}
+
+fn from(texts: &[String]) -> Result<Option<From>, CliError> {
+    let positions: Option<Vec<_>> = texts.iter().map(|text| parse_position(text)).collect();
+    match (texts, positions) {
+        ([], _) => Ok(None),
+        (_, Some(positions)) => Ok(Some(From::Positions(Positions { positions }))),
+        ([one], None) if one == "earliest" => Ok(Some(From::Earliest(true))),
+        ([one], None) if one == "latest" => Ok(Some(From::Latest(true))),
+        ([one], None) if time_us(one).is_some() => Ok(time_us(one).map(From::TimeUs)),
+        _ => Err(CliError::usage(format!(
+            "--from {:?} is not understood; earliest, latest, a time such as 2026-03-01T12:00:00Z, or positions such as \
+             orders@eu#1=1.00000000000000ff:7 are expected",
+            texts.join(",")
+        ))),
+    }
+}
+
+/// A subscription while it runs.
+struct Subscriber {
+    to_server: mpsc::Sender<SubscribeRequest>,
+    output: SubOutput,
+    in_group: bool,
+    /// Messages still wanted; `None`: without end.
+    left: Option<u64>,
+    /// Messages that credit was given for beyond those that came.
+    ahead: u64,
+    used: Credit,
+    confirmations: u64,
+    unanswered: u64,
+    written: u64,
+}
+
+impl Subscriber {
+    fn new(args: &SubArgs, to_server: mpsc::Sender<SubscribeRequest>) -> Self {
+        let ahead = args.count.map_or(u64::from(CREDIT_MESSAGES), |count| count.min(CREDIT_MESSAGES.into()));
+        Self {
+            to_server,
+            output: args.output,
+            in_group: args.group.is_some(),
+            left: args.count,
+            ahead,
+            used: Credit::default(),
+            confirmations: 0,
+            unanswered: 0,
+            written: 0,
+        }
+    }
+
+    async fn listen(mut self, mut replies: tonic::Streaming<SubscribeReply>) -> Result<Exit, CliError> {
+        let mut at_end = false;
+        let mut interrupted = std::pin::pin!(super::node::interrupted());
+        while !self.is_done(at_end) {
+            let reply = tokio::select! {
+                reply = replies.message() => reply,
+                () = &mut interrupted => return Ok(Exit::Done),
+            };
+            let reply = reply.map_err(|status| {
+                let error = CliError::from(status);
+                let text = format!("after {}: {error}", output::count(self.written, "message"));
+                CliError::new(error.exit(), text)
+            })?;
+            match reply.and_then(|reply| reply.kind) {
+                Some(Kind::Opened(_)) => {}
+                Some(Kind::Messages(batch)) => self.take(batch.messages).await?,
+                Some(Kind::Confirmed(answer)) => {
+                    self.unanswered = self.unanswered.saturating_sub(1);
+                    if !answer.refused.is_empty() {
+                        output::note(&format!("seaway: a confirmation was refused: {}", answer.refused));
+                    }
+                }
+                Some(Kind::Gap(gap)) => report(&gap),
+                Some(Kind::AtEnd(_)) => at_end = true,
+                None => {
+                    let text = format!("the server ended the subscription after {}", output::count(self.written, "message"));
+                    return Err(CliError::failed(text));
+                }
+            }
+        }
+        Ok(Exit::Done)
+    }
+
+    fn is_done(&self, at_end: bool) -> bool {
+        (at_end || self.left == Some(0)) && self.unanswered == 0
+    }
+
+    async fn take(&mut self, mut messages: Vec<Message>) -> Result<(), CliError> {
+        if let Some(left) = self.left {
+            messages.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+            self.left = Some(left.saturating_sub(messages.len() as u64));
+        }
+        let bytes: u64 = messages.iter().map(|m| m.payload.len() as u64).sum();
+        self.write(&messages)?;
+        self.written += messages.len() as u64;
+        if self.in_group && !messages.is_empty() {
+            let ids: Vec<MessageId> = messages.iter().filter_map(|m| m.id.clone()).collect();
+            let confirm = Confirm { number: self.confirmations, ids, up_to: false };
+            self.confirmations += 1;
+            self.unanswered += 1;
+            self.send(subscribe_request::Kind::Confirm(confirm)).await;
+        }
+        self.give_credit(messages.len() as u64, bytes).await;
+        Ok(())
+    }
+
+    fn write(&self, messages: &[Message]) -> Result<(), CliError> {
+        let mut text = Vec::with_capacity(messages.iter().map(|m| m.payload.len() + 1).sum());
+        for message in messages {
+            match self.output {
+                SubOutput::Raw => text.extend_from_slice(&message.payload),
+                SubOutput::Json => serde_json::to_writer(&mut text, &Line::from(message))
+                    .map_err(|e| CliError::failed(format!("cannot write a message as JSON: {e}")))?,
+            }
+            text.push(b'\n');
+        }
+        let mut out = std::io::stdout().lock();
+        out.write_all(&text).and_then(|()| out.flush()).map_err(|e| CliError::write(&e))
+    }
+
+    async fn give_credit(&mut self, messages: u64, bytes: u64) {
+        self.ahead = self.ahead.saturating_sub(messages);
+        let wanted = self.left.unwrap_or(u64::MAX).min(CREDIT_MESSAGES.into());
+        self.used.bytes += bytes;
+        let more = wanted.saturating_sub(self.ahead);
+        let due = more > 0 && (self.ahead < u64::from(CREDIT_MESSAGES / 2) || self.used.bytes >= CREDIT_BYTES / 2);
+        if due || self.used.bytes >= CREDIT_BYTES / 2 {
+            let messages = u32::try_from(more).unwrap_or(CREDIT_MESSAGES);
+            let credit = Credit { messages, bytes: std::mem::take(&mut self.used.bytes) };
+            self.ahead += u64::from(messages);
+            self.send(subscribe_request::Kind::Credit(credit)).await;
+        }
+    }
+
+    /// A server that went away is noticed by its replies ending.
+    async fn send(&self, kind: subscribe_request::Kind) {
+        let _ = self.to_server.send(SubscribeRequest { kind: Some(kind) }).await;
+    }
+}
+
+fn report(gap: &Gap) {
+    let from = gap.from.as_ref().map(super::json::position_text).unwrap_or_default();
+    output::note(&format!("seaway: a gap: from {from} to offset {}: {}", gap.to_offset, gap.reason));
+}

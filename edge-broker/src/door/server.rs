@@ -1,0 +1,173 @@
+//! Opens the listening socket, joins the services, and serves until the door is drained.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::net::TcpListener;
+use tonic::{
+    Request, Status,
+    service::interceptor::InterceptedService,
+    transport::{Server, server::Router},
+};
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+use super::{DoorConfig, DoorError, incoming, tls};
+use crate::{
+    api::{self, admin_server::AdminServer, messages_server::MessagesServer},
+    auth::Authenticator,
+    engine::Engine,
+    grpc::{
+        admin::AdminService,
+        messages::MessagesService,
+        shared::{DoorCounters, Shared},
+        status,
+    },
+    limits::{CALLS_PER_CONNECTION_MAX, REPLY_BYTES_MAX, REQUEST_BYTES_MAX},
+};
+
+/// How often the health service looks whether the node takes publishes.
+const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
+/// Silence after which a client's connection is probed, and how long its answer may take.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+/// HTTP/2 window of a stream, bytes.
+const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// HTTP/2 window of a connection, bytes.
+const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+/// Services whose health follows the node's readiness; the empty name stands for the whole.
+const HEALTH_NAMES: [&str; 3] = ["", "seaway.v1.Messages", "seaway.v1.Admin"];
+
+/// An open door: clients can connect, and are served once [`Door::serve`] runs.
+#[derive(Debug)]
+pub struct Door<E: Engine> {
+    listener: TcpListener,
+    address: SocketAddr,
+    shared: Arc<Shared<E>>,
+}
+
+/// Reaches a door while it serves.
+#[derive(Debug, Clone)]
+pub struct DoorHandle<E: Engine> {
+    shared: Arc<Shared<E>>,
+}
+
+impl<E: Engine> DoorHandle<E> {
+    /// Reads the token file anew; whole or not at all.
+    pub fn reload_tokens(&self) -> Result<(), DoorError> {
+        self.shared.tokens.reload(self.shared.config.auth.token_file.as_deref())
+    }
+
+    /// The node's state as the admin service gives it, for metrics and local use.
+    pub fn status(&self) -> api::StatusReply {
+        status::status(&self.shared)
+    }
+}
+
+impl<E: Engine> Door<E> {
+    /// Listens, and takes over the tokens, groups and passing wants that the engine keeps.
+    pub async fn open(config: DoorConfig, engine: E) -> Result<Self, DoorError> {
+        let addr = config.listen;
+        if config.tls.is_none() && !addr.ip().to_canonical().is_loopback() && !config.allow_plain_text {
+            return Err(DoorError::Unsafe(format!(
+                "the door at {addr} would speak plain text beyond loopback; give it a certificate, or allow plain text by name"
+            )));
+        }
+        let listen = |error: io::Error| DoorError::Listen { addr, error };
+        let listener = TcpListener::bind(addr).await.map_err(listen)?;
+        let address = listener.local_addr().map_err(listen)?;
+        let shared = Shared::open(engine, config)?;
+        Ok(Self { listener, address, shared })
+    }
+
+    /// The address in use.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Reaches the door while it serves.
+    pub fn handle(&self) -> DoorHandle<E> {
+        DoorHandle { shared: self.shared.clone() }
+    }
+
+    /// Serves until `shutdown` resolves, then drains; see [`super::serve`].
+    pub async fn serve(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), DoorError> {
+        let Self { listener, shared, .. } = self;
+        let mut server = Server::builder()
+            .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .http2_keepalive_timeout(Some(KEEPALIVE));
+        if let Some(tls) = &shared.config.tls {
+            server = tls::apply(server, tls)?;
+        }
+        let drain = shared.drain.clone();
+        let (reporter, health) = tonic_health::server::health_reporter();
+        let reporting = tokio::spawn(report_health(shared.clone(), reporter));
+        let draining = drain.clone();
+        let waiting = tokio::spawn(async move {
+            tokio::select! {
+                () = shutdown => draining.cancel(),
+                () = draining.cancelled() => {}
+            }
+        });
+        let router = add_services(server, &shared)?.add_service(health);
+        let connections = incoming::connections(listener, shared.connections.clone(), shared.counters.clone());
+        let serving = router.serve_with_incoming_shutdown(connections, drain.clone().cancelled_owned());
+        let result = tokio::select! {
+            result = serving => result.map_err(|error| DoorError::Serve(error.to_string())),
+            () = cut_off(&shared) => Ok(()),
+        };
+        drain.cancel();
+        waiting.abort();
+        reporting.abort();
+        result
+    }
+}
+
+/// Resolves when draining has taken too long.
+async fn cut_off<E: Engine>(shared: &Shared<E>) {
+    shared.drain.cancelled().await;
+    tokio::time::sleep(shared.config.drain_timeout).await;
+    tracing::warn!(waited = ?shared.config.drain_timeout, "some calls did not end while draining and were cut");
+}
+
+fn add_services<E: Engine>(mut server: Server, shared: &Arc<Shared<E>>) -> Result<Router, DoorError> {
+    let authenticator = Arc::new(Authenticator::new(&shared.config.auth, shared.tokens.clone()));
+    let counters = shared.counters.clone();
+    let intercept = move |request: Request<()>| -> Result<Request<()>, Status> {
+        let result = authenticator.intercept(request);
+        if result.is_err() {
+            DoorCounters::count(&counters.not_allowed);
+        }
+        result
+    };
+    let messages = MessagesServer::new(MessagesService { shared: shared.clone() })
+        .max_decoding_message_size(REQUEST_BYTES_MAX)
+        .max_encoding_message_size(REPLY_BYTES_MAX);
+    let admin = AdminServer::new(AdminService { shared: shared.clone() }).max_encoding_message_size(REPLY_BYTES_MAX);
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(api::DESCRIPTORS)
+        .build_v1()
+        .map_err(|error| DoorError::Serve(format!("the reflection service does not start: {error}")))?;
+    Ok(server
+        .add_service(InterceptedService::new(messages, intercept.clone()))
+        .add_service(InterceptedService::new(admin, intercept.clone()))
+        .add_service(InterceptedService::new(reflection, intercept)))
+}
+
+/// Keeps the health service saying whether the node takes publishes.
+async fn report_health<E: Engine>(shared: Arc<Shared<E>>, reporter: HealthReporter) {
+    loop {
+        let serving = !shared.drain.is_cancelled() && shared.engine.readiness().is_ok();
+        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for name in HEALTH_NAMES {
+            reporter.set_service_status(name, status).await;
+        }
+        if shared.drain.is_cancelled() {
+            return;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(HEALTH_INTERVAL) => {}
+            () = shared.drain.cancelled() => {}
+        }
+    }
+}

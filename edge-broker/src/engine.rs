@@ -1,0 +1,136 @@
+//! What the doors need of the engine, and no more: a seam behind which stands the node, or in tests an engine in memory.
+
+use bytes::Bytes;
+use seaway_federation_proto::{
+    copies::LogInfo,
+    ids::{LogName, NodeName, Pattern, Place},
+    replication::{CopyStatus, SiteStatus, Want},
+    session::NodeKind,
+};
+use seaway_relay::{
+    log::contract::{Line, LogStats, Read, ReadError, Table},
+    node::{Alarm, LinkStatus, LogEvent, Node, OneWayMessage, PendingReceipt, Publish, PublishError},
+};
+use tokio::sync::{broadcast, mpsc};
+
+/// Changes of durable state that become durable as one: table, key, and the value (`None` deletes).
+pub type StateChanges = Vec<(Table, Bytes, Option<Bytes>)>;
+
+/// The engine under a door. Cloning shares it; each method is the one of [`Node`] with the same name.
+pub trait Engine: Clone + Send + Sync + 'static {
+    /// The federation's name, this node's name, and its kind.
+    fn identity(&self) -> (String, NodeName, NodeKind);
+    /// See [`Node::publish`].
+    fn publish(&self, publish: Publish) -> impl Future<Output = Result<PendingReceipt, PublishError>> + Send;
+    /// See [`Node::publish_one_way`].
+    fn publish_one_way(&self, publish: Publish) -> Result<(), PublishError>;
+    /// See [`Node::subscribe_one_way`].
+    fn subscribe_one_way(&self, pattern: Pattern) -> mpsc::Receiver<OneWayMessage>;
+    /// See [`Node::watch`].
+    fn watch(&self) -> broadcast::Receiver<LogEvent>;
+    /// See [`Node::logs`].
+    fn logs(&self) -> Vec<LogName>;
+    /// See [`Node::info`].
+    fn info(&self, log: &LogName) -> Option<LogInfo>;
+    /// See [`Node::read`].
+    fn read(
+        &self,
+        log: &LogName,
+        from: Place,
+        line: Line,
+        bytes_max: usize,
+    ) -> impl Future<Output = Result<Read, ReadError>> + Send;
+    /// See [`Node::find_time`].
+    fn find_time(&self, log: &LogName, time_us: u64) -> impl Future<Output = Result<Option<Place>, ReadError>> + Send;
+    /// See [`Node::put_want`].
+    fn put_want(&self, want: Want) -> impl Future<Output = Result<(), PublishError>> + Send;
+    /// See [`Node::remove_want`].
+    fn remove_want(&self, id: &str) -> impl Future<Output = Result<(), PublishError>> + Send;
+    /// See [`Node::put_state`].
+    fn put_state(&self, changes: StateChanges) -> impl Future<Output = Result<(), PublishError>> + Send;
+    /// See [`Node::scan_state`].
+    fn scan_state(&self, table: Table, prefix: &[u8]) -> Vec<(Bytes, Bytes)>;
+    /// See [`Node::links`].
+    fn links(&self) -> Vec<LinkStatus>;
+    /// See [`Node::copy_status`].
+    fn copy_status(&self, log: &LogName) -> Option<CopyStatus>;
+    /// See [`Node::sites`].
+    fn sites(&self) -> Vec<SiteStatus>;
+    /// See [`Node::alarms`].
+    fn alarms(&self) -> Vec<Alarm>;
+    /// See [`Node::counters`].
+    fn counters(&self) -> Vec<(&'static str, String, u64)>;
+    /// See [`Node::queues`].
+    fn queues(&self) -> Vec<(String, u64, u64)>;
+    /// See [`Node::log_stats`].
+    fn log_stats(&self) -> LogStats;
+    /// See [`Node::readiness`].
+    fn readiness(&self) -> Result<(), String>;
+}
+
+impl Engine for Node {
+    fn identity(&self) -> (String, NodeName, NodeKind) {
+        let config = self.config();
+        (config.federation.clone(), config.name.clone(), config.kind)
+    }
+    async fn publish(&self, publish: Publish) -> Result<PendingReceipt, PublishError> {
+        Node::publish(self, publish).await
+    }
+    fn publish_one_way(&self, publish: Publish) -> Result<(), PublishError> {
+        Node::publish_one_way(self, publish)
+    }
+    fn subscribe_one_way(&self, pattern: Pattern) -> mpsc::Receiver<OneWayMessage> {
+        Node::subscribe_one_way(self, pattern)
+    }
+    fn watch(&self) -> broadcast::Receiver<LogEvent> {
+        Node::watch(self)
+    }
+    fn logs(&self) -> Vec<LogName> {
+        Node::logs(self)
+    }
+    fn info(&self, log: &LogName) -> Option<LogInfo> {
+        Node::info(self, log)
+    }
+    async fn read(&self, log: &LogName, from: Place, line: Line, bytes_max: usize) -> Result<Read, ReadError> {
+        Node::read(self, log, from, line, bytes_max).await
+    }
+    async fn find_time(&self, log: &LogName, time_us: u64) -> Result<Option<Place>, ReadError> {
+        Node::find_time(self, log, time_us).await
+    }
+    async fn put_want(&self, want: Want) -> Result<(), PublishError> {
+        Node::put_want(self, want).await
+    }
+    async fn remove_want(&self, id: &str) -> Result<(), PublishError> {
+        Node::remove_want(self, id).await
+    }
+    async fn put_state(&self, changes: StateChanges) -> Result<(), PublishError> {
+        Node::put_state(self, changes).await
+    }
+    fn scan_state(&self, table: Table, prefix: &[u8]) -> Vec<(Bytes, Bytes)> {
+        Node::scan_state(self, table, prefix)
+    }
+    fn links(&self) -> Vec<LinkStatus> {
+        Node::links(self)
+    }
+    fn copy_status(&self, log: &LogName) -> Option<CopyStatus> {
+        Node::copy_status(self, log)
+    }
+    fn sites(&self) -> Vec<SiteStatus> {
+        Node::sites(self)
+    }
+    fn alarms(&self) -> Vec<Alarm> {
+        Node::alarms(self)
+    }
+    fn counters(&self) -> Vec<(&'static str, String, u64)> {
+        Node::counters(self)
+    }
+    fn queues(&self) -> Vec<(String, u64, u64)> {
+        Node::queues(self)
+    }
+    fn log_stats(&self) -> LogStats {
+        Node::log_stats(self)
+    }
+    fn readiness(&self) -> Result<(), String> {
+        Node::readiness(self)
+    }
+}

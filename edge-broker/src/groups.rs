@@ -1,0 +1,219 @@
+//! Durable groups of this site: members share the logs that the group's pattern covers, and what they confirm is kept.
+//!
+//! Each log is served to one member at a time, so within a log messages come in order. A group's [`position`] in a log
+//! is the place below which all is confirmed, and the ranges confirmed above it; it is stored before a confirmation is
+//! answered. What a member had when it left, or did not confirm in time, is delivered again, in order. [`state`] decides
+//! this, without clocks or I/O; one [`actor`] for each group carries it out.
+
+pub(crate) mod actor;
+mod assign;
+pub(crate) mod position;
+pub(crate) mod record;
+pub(crate) mod state;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use seaway_federation_proto::replication::Want;
+use seaway_relay::log::contract::Table;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status};
+
+use self::{
+    actor::{Actor, Command},
+    position::LogPosition,
+    record::Definition,
+};
+use crate::{
+    api,
+    door::DoorError,
+    engine::Engine,
+    grpc::errors,
+    limits::GROUPS_MAX,
+    subscriptions::{credit::Credit, filter::Filter, plain::Replies, start::StartAt},
+};
+
+/// Longest name of a group, bytes.
+const NAME_BYTES_MAX: usize = 128;
+/// Commands that wait for a group.
+const COMMANDS_QUEUED_MAX: usize = 256;
+
+/// How a member speaks to its group.
+#[derive(Debug, Clone)]
+pub(crate) struct Member {
+    /// Names the member in commands.
+    pub(crate) id: u64,
+    /// Takes commands.
+    pub(crate) commands: mpsc::Sender<Command>,
+}
+
+#[derive(Debug)]
+struct Handle {
+    definition: Definition,
+    commands: mpsc::Sender<Command>,
+}
+
+/// The groups of this site.
+#[derive(Debug)]
+pub(crate) struct Groups<E> {
+    engine: E,
+    confirm_timeout: Duration,
+    drain: CancellationToken,
+    /// Held while groups are made or deleted, never over their work.
+    groups: tokio::sync::Mutex<BTreeMap<String, Handle>>,
+}
+
+/// How a new member comes in.
+#[derive(Debug)]
+pub(crate) struct Joining {
+    /// The group.
+    pub(crate) group: String,
+    /// Which messages the group means; must be the group's own where it exists.
+    pub(crate) filter: Filter,
+    /// Where a new group begins; an existing one goes on where it was.
+    pub(crate) start: StartAt,
+    /// First credit.
+    pub(crate) credit: Credit,
+    /// Where messages go.
+    pub(crate) replies: Replies,
+}
+
+impl<E: Engine> Groups<E> {
+    /// Brings back the groups that are stored.
+    pub(crate) fn open(engine: E, confirm_timeout: Duration, drain: CancellationToken) -> Result<Arc<Self>, DoorError> {
+        let mut groups = BTreeMap::new();
+        for (key, value) in engine.scan_state(Table::Groups, record::GROUP_PREFIX.as_bytes()) {
+            let (name, definition) = record::decode_group(&key, &value).map_err(DoorError::State)?;
+            let stored = engine.scan_state(Table::Groups, record::positions_prefix(&name).as_bytes());
+            let positions: Result<BTreeMap<_, _>, _> =
+                stored.iter().map(|(k, v)| record::decode_position(k, v)).collect();
+            let positions = positions.map_err(DoorError::State)?;
+            let actor = Actor::new(engine.clone(), &name, &definition, positions, confirm_timeout, drain.clone());
+            groups.insert(name, Handle { definition, commands: start(actor) });
+        }
+        let groups = tokio::sync::Mutex::new(groups);
+        Ok(Arc::new(Self { engine, confirm_timeout, drain, groups }))
+    }
+
+    /// Joins a group, making it if it is new.
+    pub(crate) async fn join(&self, joining: Joining) -> Result<Member, Status> {
+        let commands = self.find_or_create(&joining).await?;
+        let (answer, answered) = oneshot::channel();
+        let command = Command::Join { credit: joining.credit, replies: joining.replies, answer };
+        let gone = || errors::unavailable("the group was deleted or is stopping; try again");
+        commands.send(command).await.map_err(|_| gone())?;
+        let id = answered.await.map_err(|_| gone())??;
+        Ok(Member { id, commands })
+    }
+
+    async fn find_or_create(&self, joining: &Joining) -> Result<mpsc::Sender<Command>, Status> {
+        check_name(&joining.group)?;
+        let mut groups = self.groups.lock().await;
+        if let Some(handle) = groups.get(&joining.group) {
+            if handle.definition.filter != joining.filter {
+                let pattern = &handle.definition.filter.pattern;
+                let text = format!(
+                    "group {} exists with pattern {pattern} or other origins; use those, or another name",
+                    joining.group
+                );
+                return Err(errors::status(Code::FailedPrecondition, "group-differs", text));
+            }
+            return Ok(handle.commands.clone());
+        }
+        if groups.len() >= GROUPS_MAX {
+            return Err(errors::too_many(format!("there are {GROUPS_MAX} groups already; delete some first")));
+        }
+        let (definition, positions) = self.create(joining).await?;
+        let name = joining.group.clone();
+        let actor =
+            Actor::new(self.engine.clone(), &name, &definition, positions, self.confirm_timeout, self.drain.clone());
+        let commands = start(actor);
+        groups.insert(name, Handle { definition, commands: commands.clone() });
+        Ok(commands)
+    }
+
+    /// Stores a new group with where it begins in the logs that are there, and makes its want.
+    async fn create(
+        &self,
+        joining: &Joining,
+    ) -> Result<(Definition, BTreeMap<seaway_federation_proto::ids::LogName, LogPosition>), Status> {
+        let definition = Definition { filter: joining.filter.clone(), start: joining.start.for_want() };
+        let mut positions = BTreeMap::new();
+        for log in self.engine.logs().into_iter().filter(|log| definition.filter.covers(log)) {
+            let Some(info) = self.engine.info(&log) else { continue };
+            let cursor = joining.start.resolve(&self.engine, &log, &info).await;
+            let cursor = cursor.map_err(|error| errors::unavailable(error.to_string()))?;
+            positions.insert(log, LogPosition::new(cursor.at(), cursor.passed().clone()));
+        }
+        // The want first: without its group it is harmless, and made again by the next attempt.
+        let Filter { pattern, origins } = definition.filter.clone();
+        let want = Want { id: want_id(&joining.group), pattern, origins, start: definition.start, registers: true };
+        self.engine.put_want(want).await.map_err(|error| errors::engine_status(&error))?;
+        let mut changes = vec![record::encode_group(&joining.group, &definition)];
+        changes.extend(positions.iter().map(|(log, position)| record::encode_position(&joining.group, log, position)));
+        self.engine.put_state(changes).await.map_err(|error| errors::engine_status(&error))?;
+        Ok((definition, positions))
+    }
+
+    /// Deletes a group with its positions and its want.
+    pub(crate) async fn delete(&self, name: &str) -> Result<(), Status> {
+        let mut groups = self.groups.lock().await;
+        let Some(handle) = groups.get(name) else {
+            return Err(errors::not_found(format!("there is no group named {name}")));
+        };
+        let (answer, answered) = oneshot::channel();
+        if handle.commands.send(Command::Delete(answer)).await.is_ok() {
+            let _ = answered.await; // the actor is gone either way
+        }
+        let mut keys: BTreeSet<_> = [record::group_key(name)].into();
+        let stored = self.engine.scan_state(Table::Groups, record::positions_prefix(name).as_bytes());
+        keys.extend(stored.into_iter().map(|(key, _)| key));
+        let changes = keys.into_iter().map(|key| (Table::Groups, key, None)).collect();
+        self.engine.put_state(changes).await.map_err(|error| errors::engine_status(&error))?;
+        self.engine.remove_want(&want_id(name)).await.map_err(|error| errors::engine_status(&error))?;
+        groups.remove(name); // last: whoever failed above tries again
+        Ok(())
+    }
+
+    /// The groups (or the one that is named) with members and positions.
+    pub(crate) async fn list(&self, name: &str) -> Vec<api::Group> {
+        let handles: Vec<_> = {
+            let groups = self.groups.lock().await;
+            groups.iter().filter(|(n, _)| name.is_empty() || *n == name).map(|(_, h)| h.commands.clone()).collect()
+        };
+        let mut described = Vec::new();
+        for commands in handles {
+            let (answer, answered) = oneshot::channel();
+            if commands.send(Command::Describe(answer)).await.is_ok()
+                && let Ok(group) = answered.await
+            {
+                described.push(group);
+            }
+        }
+        described
+    }
+}
+
+fn start<E: Engine>(actor: Actor<E>) -> mpsc::Sender<Command> {
+    let (commands, receiver) = mpsc::channel(COMMANDS_QUEUED_MAX);
+    tokio::spawn(actor.run(receiver));
+    commands
+}
+
+fn want_id(group: &str) -> String {
+    format!("group-{group}")
+}
+
+fn check_name(name: &str) -> Result<(), Status> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(allowed) {
+        let shown: String = name.chars().take(64).collect();
+        let rule = format!("it must be 1 to {NAME_BYTES_MAX} of letters, digits, '.', '_' and '-'");
+        return Err(errors::invalid(format!("group {shown:?} is not allowed: {rule}")));
+    }
+    Ok(())
+}

@@ -1,0 +1,10 @@
+//! The gRPC services: what clients call, checked and handed to the engine, subscriptions and groups.
+
+pub(crate) mod admin;
+pub(crate) mod convert;
+pub mod errors;
+pub(crate) mod messages;
+pub(crate) mod publish;
+pub(crate) mod shared;
+pub(crate) mod status;
+pub(crate) mod subscribe;

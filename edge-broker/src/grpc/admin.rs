@@ -1,0 +1,121 @@
+//! The service for seeing and steering a node.
+
+use std::sync::{Arc, atomic::Ordering::Relaxed};
+
+use tonic::{Request, Response, Status};
+
+use super::{errors, shared::Shared, status};
+use crate::{
+    api::{self, admin_server::Admin},
+    auth::{Caller, tokens},
+    door::Rights,
+    engine::Engine,
+};
+
+/// The service.
+pub(crate) struct AdminService<E: Engine> {
+    /// What the door's services share.
+    pub(crate) shared: Arc<Shared<E>>,
+}
+
+impl<E: Engine> AdminService<E> {
+    fn check_see<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        self.counted(Caller::of(request.extensions()).and_then(|caller| caller.check_see()))
+    }
+
+    fn check_steer<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        self.counted(Caller::of(request.extensions()).and_then(|caller| caller.check_steer()))
+    }
+
+    fn counted(&self, result: Result<(), Status>) -> Result<(), Status> {
+        if result.is_err() {
+            self.shared.counters.not_allowed.fetch_add(1, Relaxed);
+        }
+        result
+    }
+}
+
+#[tonic::async_trait]
+impl<E: Engine> Admin for AdminService<E> {
+    async fn status(&self, request: Request<api::StatusRequest>) -> Result<Response<api::StatusReply>, Status> {
+        self.check_see(&request)?;
+        Ok(Response::new(status::status(&self.shared)))
+    }
+
+    async fn list_links(
+        &self,
+        request: Request<api::ListLinksRequest>,
+    ) -> Result<Response<api::ListLinksReply>, Status> {
+        self.check_see(&request)?;
+        Ok(Response::new(api::ListLinksReply { links: status::links(&self.shared.engine) }))
+    }
+
+    async fn list_topics(
+        &self,
+        request: Request<api::ListTopicsRequest>,
+    ) -> Result<Response<api::ListTopicsReply>, Status> {
+        self.check_see(&request)?;
+        let topics = status::topics(&self.shared.engine, &request.into_inner().topic);
+        Ok(Response::new(api::ListTopicsReply { topics }))
+    }
+
+    async fn list_groups(
+        &self,
+        request: Request<api::ListGroupsRequest>,
+    ) -> Result<Response<api::ListGroupsReply>, Status> {
+        self.check_see(&request)?;
+        let groups = self.shared.groups.list(&request.into_inner().group).await;
+        Ok(Response::new(api::ListGroupsReply { groups }))
+    }
+
+    async fn delete_group(
+        &self,
+        request: Request<api::DeleteGroupRequest>,
+    ) -> Result<Response<api::DeleteGroupReply>, Status> {
+        self.check_steer(&request)?;
+        self.shared.groups.delete(&request.into_inner().group).await?;
+        Ok(Response::new(api::DeleteGroupReply {}))
+    }
+
+    async fn list_sites(
+        &self,
+        request: Request<api::ListSitesRequest>,
+    ) -> Result<Response<api::ListSitesReply>, Status> {
+        self.check_see(&request)?;
+        Ok(Response::new(api::ListSitesReply { sites: status::sites(&self.shared.engine) }))
+    }
+
+    async fn create_token(
+        &self,
+        request: Request<api::CreateTokenRequest>,
+    ) -> Result<Response<api::CreateTokenReply>, Status> {
+        self.check_steer(&request)?;
+        let request = request.into_inner();
+        let asked = request.rights.unwrap_or_default();
+        let rights = Rights {
+            publish: tokens::patterns(&asked.publish).map_err(errors::invalid)?,
+            subscribe: tokens::patterns(&asked.subscribe).map_err(errors::invalid)?,
+            admin: asked.admin,
+        };
+        let token = self.shared.tokens.create(&request.name, rights, request.expires_us).await?;
+        Ok(Response::new(api::CreateTokenReply { token }))
+    }
+
+    async fn list_tokens(
+        &self,
+        request: Request<api::ListTokensRequest>,
+    ) -> Result<Response<api::ListTokensReply>, Status> {
+        self.check_steer(&request)?;
+        let tokens = self.shared.tokens.list().iter().map(|token| status::token(token)).collect();
+        Ok(Response::new(api::ListTokensReply { tokens }))
+    }
+
+    async fn revoke_token(
+        &self,
+        request: Request<api::RevokeTokenRequest>,
+    ) -> Result<Response<api::RevokeTokenReply>, Status> {
+        self.check_steer(&request)?;
+        self.shared.tokens.revoke(&request.into_inner().name).await?;
+        Ok(Response::new(api::RevokeTokenReply {}))
+    }
+}

@@ -1,0 +1,259 @@
+//! The node's state as clients see it: what the engine says, named and summed, never guessed.
+
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+
+use seaway_federation_proto::{
+    copies::{HoleKind, LogInfo},
+    ids::{LogName, Site, Topic},
+    replication::{CopyStatus, SiteStatus},
+    session::NodeKind,
+};
+use seaway_relay::{log::contract::LogStats, node::LinkStatus};
+
+use super::{
+    convert::place,
+    shared::{PERMIT_BYTES, Shared},
+};
+use crate::{
+    api,
+    auth::tokens::Token,
+    engine::Engine,
+    limits::{CONNECTIONS_MAX, IN_FLIGHT_BYTES_MAX, SUBSCRIPTIONS_MAX},
+};
+
+/// States of copies, worst first: a topic shows the worst of its queues.
+const WORST_FIRST: [&str; 4] = ["stalled", "catching-up", "live", "own"];
+
+/// Everything at once.
+pub(crate) fn status<E: Engine>(shared: &Shared<E>) -> api::StatusReply {
+    let engine = &shared.engine;
+    let (federation, name, kind) = engine.identity();
+    let state = if shared.drain.is_cancelled() { Err("draining".to_owned()) } else { engine.readiness() };
+    let alarm = |a: seaway_relay::node::Alarm| api::Alarm {
+        name: a.report.name.to_owned(),
+        text: a.report.text,
+        since_us: a.since_us,
+        count: a.count,
+    };
+    api::StatusReply {
+        federation,
+        site: name.site.to_string(),
+        node: name.node.to_string(),
+        kind: match kind {
+            NodeKind::Edge => "edge".into(),
+            NodeKind::Relay => "relay".into(),
+        },
+        version: env!("CARGO_PKG_VERSION").into(),
+        uptime_s: shared.since.elapsed().as_secs(),
+        state: state.err().unwrap_or_else(|| "ready".into()),
+        links: links(engine),
+        topics: topics(engine, ""),
+        log: Some(log_status(engine.log_stats())),
+        alarms: engine.alarms().into_iter().map(alarm).collect(),
+        counters: counters(shared),
+        queues: queues(shared),
+    }
+}
+
+fn counters<E: Engine>(shared: &Shared<E>) -> Vec<api::Counter> {
+    let engine = shared.engine.counters().into_iter();
+    let mut counters: Vec<_> =
+        engine.map(|(name, label, value)| api::Counter { name: name.into(), label, value }).collect();
+    let door = &shared.counters;
+    let rates = shared.rates.counters();
+    let own: [(&str, &str, &AtomicU64); 8] = [
+        ("seaway_door_publishes_total", "receipt", &door.published),
+        ("seaway_door_publishes_total", "failure", &door.failed),
+        ("seaway_door_delivered_total", "", &door.delivered),
+        ("seaway_door_subscriptions_total", "", &door.subscribers),
+        ("seaway_door_refused_total", "not-allowed", &door.not_allowed),
+        ("seaway_door_refused_total", "connections", &door.connections_refused),
+        ("seaway_door_refused_total", "rate", &rates.refused),
+        ("seaway_door_delayed_total", "rate", &rates.delayed),
+    ];
+    let own = own.map(|(name, label, value)| (name, label, value.load(Relaxed)));
+    let connections = CONNECTIONS_MAX.saturating_sub(shared.connections.available_permits());
+    let subscriptions = SUBSCRIPTIONS_MAX.saturating_sub(shared.subscriptions.available_permits());
+    let held = [("seaway_door_connections", "", connections), ("seaway_door_subscriptions", "", subscriptions)];
+    let held = held.map(|(name, label, count)| (name, label, to_u64(count)));
+    let counter =
+        |(name, label, value): (&str, &str, u64)| api::Counter { name: name.into(), label: label.into(), value };
+    counters.extend(own.into_iter().chain(held).map(counter));
+    counters
+}
+
+fn queues<E: Engine>(shared: &Shared<E>) -> Vec<api::QueueStatus> {
+    let engine = shared.engine.queues().into_iter();
+    let mut queues: Vec<_> =
+        engine.map(|(name, bytes, bytes_max)| api::QueueStatus { name, bytes, bytes_max }).collect();
+    let free = shared.in_flight.available_permits().saturating_mul(PERMIT_BYTES);
+    queues.push(api::QueueStatus {
+        name: "door-in-flight".into(),
+        bytes: to_u64(IN_FLIGHT_BYTES_MAX.saturating_sub(free)),
+        bytes_max: to_u64(IN_FLIGHT_BYTES_MAX),
+    });
+    queues
+}
+
+fn to_u64(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}
+
+/// The links.
+pub(crate) fn links<E: Engine>(engine: &E) -> Vec<api::LinkStatus> {
+    engine.links().into_iter().map(link).collect()
+}
+
+fn link(link: LinkStatus) -> api::LinkStatus {
+    api::LinkStatus {
+        peer: link.peer.map(|p| p.to_string()).unwrap_or_default(),
+        peer_kind: match link.peer_kind {
+            Some(NodeKind::Edge) => "edge".into(),
+            Some(NodeKind::Relay) => "relay".into(),
+            None => String::new(),
+        },
+        direction: if link.dials { "out".into() } else { "in".into() },
+        address: link.address,
+        state: link.state.into(),
+        reason: link.reason,
+        rtt_ms: link.rtt.map_or(0.0, |rtt| rtt.as_secs_f64() * 1000.0),
+        loss: link.loss,
+        bytes_per_s_in: link.rate_in,
+        bytes_per_s_out: link.rate_out,
+        bytes_in: link.bytes_in,
+        bytes_out: link.bytes_out,
+        up_since_us: link.up_since_us.unwrap_or(0),
+        reconnects: link.reconnects,
+        batches_in: link.batches_in,
+        batches_out: link.batches_out,
+        one_way_dropped: link.one_way_dropped,
+    }
+}
+
+/// The logs, gathered by topic and origin; of one topic where it is named.
+pub(crate) fn topics<E: Engine>(engine: &E, topic: &str) -> Vec<api::TopicStatus> {
+    let mut gathered: BTreeMap<(Topic, Site), api::TopicStatus> = BTreeMap::new();
+    for log in engine.logs() {
+        if !topic.is_empty() && log.topic.as_str() != topic {
+            continue;
+        }
+        let Some(info) = engine.info(&log) else { continue };
+        let entry = gathered.entry((log.topic.clone(), log.origin.clone())).or_insert_with(|| api::TopicStatus {
+            topic: log.topic.to_string(),
+            origin: log.origin.to_string(),
+            lag_known: true,
+            ..api::TopicStatus::default()
+        });
+        add_log(entry, &log, &info, engine.copy_status(&log));
+    }
+    gathered.into_values().collect()
+}
+
+fn add_log(topic: &mut api::TopicStatus, log: &LogName, info: &LogInfo, status: Option<CopyStatus>) {
+    topic.messages = topic.messages.saturating_add(info.messages);
+    topic.bytes = topic.bytes.saturating_add(info.bytes);
+    let origin_end = status.as_ref().and_then(|s| s.origin_end);
+    match status {
+        Some(status) => add_status(topic, status),
+        None => topic.lag_known = false,
+    }
+    let chain = info.incarnations.iter().find(|i| i.incarnation == info.end.incarnation).and_then(|i| i.chain_at_end);
+    topic.queues.push(api::QueueCopy {
+        queue: u32::from(log.queue.0),
+        begin: Some(place(info.begin)),
+        end: Some(place(info.end)),
+        origin_end: origin_end.map(place),
+        holes: info.holes.iter().map(hole).collect(),
+        forks: info.fork_tips.iter().copied().map(place).collect(),
+        chain: chain.map(|chain| format!("{chain:?}")).unwrap_or_default(),
+    });
+}
+
+/// Sums the lag and keeps the worst state.
+fn add_status(topic: &mut api::TopicStatus, status: CopyStatus) {
+    let rank = |state: &str| WORST_FIRST.iter().position(|s| *s == state).unwrap_or(0);
+    if topic.state.is_empty() || rank(status.state) < rank(&topic.state) {
+        topic.state = status.state.into();
+        topic.reason = status.reason;
+    }
+    topic.lag_known &= status.lag_messages.is_some();
+    topic.lag_messages = topic.lag_messages.saturating_add(status.lag_messages.unwrap_or(0));
+    topic.lag_bytes = topic.lag_bytes.saturating_add(status.lag_bytes.unwrap_or(0));
+    topic.lag_s = topic.lag_s.max(status.lag.map_or(0.0, |lag: Duration| lag.as_secs_f64()));
+}
+
+fn hole(hole: &seaway_federation_proto::copies::Hole) -> api::Hole {
+    let from = seaway_federation_proto::ids::Place { incarnation: hole.incarnation, offset: hole.from };
+    let kind = match hole.kind {
+        HoleKind::Pending => "pending",
+        HoleKind::NotWanted => "not wanted",
+        HoleKind::Lost => "lost",
+    };
+    api::Hole { from: Some(place(from)), to_offset: hole.to, kind: kind.into() }
+}
+
+/// The sites, with what each states to hold of this one's logs.
+pub(crate) fn sites<E: Engine>(engine: &E) -> Vec<api::SiteInfo> {
+    let own = engine.identity().1.site;
+    engine.sites().into_iter().map(|site| site_info(engine, site, &own)).collect()
+}
+
+fn site_info<E: Engine>(engine: &E, site: SiteStatus, own: &Site) -> api::SiteInfo {
+    let held = |(log, below, registered, verified): (LogName, seaway_federation_proto::ids::Place, bool, bool)| {
+        let end = engine.info(&log).map_or(below.offset, |info| info.end.offset);
+        api::SiteHeld {
+            topic: log.topic.to_string(),
+            queue: u32::from(log.queue.0),
+            below: Some(place(below)),
+            lag_messages: end.saturating_sub(below.offset),
+            registered,
+            verified,
+        }
+    };
+    api::SiteInfo {
+        reachable: site.next_hop.is_some() || site.site == *own,
+        site: site.site.to_string(),
+        nodes: site.nodes.iter().map(ToString::to_string).collect(),
+        next_hop: site.next_hop.map(|link| format!("link {}", link.0)).unwrap_or_default(),
+        cost: site.cost.unwrap_or(0),
+        held: site.held.into_iter().map(held).collect(),
+    }
+}
+
+fn log_status(stats: LogStats) -> api::LogStatus {
+    api::LogStatus {
+        segments: stats.segments,
+        segment_bytes: stats.segment_bytes,
+        live_bytes: stats.live_bytes,
+        index_bytes: stats.index_bytes,
+        disk_free: stats.disk_free,
+        disk_full: stats.disk_full,
+        poisoned: stats.poisoned.map(|why| why.to_string()).unwrap_or_default(),
+        groups: stats.groups,
+        syncs: stats.syncs,
+        written_bytes: stats.written_bytes,
+        accepted_bytes: stats.accepted_bytes,
+        torn_bytes: stats.torn_bytes,
+        damage: stats.damage.into_iter().map(|d| format!("{} {}..{}: {}", d.file, d.from, d.to, d.detail)).collect(),
+    }
+}
+
+/// A token as it may be shown: never the token itself.
+pub(crate) fn token(token: &Token) -> api::TokenInfo {
+    let texts = |patterns: &[seaway_federation_proto::ids::Pattern]| patterns.iter().map(ToString::to_string).collect();
+    let rights = api::Rights {
+        publish: texts(&token.rights.publish),
+        subscribe: texts(&token.rights.subscribe),
+        admin: token.rights.admin,
+    };
+    api::TokenInfo {
+        name: token.name.clone(),
+        rights: Some(rights),
+        expires_us: token.expires_us,
+        from: token.from.into(),
+    }
+}

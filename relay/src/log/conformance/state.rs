@@ -1,0 +1,163 @@
+//! Tables, the listener, and what survives a restart.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{fixture::*, *};
+use crate::log::contract::{Advanced, Table};
+
+pub(super) const CASES: &[Case] = &[
+    ("tables hold what was put, in order, for ever", tables),
+    ("batches and state of one unit go together", together),
+    ("the listener is told of ends", listener),
+    ("what was answered survives a crash, the rest is a prefix", crash),
+    ("a log goes on after any ending", goes_on),
+];
+
+fn put(table: Table, key: &str, value: &str) -> Entry {
+    Entry::Put { table, key: Bytes::copy_from_slice(key.as_bytes()), value: Bytes::copy_from_slice(value.as_bytes()) }
+}
+
+fn delete(table: Table, key: &str) -> Entry {
+    Entry::Delete { table, key: Bytes::copy_from_slice(key.as_bytes()) }
+}
+
+fn pairs(log: &dyn CommitLog, table: Table, prefix: &str) -> Vec<(String, String)> {
+    let text = |bytes: Bytes| String::from_utf8(bytes.to_vec()).unwrap();
+    log.scan(table, prefix.as_bytes()).into_iter().map(|(k, v)| (text(k), text(v))).collect()
+}
+
+fn tables(harness: &mut dyn Harness) {
+    let all = [
+        Table::Node,
+        Table::Wants,
+        Table::Starts,
+        Table::Registrations,
+        Table::Held,
+        Table::Producers,
+        Table::Groups,
+        Table::Topics,
+        Table::Tokens,
+    ];
+    for (n, table) in all.into_iter().enumerate() {
+        store(harness, vec![put(table, "b/2", "two"), put(table, "a", &n.to_string()), put(table, "b/1", "one")]);
+    }
+    store(harness, vec![put(Table::Node, "a", "x"), put(Table::Node, "a", "last"), delete(Table::Node, "absent")]);
+    store(harness, vec![put(Table::Wants, "gone", "x"), delete(Table::Wants, "gone"), put(Table::Wants, "", "empty")]);
+    for ending in [None, Some(Ending::Crash), Some(Ending::Close)] {
+        if let Some(ending) = ending {
+            harness.restart(ending);
+        }
+        let log = harness.log();
+        assert_eq!(log.get(Table::Node, b"a").unwrap(), "last", "the last of a unit counts");
+        assert_eq!(log.get(Table::Wants, b"gone"), None);
+        assert_eq!(log.get(Table::Wants, b"").unwrap(), "empty");
+        for (n, table) in all.into_iter().enumerate().skip(2) {
+            assert_eq!(log.get(table, b"a").unwrap(), n.to_string());
+            let found = pairs(&*log, table, "b/");
+            assert_eq!(found, [("b/1".into(), "one".into()), ("b/2".into(), "two".into())]);
+            assert_eq!(pairs(&*log, table, "").len(), 3);
+            assert!(pairs(&*log, table, "c").is_empty());
+        }
+    }
+    let log = harness.log();
+    let long = |bytes| Bytes::from(vec![1_u8; bytes]);
+    let key = Entry::Put { table: Table::Node, key: long(4097), value: Bytes::new() };
+    assert!(matches!(reason_of(&*log, vec![key]), RejectReason::Invalid { index: 0, .. }));
+    let value = Entry::Put { table: Table::Node, key: long(1), value: long((1 << 20) + 1) };
+    assert!(matches!(reason_of(&*log, vec![value]), RejectReason::Invalid { index: 0, .. }));
+    store(harness, vec![Entry::Put { table: Table::Node, key: long(4096), value: long(1 << 19) }]);
+    assert_eq!(harness.log().get(Table::Node, &long(4096)).unwrap().len(), 1 << 19);
+}
+
+fn together(harness: &mut dyn Harness) {
+    let mut origin = Origin::new(log_name("orders", "west", 1), 1);
+    let batches = origin.batches(40);
+    harness.hold();
+    let log = harness.log();
+    for (n, batch) in batches.iter().enumerate() {
+        submit(&*log, vec![own(batch), put(Table::Producers, "p", &n.to_string())]).unwrap();
+    }
+    drop(log);
+    harness.restart(Ending::Crash);
+    let log = harness.log();
+    let found = log.info(origin.log(), true).map_or(0, |info| info.messages / 2);
+    let sequence = log.get(Table::Producers, b"p").map(|v| String::from_utf8(v.to_vec()).unwrap());
+    assert_eq!(sequence, found.checked_sub(1).map(|n| n.to_string()), "a unit is there whole or not at all");
+}
+
+fn listener(harness: &mut dyn Harness) {
+    let told: Seen<Advanced> = Seen::default();
+    let keep = told.clone();
+    let log = harness.log();
+    log.set_listener(Arc::new(move |advanced| keep.lock().extend_from_slice(advanced)));
+    let mut origin = Origin::new(log_name("orders", "west", 1), 1);
+    let batches = origin.batches(2);
+    harness.hold();
+    let waiting = submit(&*log, vec![own(&batches[0])]).unwrap();
+    let early = told.lock().iter().any(|a| a.readable.is_some() || a.durable.is_some());
+    assert!(!early, "an own batch is not told of before it is durable");
+    harness.release();
+    waiting.wait().unwrap();
+    until(harness, &told, |a| a.log == *origin.log() && a.durable == Some(batches[0].end()));
+    let last = told.lock().last().cloned().unwrap();
+    assert_eq!((last.readable, last.chain), (Some(batches[0].end()), Some(batches[0].chain_after())));
+    assert!(told.lock()[0].shape_changed, "a log that is new is a change of shape");
+    let other = Origin::new(log_name("orders", "east", 1), 2).next(1, 10);
+    store(harness, vec![copy(&other)]);
+    until(harness, &told, |a| a.log == other.header().log && a.durable == Some(other.end()));
+    store(harness, vec![Entry::Drop { log: other.header().log.clone() }]);
+    until(harness, &told, |a| a.log == other.header().log && a.durable.is_none() && a.readable.is_none());
+}
+
+/// The listener may be told just after `done`.
+fn until(harness: &mut dyn Harness, told: &Seen<Advanced>, is: impl Fn(&Advanced) -> bool) {
+    for _ in 0..6000 {
+        if told.lock().iter().any(&is) {
+            return;
+        }
+        harness.settle();
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    panic!("the listener was not told; it heard {:?}", told.lock());
+}
+
+fn crash(harness: &mut dyn Harness) {
+    let mut origin = Origin::new(log_name("orders", "west", 1), 1);
+    let batches = origin.batches(60);
+    store_all(harness, &batches[..10]);
+    harness.hold();
+    let log = harness.log();
+    for batch in &batches[10..40] {
+        submit(&*log, vec![own(batch)]).unwrap();
+    }
+    drop(log);
+    harness.restart(Ending::Crash);
+    let log = harness.log();
+    let info = log.info(origin.log(), true).unwrap();
+    let kept = batches.iter().position(|b| b.begin().offset == info.end.offset).unwrap();
+    assert!((10..=40).contains(&kept), "what was answered is there");
+    assert_holds(&*log, origin.log(), &batches[..kept]);
+    assert_eq!(log.info(origin.log(), false), Some(info));
+    store_all(harness, &batches[kept..]);
+    harness.restart(Ending::Crash);
+    assert_holds(&*harness.log(), origin.log(), &batches);
+}
+
+fn goes_on(harness: &mut dyn Harness) {
+    let mut origin = Origin::new(log_name("orders", "west", 1), 1);
+    let mut all = Vec::new();
+    for round in 0..6 {
+        let info = harness.log().info(origin.log(), true);
+        assert_eq!(info.map(|info| info.end), origin.end());
+        origin.restart();
+        let batches = origin.batches(5);
+        store_all(harness, &batches);
+        all.extend(batches);
+        harness.log().reclaim().unwrap();
+        harness.restart(if round % 2 == 0 { Ending::Crash } else { Ending::Close });
+        assert_holds(&*harness.log(), origin.log(), &all);
+    }
+    assert_eq!(harness.log().info(origin.log(), true).unwrap().incarnations.len(), 6);
+}
