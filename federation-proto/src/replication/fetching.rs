@@ -1,14 +1,15 @@
 //! Which fetches feed this node's copies: on which link, from where, on which lane, and what to do when one ends.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use super::{
     LinkId, Output, Replication,
-    logs::{FetchKey, OwnFetch},
+    lines::View,
+    logs::{FetchKey, LogState, OwnFetch},
 };
 use crate::{
-    copies::AppendRefusal,
-    ids::{LogName, NodeName, Place, Site},
+    copies::{AppendRefusal, HoleKind},
+    ids::{Incarnation, LogName, NodeName, Offset, Place, Site},
     session::{FetchEnded, FetchLine, FetchNumber, FetchOrder, Lane, NodeKind},
     wire::link,
 };
@@ -19,6 +20,8 @@ pub(super) const LIVE_LAG_MESSAGES: u64 = 1000;
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 /// Longest pause before a fetch that failed is asked again.
 const RETRY_MAX: Duration = Duration::from_secs(10);
+/// Most pending holes of one log that are fetched at a time.
+const HOLE_FETCHES_MAX: usize = 4;
 /// Most forks of one log that are fetched at a time.
 const FORK_FETCHES_MAX: usize = 8;
 
@@ -39,8 +42,11 @@ struct Planned {
     from: Place,
     line: FetchLine,
     lane: Lane,
-    newest: crate::ids::Incarnation,
+    newest: Incarnation,
+    until: Option<Offset>,
     towards: Option<NodeName>,
+    /// It leaves the line on which our copy stands, inside what is held.
+    leaves: bool,
 }
 
 impl Replication {
@@ -67,11 +73,17 @@ impl Replication {
 
     /// Brings the fetches that feed a copy in line with what is wanted, announced, offered and reachable.
     pub(super) fn evaluate(&mut self, log: &LogName) {
+        if let Some(resume) = self.cut_off(log) {
+            self.resume_above(log, resume);
+        }
         let planned = self.plan(log);
         let Some(state) = self.logs.get_mut(log) else { return };
         let mut stop = Vec::new();
         state.fetches.retain(|key, fetch| {
-            let keep = planned.iter().any(|p| p.key == *key && p.link == fetch.link && p.newest == fetch.newest);
+            let keep = planned.iter().any(|p| {
+                let elsewhere = p.leaves && p.from != fetch.from;
+                p.key == *key && p.link == fetch.link && p.newest == fetch.newest && !elsewhere
+            });
             if !keep {
                 stop.push((fetch.link, fetch.number));
             }
@@ -88,6 +100,17 @@ impl Replication {
         }
     }
 
+    /// Where the origin begins, when nothing of its main line joins what our copy holds.
+    fn cut_off(&self, log: &LogName) -> Option<Place> {
+        let state = self.logs.get(log)?;
+        let waits = state.gap.is_some() || state.retry_at.is_some_and(|at| at > self.now);
+        if waits || state.submitted.is_none() || !self.needs(log) || self.routing.upstream(&log.origin).is_none() {
+            return None;
+        }
+        let remote = state.remote.as_ref()?;
+        remote.continue_main(&state.edges()).is_none().then_some(remote.begin)
+    }
+
     fn plan(&self, log: &LogName) -> Vec<Planned> {
         let Some(state) = self.logs.get(log) else { return Vec::new() };
         let own_log = log.origin == self.config.node.site;
@@ -101,14 +124,10 @@ impl Replication {
             && !own_log
             && state.gap.is_none()
         {
-            let main = match (edges.is_empty(), state.end()) {
-                // Just begun: nothing is held yet, the next batch is the one at the begin.
-                (true, end) => end,
-                (false, _) => remote.continue_main(&edges),
-            };
-            if let Some(from) = main {
-                planned.push(self.plan_main(log, link, from));
+            if let Some(from) = remote.continue_main(&edges) {
+                planned.push(plan_main(state, remote, link, from));
             }
+            planned.extend(plan_holes(state, remote, link, None));
             for from in remote.missing_beside(&edges).into_iter().take(FORK_FETCHES_MAX) {
                 planned.push(Planned {
                     key: FetchKey::Fork(from.incarnation),
@@ -117,7 +136,9 @@ impl Replication {
                     line: FetchLine::Incarnation,
                     lane: Lane::Backlog,
                     newest: from.incarnation,
+                    until: None,
                     towards: None,
+                    leaves: false,
                 });
             }
         }
@@ -128,36 +149,12 @@ impl Replication {
         planned
     }
 
-    fn plan_main(&self, log: &LogName, link: LinkId, from: Place) -> Planned {
-        let state = self.logs.get(log);
-        let running = state.and_then(|s| s.fetches.get(&FetchKey::Main));
-        let remote = state.and_then(|s| s.remote.as_ref());
-        let tip = remote.map_or(from, super::lines::View::tip);
-        let lane = if tip.offset.saturating_sub(from.offset) <= LIVE_LAG_MESSAGES { Lane::Live } else { Lane::Backlog };
-        // A fetch runs on by itself as long as the line that it was begun for is still part of the main line; one that
-        // was begun as backlog and has come near the end is asked for anew on the live lane.
-        let newest = match running {
-            Some(fetch)
-                if (fetch.lane == Lane::Live || lane == Lane::Backlog)
-                    && remote.is_some_and(|r| r.on_main_line(fetch.newest)) =>
-            {
-                fetch.newest
-            }
-            Some(fetch)
-                if fetch.newest == tip.incarnation && fetch.lane == Lane::Backlog && from.offset < tip.offset =>
-            {
-                fetch.newest
-            }
-            _ => tip.incarnation,
-        };
-        Planned { key: FetchKey::Main, link, from, line: FetchLine::Main, lane, newest, towards: None }
-    }
-
     fn plan_offered(&self, log: &LogName, edges: &[super::lines::Edge]) -> Vec<Planned> {
         let Some(state) = self.logs.get(log) else { return Vec::new() };
         let mut planned: Vec<Planned> = Vec::new();
         for offer in &state.offers {
             let Some(link) = self.routing.towards(&offer.holder) else { continue };
+            planned.extend(plan_holes(state, &offer.view, link, Some(&offer.holder)));
             for from in offer.view.missing_anywhere(edges) {
                 let key = FetchKey::Offered(from.incarnation);
                 if planned.len() >= FORK_FETCHES_MAX || planned.iter().any(|p| p.key == key) {
@@ -170,17 +167,20 @@ impl Replication {
                     line: FetchLine::Incarnation,
                     lane: Lane::Backlog,
                     newest: from.incarnation,
+                    until: None,
                     towards: Some(offer.holder.clone()),
+                    leaves: false,
                 });
             }
         }
+        let mut seen = BTreeSet::new();
+        planned.retain(|p| seen.insert(p.key));
         planned
     }
 
     fn start_own_fetch(&mut self, log: &LogName, plan: Planned) {
         let owner = FetchOwner::Copy(log.clone(), plan.key);
         let Some(number) = self.next_fetch(plan.link, owner) else { return };
-        let offered = matches!(plan.key, FetchKey::Offered(_));
         let order = FetchOrder {
             number,
             lane: plan.lane,
@@ -190,13 +190,20 @@ impl Replication {
             passing: false,
             hops: self.config.hops,
             allowance: 0,
-            until: None,
-            no_wait: offered,
-            towards: plan.towards,
+            until: plan.until,
+            no_wait: plan.towards.is_some() || plan.until.is_some(),
+            towards: plan.towards.clone(),
         };
         let now = self.now;
         if let Some(state) = self.logs.get_mut(log) {
-            let fetch = OwnFetch { link: plan.link, number, lane: plan.lane, newest: plan.newest };
+            let fetch = OwnFetch {
+                link: plan.link,
+                number,
+                lane: plan.lane,
+                from: plan.from,
+                towards: plan.towards.clone(),
+                newest: plan.newest,
+            };
             state.fetches.insert(plan.key, fetch);
             state.moved_at = now;
         }
@@ -228,9 +235,13 @@ impl Replication {
 
     fn own_fetch_ended(&mut self, log: &LogName, key: FetchKey, ended: &FetchEnded) {
         let Some(state) = self.logs.get_mut(log) else { return };
-        state.fetches.remove(&key);
+        let holder = state.fetches.remove(&key).and_then(|f| f.towards);
         match (key, ended.end) {
-            (FetchKey::Offered(incarnation), _) => self.offer_used(log, incarnation),
+            (
+                FetchKey::Offered(incarnation),
+                link::FetchEnd::AtEnd | link::FetchEnd::Done | link::FetchEnd::NotHere | link::FetchEnd::UnknownPlace,
+            ) => self.offer_used(log, incarnation, holder.as_ref()),
+            (FetchKey::Hole(_), link::FetchEnd::Done) => self.evaluate(log),
             (_, link::FetchEnd::Done | link::FetchEnd::AtEnd | link::FetchEnd::Stopped) => self.retry_later(log, None),
             (FetchKey::Main, link::FetchEnd::NotHere) => self.not_here(log, ended),
             (_, end) => {
@@ -291,6 +302,22 @@ impl Replication {
         }
     }
 
+    /// The way to an origin is another one: what failed on the old one is tried at once.
+    pub(super) fn retry_now(&mut self, origin: &Site) {
+        for log in self.logs.names_of_origin(origin) {
+            if let Some(state) = self.logs.get_mut(&log) {
+                state.retry_at = None;
+                state.failures = 0;
+            }
+        }
+    }
+
+    /// Whether a range of the copy is to be fetched again.
+    pub(super) fn has_pending_hole(&self, log: &LogName) -> bool {
+        let info = self.logs.get(log).and_then(|s| s.submitted.as_ref());
+        info.is_some_and(|i| i.holes.iter().any(|h| h.kind == HoleKind::Pending))
+    }
+
     /// A link is gone, and its fetches with it.
     pub(super) fn fetches_link_down(&mut self, link: LinkId) {
         let lost: Vec<_> = self.fetches.range((link, 0)..=(link, u64::MAX)).map(|(k, v)| (*k, v.clone())).collect();
@@ -307,4 +334,41 @@ impl Replication {
             }
         }
     }
+}
+
+fn plan_main(state: &LogState, remote: &View, link: LinkId, from: Place) -> Planned {
+    let tip = remote.tip();
+    let lane = if tip.offset.saturating_sub(from.offset) <= LIVE_LAG_MESSAGES { Lane::Live } else { Lane::Backlog };
+    // A fetch runs on by itself as long as the line that it was begun for is still part of the main line; but one that
+    // stands where that line was left has to be asked for anew.
+    let leaves = state.edges().iter().all(|e| e.incarnation != from.incarnation);
+    let running = state.fetches.get(&FetchKey::Main);
+    let goes_on = running.filter(|f| remote.on_main_line(f.newest) && (!leaves || f.from == from));
+    let newest = goes_on.map_or(tip.incarnation, |f| f.newest);
+    Planned { key: FetchKey::Main, link, from, line: FetchLine::Main, lane, newest, until: None, towards: None, leaves }
+}
+
+/// Pending holes of our copy that a view covers.
+fn plan_holes(state: &LogState, view: &View, link: LinkId, holder: Option<&NodeName>) -> Vec<Planned> {
+    let Some(info) = &state.submitted else { return Vec::new() };
+    info.holes
+        .iter()
+        .filter(|h| h.kind == HoleKind::Pending)
+        .filter(|h| view.edge(h.incarnation).is_some_and(|e| e.begin <= h.from && h.from < e.end))
+        .take(HOLE_FETCHES_MAX)
+        .map(|h| {
+            let from = Place { incarnation: h.incarnation, offset: h.from };
+            Planned {
+                key: FetchKey::Hole(Place { offset: h.to, ..from }),
+                link,
+                from,
+                line: FetchLine::Incarnation,
+                lane: Lane::Backlog,
+                newest: h.incarnation,
+                until: Some(h.to),
+                towards: holder.cloned(),
+                leaves: false,
+            }
+        })
+        .collect()
 }

@@ -26,6 +26,10 @@ use crate::{
 
 /// Changes of an own copy are gathered for at most this long before they are stated.
 const GATHER: Duration = Duration::from_millis(2);
+/// Statements heard are answered together after at most this long.
+const ANSWER_AFTER: Duration = Duration::from_millis(100);
+/// Repeats of one statement whose answers are recognized.
+const REPEATS_MAX: usize = 8;
 /// Logs in one statement.
 const LOGS_PER_STATEMENT: usize = 256;
 /// Sequences that wait to be answered to one site; more are answered at once.
@@ -39,8 +43,8 @@ const PARTS_MAX: usize = 1024;
 #[derive(Debug, Default)]
 struct Stating {
     dirty: BTreeSet<LogName>,
-    /// Stated last with this sequence, not answered yet.
-    unseen: BTreeMap<LogName, u64>,
+    /// Not answered yet, with the sequences of the statements that named it since it last changed, newest last.
+    unseen: BTreeMap<LogName, Vec<u64>>,
 }
 
 /// What a site stated last of one of our logs.
@@ -73,6 +77,7 @@ pub(super) struct Held {
     sequence: u64,
     last_flush: Duration,
     pub(super) flush_at: Option<Duration>,
+    pub(super) answer_at: Option<Duration>,
     sites: BTreeMap<LogName, BTreeMap<Site, Stated>>,
     changed: BTreeSet<(LogName, Site)>,
     answers: BTreeMap<(Site, Start), Vec<u64>>,
@@ -144,7 +149,9 @@ impl Replication {
             Some(stating) => stating,
             None => self.held.stating.entry(log.origin.clone()).or_default(),
         };
-        if stating.dirty.insert(log.clone()) && self.held.flush_at.is_none() {
+        stating.unseen.remove(log);
+        stating.dirty.insert(log.clone());
+        if self.held.flush_at.is_none() {
             self.held.flush_at = Some(self.now.max(self.held.last_flush.saturating_add(GATHER)));
         }
     }
@@ -172,7 +179,13 @@ impl Replication {
             let sequence = self.held.sequence;
             let logs: Vec<link::HeldLog> = chunk.iter().filter_map(|log| self.statement(log)).collect();
             let Some(stating) = self.held.stating.get_mut(origin) else { return };
-            stating.unseen.extend(chunk.iter().map(|log| (log.clone(), sequence)));
+            for log in chunk {
+                let stated = stating.unseen.entry(log.clone()).or_default();
+                stated.push(sequence);
+                if stated.len() > REPEATS_MAX {
+                    stated.remove(0);
+                }
+            }
             let Some(upstream) = upstream else { continue };
             let by = link::HeldBy {
                 site: self.config.node.site.to_string(),
@@ -260,6 +273,8 @@ impl Replication {
         answers.push(sequence);
         if answers.len() >= ANSWERS_MAX {
             self.answer_statements();
+        } else if self.held.answer_at.is_none() {
+            self.held.answer_at = Some(self.now.saturating_add(ANSWER_AFTER));
         }
         Ok(())
     }
@@ -374,8 +389,9 @@ impl Replication {
         }
     }
 
-    /// Answers the statements heard, and stores what changed of registered sites.
+    /// Answers the statements heard.
     pub(super) fn answer_statements(&mut self) {
+        self.held.answer_at = None;
         for ((site, start), sequences) in std::mem::take(&mut self.held.answers) {
             let Some(way) = self.routing.upstream(&site) else { continue };
             let seen = link::HeldSeen {
@@ -389,6 +405,7 @@ impl Replication {
         }
     }
 
+    /// Each interval: keeps what changed of registered sites.
     pub(super) fn store_statements(&mut self) {
         let mut changes = Vec::new();
         for (log, site) in std::mem::take(&mut self.held.changed) {
@@ -440,7 +457,7 @@ impl Replication {
             && let Some(stating) = self.held.stating.get_mut(&origin)
         {
             let sequences: BTreeSet<u64> = seen.sequences.into_iter().collect();
-            stating.unseen.retain(|_, sequence| !sequences.contains(sequence));
+            stating.unseen.retain(|_, stated| !stated.iter().any(|s| sequences.contains(s)));
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     copies::LogInfo,
-    ids::{Incarnation, LogName, Pattern, Place, Site},
+    ids::{Incarnation, LogName, NodeName, Pattern, Place, Site},
     session::{FetchNumber, Lane},
 };
 
@@ -23,6 +23,8 @@ pub(super) enum FetchKey {
     Fork(Incarnation),
     /// An incarnation from a named holder that answered a question.
     Offered(Incarnation),
+    /// A pending hole, named by its upper edge, which stays while it is filled.
+    Hole(Place),
 }
 
 /// A fetch of ours that fills our copy.
@@ -31,6 +33,10 @@ pub(super) struct OwnFetch {
     pub(super) link: LinkId,
     pub(super) number: FetchNumber,
     pub(super) lane: Lane,
+    /// Where it was begun.
+    pub(super) from: Place,
+    /// The holder that it was sent to, if it was not the origin.
+    pub(super) towards: Option<NodeName>,
     /// The newest incarnation of the line that it was begun for.
     pub(super) newest: Incarnation,
 }
@@ -41,6 +47,10 @@ pub(super) struct LogState {
     pub(super) durable: Option<LogInfo>,
     pub(super) remote: Option<View>,
     pub(super) offers: Vec<Offer>,
+    /// Of an own log: the incarnations that were there when the process began; nothing of ours is appended to them.
+    pub(super) at_start: Vec<Incarnation>,
+    /// It was reported that this own log lost what other sites hold.
+    pub(super) went_back: bool,
     /// A copy was asked to be begun; it is not there yet.
     pub(super) beginning: bool,
     /// Peers' fetches that wait for the copy to begin.

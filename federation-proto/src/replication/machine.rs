@@ -121,7 +121,10 @@ impl Replication {
             }
         }
         for (log, info) in logs {
-            self.handle_log(self.now, log, Some(info.clone()), Some(info));
+            self.handle_log(self.now, log.clone(), Some(info.clone()), Some(info));
+            if let Some(state) = self.logs.get_mut(&log) {
+                state.at_start = state.edges().iter().map(|e| e.incarnation).collect();
+            }
         }
     }
 
@@ -323,6 +326,9 @@ impl Replication {
         if appeared {
             self.copy_appeared(&log);
         }
+        if own && change.holes && self.has_pending_hole(&log) {
+            self.ask_about_own();
+        }
         if appeared || gone || change.line || change.holes {
             self.evaluate(&log);
         }
@@ -370,13 +376,15 @@ impl Replication {
         self.flush_held();
         self.due_retries();
         self.due_questions();
+        if self.held.answer_at.is_some_and(|at| at <= self.now) {
+            self.answer_statements();
+        }
         if self.now < self.next_tick {
             return;
         }
         self.next_tick = self.now.saturating_add(self.config.mark_interval);
         self.send_marks();
         self.repeat_statements();
-        self.answer_statements();
         self.store_statements();
         self.check_ahead();
         self.repeat_registrations();
@@ -398,7 +406,8 @@ impl Replication {
     /// When to call [`Replication::handle_timeout`].
     pub fn poll_timeout(&self) -> Option<Duration> {
         let retry = self.retries.first().map(|(at, _)| *at);
-        [Some(self.next_tick), self.held.flush_at, retry, self.next_question()].into_iter().flatten().min()
+        let held = [self.held.flush_at, self.held.answer_at];
+        [Some(self.next_tick), retry, self.next_question()].into_iter().chain(held).flatten().min()
     }
 
     /// The next thing to do.
@@ -411,7 +420,7 @@ impl Replication {
         self.statements_anew(origin);
         self.registration_anew(origin);
         if self.routing.upstream(origin).is_some() {
-            self.site_appeared(origin);
+            self.site_appeared();
         }
     }
 

@@ -172,6 +172,9 @@ impl Replication {
     pub(super) fn marks_for_new_want(&mut self, to: LinkId, origin: &Site, pattern: &Pattern) {
         let names = self.logs.names_of(origin, pattern);
         if *origin == self.config.node.site {
+            if self.wall_us == 0 {
+                return;
+            }
             let logs = names.iter().filter_map(|log| Self::marked_log(log, self.logs.get(log)?)).collect();
             self.send_mark_parts(to, &self.own_mark(Vec::new()), logs);
             return;

@@ -249,3 +249,6 @@ pub struct SiteStatus {
     /// What it states to hold of our logs: place below which all is held, whether registered, whether the chain value was checked equal.
     pub held: Vec<(LogName, Place, bool, bool)>,
 }
+
+#[cfg(test)]
+mod tests;

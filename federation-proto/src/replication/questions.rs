@@ -14,7 +14,7 @@ use super::{
     lines::View,
 };
 use crate::{
-    copies::{Hole, HoleKind},
+    copies::{Hole, HoleKind, LogInfo},
     ids::{Incarnation, LogName, NodeName, Pattern, Place, Site, Start},
     session::{FetchEnded, NodeKind},
     wire::{self, link},
@@ -118,10 +118,9 @@ impl Replication {
     }
 
     /// A site can be reached that could not before: an origin asks again, so do those with gaps.
-    pub(super) fn site_appeared(&mut self, site: &Site) {
+    pub(super) fn site_appeared(&mut self) {
         self.ask_about_own();
-        let gaps: Vec<LogName> =
-            self.logs.of_origin(site).filter(|(_, s)| s.gap.is_some()).map(|(log, _)| log.clone()).collect();
+        let gaps: Vec<LogName> = self.gaps.iter().cloned().collect();
         for log in gaps {
             self.ask_about(&log);
         }
@@ -184,14 +183,14 @@ impl Replication {
     fn answer_question(&mut self, to: LinkId, question: &link::Question) -> Checked<()> {
         let origin = convert::site_from(&question.origin)?;
         let patterns = question.patterns.iter().map(|p| convert::pattern_from(p)).collect::<Checked<Vec<Pattern>>>()?;
-        let mut theirs: BTreeMap<LogName, BTreeMap<Incarnation, u64>> = BTreeMap::new();
+        let mut theirs: BTreeMap<LogName, (BTreeMap<Incarnation, u64>, bool)> = BTreeMap::new();
         for held in question.known.iter().cloned() {
             let held = wire::HeldLog::try_from(held)?;
             let mut ends: BTreeMap<Incarnation, u64> = BTreeMap::new();
             for tip in held.fork_tips.iter().chain([&held.below]) {
                 ends.insert(tip.incarnation, tip.offset);
             }
-            theirs.insert(held.log, ends);
+            theirs.insert(held.log, (ends, !held.holes.is_empty()));
         }
         let more: Vec<link::Announce> = self
             .logs
@@ -203,8 +202,9 @@ impl Replication {
                     return None;
                 }
                 let more = info.incarnations.iter().any(|i| {
-                    i.end > i.begin && asked.and_then(|a| a.get(&i.incarnation)).is_none_or(|end| *end < i.end)
-                }) || asked.is_some_and(|_| question.known.iter().any(|k| !k.holes.is_empty()));
+                    i.end > i.begin
+                        && asked.and_then(|(ends, _)| ends.get(&i.incarnation)).is_none_or(|end| *end < i.end)
+                }) || asked.is_some_and(|(_, lacks_something)| *lacks_something);
                 more.then(|| announcement(log, &View::of(info)))
             })
             .collect();
@@ -264,6 +264,9 @@ impl Replication {
         if !own && self.logs.get(log).is_none() {
             return;
         }
+        if own {
+            self.check_went_back(log, &offer);
+        }
         let Some(state) = self.logs.entry(log, max) else { return };
         if own && state.submitted.is_none() && !state.beginning {
             // Our own log of which nothing is left here: it begins where the holder's does.
@@ -282,40 +285,86 @@ impl Replication {
         self.evaluate(log);
     }
 
+    /// Tells people when somebody holds what this origin once had and has no more. Incarnations that were opened since
+    /// the process began do not count: there the offer may merely be newer than what we heard of our own log.
+    fn check_went_back(&mut self, log: &LogName, offer: &Offer) {
+        let Some(state) = self.logs.get(log) else {
+            return self.report_went_back(log, offer);
+        };
+        if state.went_back {
+            return;
+        }
+        let own = state.edges();
+        let oldest = own.first().map(|e| e.incarnation);
+        let more = offer.view.edges.iter().any(|e| match own.iter().find(|o| o.incarnation == e.incarnation) {
+            Some(o) => o.end < e.end && state.at_start.contains(&e.incarnation),
+            None => e.end > e.begin && oldest.is_none_or(|o| e.incarnation >= o),
+        });
+        if more {
+            self.report_went_back(log, offer);
+        }
+    }
+
+    fn report_went_back(&mut self, log: &LogName, offer: &Offer) {
+        let text = format!(
+            "{} holds {log} up to {}, which this origin has no more: its data was restored or lost; the difference is fetched",
+            offer.holder,
+            offer.view.tip()
+        );
+        self.report("origin-went-back", text);
+        let max = self.config.logs_max;
+        if let Some(state) = self.logs.entry(log, max) {
+            state.went_back = true;
+        }
+    }
+
     /// A fetch from a holder that offered is over: what it gave is there now, or it has nothing more of this incarnation.
-    pub(super) fn offer_used(&mut self, log: &LogName, incarnation: Incarnation) {
+    pub(super) fn offer_used(&mut self, log: &LogName, incarnation: Incarnation, holder: Option<&NodeName>) {
         let Some(state) = self.logs.get_mut(log) else { return };
         let end = state
             .submitted
             .as_ref()
             .and_then(|i| i.incarnations.iter().find(|i| i.incarnation == incarnation))
             .map(|i| i.end);
-        for offer in &mut state.offers {
+        for offer in state.offers.iter_mut().filter(|o| Some(&o.holder) == holder) {
             for edge in offer.view.edges.iter_mut().filter(|e| e.incarnation == incarnation) {
                 // What was given cannot be less than what is there; what was promised and did not come is given up.
                 edge.end = edge.end.min(end.unwrap_or(edge.begin));
             }
         }
-        state.offers.retain(|o| o.view.edges.iter().any(|e| e.end > e.begin));
+        let edges = state.edges();
+        let holes = state.submitted.as_ref().is_some_and(|i| i.holes.iter().any(|h| h.kind == HoleKind::Pending));
+        state.offers.retain(|o| holes || !o.view.missing_anywhere(&edges).is_empty());
         self.evaluate(log);
     }
 
     /// The origin says that it begins above where our copy ends.
     pub(super) fn not_here(&mut self, log: &LogName, ended: &FetchEnded) {
         let Some(resume) = ended.at else { return self.retry_later(log, Some("the origin said no place".to_owned())) };
+        self.resume_above(log, resume);
+    }
+
+    /// The origin goes on at `resume`, above what our copy holds. A cache just goes on there; a site asks everybody first.
+    pub(super) fn resume_above(&mut self, log: &LogName, resume: Place) {
         if self.config.kind == NodeKind::Relay {
-            // A cache that nothing can continue: the next fetch asked begins another.
-            let held = self.logs.get(log).is_some_and(|s| s.submitted.is_some());
-            if held {
-                self.out.push_back(Output::Store(vec![Change::Drop { log: log.clone() }]));
-            }
-            return;
+            return self.resume_cache(log, resume);
         }
         let now = self.now;
         let Some(state) = self.logs.get_mut(log) else { return };
         state.gap = Some(Gap { resume, since: now, asked: 0 });
         self.ask_about(log);
         self.gaps.insert(log.clone());
+    }
+
+    fn resume_cache(&mut self, log: &LogName, resume: Place) {
+        let info = self.logs.get(log).and_then(|s| s.submitted.as_ref());
+        let Some(hole) = info.and_then(|i| jump(i, resume, HoleKind::NotWanted)) else {
+            // Nothing joins: the next fetch asked begins another copy.
+            self.out.push_back(Output::Store(vec![Change::Drop { log: log.clone() }]));
+            return self.retry_later(log, None);
+        };
+        self.out.push_back(Output::Store(vec![Change::Hole { log: log.clone(), hole }]));
+        self.retry_later(log, None);
     }
 
     /// Each interval: gaps that nobody can fill are stated as lost, and the copy goes on above them.
@@ -326,19 +375,23 @@ impl Replication {
                 self.gaps.remove(&log);
                 continue;
             };
-            let (Some(gap), Some(end)) = (state.gap.clone(), state.end()) else {
+            let (Some(gap), Some(info)) = (state.gap.clone(), state.submitted.clone()) else {
                 self.gaps.remove(&log);
                 self.evaluate(&log);
                 continue;
             };
-            if end.offset >= gap.resume.offset {
+            let edges = super::lines::edges_of(&info);
+            let joins = state.remote.as_ref().and_then(|r| r.continue_main(&edges));
+            let reached = edges.iter().any(|e| e.incarnation == gap.resume.incarnation && e.end >= gap.resume.offset);
+            if reached || joins.is_some_and(|p| p.offset >= gap.resume.offset) {
                 self.close_gap(&log);
                 continue;
             }
             let filling = !state.fetches.is_empty();
+            let offered = state.offers.iter().any(|o| !o.view.missing_anywhere(&edges).is_empty());
             let waited = self.now.saturating_sub(gap.since) >= self.config.lost_after;
-            if !filling && (waited || self.all_answered(&log.origin, gap.asked)) {
-                self.lose(&log, end, &gap);
+            if !filling && (waited || (!offered && self.all_answered(&log.origin, gap.asked))) {
+                self.lose(&log, &info, &gap);
             }
         }
     }
@@ -359,21 +412,55 @@ impl Replication {
         self.routing.known_sites().iter().all(|s| s == me || s == origin || answered.contains(s))
     }
 
-    fn lose(&mut self, log: &LogName, end: Place, gap: &Gap) {
-        let hole =
-            Hole { incarnation: gap.resume.incarnation, from: end.offset, to: gap.resume.offset, kind: HoleKind::Lost };
-        let text = format!(
-            "{log}: {end} to {} is held by no site that can be reached any more; it is recorded as lost and the copy goes on above",
-            gap.resume
-        );
-        self.report("range-lost", text);
+    fn lose(&mut self, log: &LogName, info: &LogInfo, gap: &Gap) {
+        let Some(hole) = jump(info, gap.resume, HoleKind::Lost) else {
+            let text = format!(
+                "{log}: the origin begins anew at {}, below what is held here; nothing joins the two",
+                gap.resume
+            );
+            self.report("history-diverged", text);
+            if let Some(state) = self.logs.get_mut(log) {
+                state.gap = None;
+            }
+            self.gaps.remove(log);
+            return self
+                .retry_later(log, Some("the origin's history and the copy's have nothing in common".to_owned()));
+        };
+        if hole.to > hole.from {
+            let text = format!(
+                "{log}: {} to {} is held by no site that can be reached any more; it is recorded as lost and the copy goes on above",
+                info.end, gap.resume
+            );
+            self.report("range-lost", text);
+        }
         self.out.push_back(Output::Store(vec![Change::Hole { log: log.clone(), hole }]));
-        self.close_gap(log);
+        if let Some(state) = self.logs.get_mut(log) {
+            state.gap = None;
+            state.offers.clear();
+        }
+        self.gaps.remove(log);
+        // The hole's being there plans anew; should the log refuse it, the fetch is asked again and so is this.
+        self.retry_later(log, None);
     }
 }
 
+/// The hole after which a copy goes on at `resume`, if what it holds allows one.
+fn jump(info: &LogInfo, resume: Place, kind: HoleKind) -> Option<Hole> {
+    let same = info.incarnations.iter().find(|i| i.incarnation == resume.incarnation);
+    let newest = info.incarnations.last()?;
+    let from = match same {
+        Some(held) => held.end,
+        None => newest.end.min(resume.offset),
+    };
+    let fits = match same {
+        Some(held) => resume.offset > held.end,
+        None => from >= newest.begin && resume.offset >= from,
+    };
+    fits.then_some(Hole { incarnation: resume.incarnation, from, to: resume.offset, kind })
+}
+
 /// What is held of a log, with the ends of all its incarnations, as a question states it.
-fn known(log: &LogName, info: Option<&crate::copies::LogInfo>) -> Option<link::HeldLog> {
+fn known(log: &LogName, info: Option<&LogInfo>) -> Option<link::HeldLog> {
     let info = info?;
     let others = info.incarnations.iter().filter(|i| i.incarnation != info.end.incarnation);
     let held = wire::HeldLog {

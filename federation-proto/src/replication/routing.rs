@@ -360,13 +360,14 @@ impl Replication {
 
     /// Everything of an origin moves to its new upstream.
     fn upstream_changed(&mut self, origin: &Site, old: Option<LinkId>) {
+        self.retry_now(origin);
         self.wants_moved(origin, old);
         self.evaluate_origin(origin);
         self.statements_moved(origin);
         self.registration_moved(origin);
         self.trace_moved(origin);
         if old.is_none() {
-            self.site_appeared(origin);
+            self.site_appeared();
         }
     }
 

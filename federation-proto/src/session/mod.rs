@@ -316,4 +316,3 @@ impl From<WireError> for Fault {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the peer does not read its control channel")]
 pub struct Congested;
-
