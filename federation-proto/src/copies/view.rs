@@ -68,6 +68,11 @@ impl LogCopy {
         self.bytes
     }
 
+    /// Origin time of the newest batch held, microseconds since 1970.
+    pub fn newest_origin_time_us(&self) -> u64 {
+        self.newest_origin_time_us
+    }
+
     /// Chain value at an end, a begin or the lower edge of a hole, where it is known.
     pub fn known_chain(&self, place: Place) -> Option<Chain> {
         let held = self.held(place.incarnation)?;

@@ -6,5 +6,6 @@
 
 pub mod conformance;
 pub mod contract;
+pub mod disk;
 pub mod files;
 pub mod memory;

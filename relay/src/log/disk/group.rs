@@ -1,0 +1,193 @@
+//! The header of a group: what one write put into a segment, and where it stood. Layout: see [`super`].
+
+use seaway_federation_proto::ids::Start;
+
+use super::codec::{Fields, Position, PutFields};
+
+/// Groups begin at multiples of this many bytes: a sector, so that no durable sector is written again.
+pub(crate) const ALIGN: u64 = 512;
+/// Length of a group header without its table of units, in bytes (the CRC at its end counted).
+pub(crate) const FIXED_BYTES: usize = 92;
+/// Length of one line of the table of units.
+const LINE_BYTES: usize = 8;
+/// Most units of one group: bounds its header to 64 KiB and a bit.
+pub(crate) const UNITS_MAX: usize = 8192;
+/// First bytes of a group.
+pub(crate) const MAGIC: &[u8; 4] = b"SWG1";
+
+/// Flag: the group holds the beginning or the end of a checkpoint.
+pub(crate) const FLAG_CHECKPOINT: u32 = 1;
+
+/// One line of the table of units.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct UnitLine {
+    /// Bytes of the unit.
+    pub(crate) length: u32,
+    /// CRC32C over the unit without the bodies of batches.
+    pub(crate) crc: u32,
+}
+
+/// What a group's header says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct GroupHeader {
+    /// Where the group itself begins.
+    pub(crate) position: Position,
+    /// Bytes of the whole group, without the padding after it.
+    pub(crate) length: u64,
+    /// See the `FLAG_` constants; others are ignored.
+    pub(crate) flags: u32,
+    /// The start of the process that wrote it.
+    pub(crate) start: Start,
+    /// One more than that of the group before it.
+    pub(crate) sequence: u64,
+    /// Up to where the log was durable when the group was issued.
+    pub(crate) durable: Position,
+    /// When it was written, microseconds since 1970.
+    pub(crate) written_at_us: u64,
+    /// Its units.
+    pub(crate) units: Vec<UnitLine>,
+}
+
+/// Length of a header with so many units.
+pub(crate) fn header_bytes(units: usize) -> usize {
+    FIXED_BYTES + units * LINE_BYTES
+}
+
+/// The next multiple of [`ALIGN`].
+pub(crate) fn align_up(at: u64) -> u64 {
+    at.next_multiple_of(ALIGN)
+}
+
+impl GroupHeader {
+    /// Where the next group begins.
+    pub(crate) fn end(&self) -> Position {
+        Position { at: align_up(self.position.at.saturating_add(self.length)), ..self.position }
+    }
+
+    /// Bytes of the header.
+    pub(crate) fn header_bytes(&self) -> usize {
+        header_bytes(self.units.len())
+    }
+
+    /// Appends the header's bytes to `out`; answers its CRC.
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) -> u32 {
+        let from = out.len();
+        out.reserve(self.header_bytes());
+        out.put(MAGIC);
+        out.put_u32(self.header_bytes() as u32);
+        out.put_position(self.position);
+        out.put_u64(self.length);
+        out.put_u32(self.flags);
+        out.put_u32(self.units.len() as u32);
+        out.put_start(self.start);
+        out.put_u64(self.sequence);
+        out.put_position(self.durable);
+        out.put_u64(self.written_at_us);
+        for unit in &self.units {
+            out.put_u32(unit.length);
+            out.put_u32(unit.crc);
+        }
+        let crc = crc32c::crc32c(out.get(from..).unwrap_or_default());
+        out.put_u32(crc);
+        crc
+    }
+
+    /// Length that a header claims, if `bytes` (at least [`FIXED_BYTES`]) begin like one: how many bytes
+    /// [`GroupHeader::decode`] needs.
+    pub(crate) fn claimed_bytes(bytes: &[u8]) -> Option<usize> {
+        let mut fields = Fields::new(bytes);
+        if fields.bytes(MAGIC.len())? != MAGIC {
+            return None;
+        }
+        let claimed = fields.u32()? as usize;
+        (FIXED_BYTES..=header_bytes(UNITS_MAX)).contains(&claimed).then_some(claimed)
+    }
+
+    /// Reads and checks the header of the group at `position`, with its CRC; `None` for anything else than a
+    /// header that was written for that position.
+    pub(crate) fn decode(bytes: &[u8], position: Position) -> Option<(Self, u32)> {
+        let claimed = Self::claimed_bytes(bytes)?;
+        let bytes = bytes.get(..claimed)?;
+        let (covered, crc) = bytes.split_last_chunk::<4>()?;
+        let crc = u32::from_le_bytes(*crc);
+        if crc32c::crc32c(covered) != crc {
+            return None;
+        }
+        let mut fields = Fields::new(covered);
+        fields.bytes(MAGIC.len() + 4)?;
+        let found = fields.position()?;
+        let length = fields.u64()?;
+        let flags = fields.u32()?;
+        let count = fields.u32()? as usize;
+        let start = fields.start()?;
+        let sequence = fields.u64()?;
+        let durable = fields.position()?;
+        let written_at_us = fields.u64()?;
+        let mut units = Vec::with_capacity(count.min(UNITS_MAX));
+        while !fields.is_empty() {
+            units.push(UnitLine { length: fields.u32()?, crc: fields.u32()? });
+        }
+        let sum = units.iter().map(|unit| u64::from(unit.length)).sum::<u64>().saturating_add(claimed as u64);
+        if found != position || units.len() != count || sum != length || durable > position {
+            return None;
+        }
+        Some((Self { position, length, flags, start, sequence, durable, written_at_us, units }, crc))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn group() -> impl Strategy<Value = GroupHeader> {
+        let unit = (0..1_000_000_u32, any::<u32>()).prop_map(|(length, crc)| UnitLine { length, crc });
+        let units = proptest::collection::vec(unit, 0..20);
+        (1..u64::MAX, 0..(1_u64 << 40), any::<u32>(), any::<(u64, u64)>(), any::<u64>(), any::<u64>(), units).prop_map(
+            |(segment, sector, flags, start, sequence, written_at_us, units)| {
+                let position = Position { segment, at: sector * ALIGN };
+                let length = units.iter().map(|unit| u64::from(unit.length)).sum::<u64>();
+                GroupHeader {
+                    position,
+                    length: length + header_bytes(units.len()) as u64,
+                    flags,
+                    start: Start { time_us: start.0, random: start.1 },
+                    sequence,
+                    durable: Position { segment: segment - 1, at: start.0 },
+                    written_at_us,
+                    units,
+                }
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn headers_come_back(group in group()) {
+            let mut bytes = Vec::new();
+            let crc = group.encode(&mut bytes);
+            prop_assert_eq!(bytes.len(), group.header_bytes());
+            prop_assert_eq!(GroupHeader::claimed_bytes(&bytes), Some(bytes.len()));
+            prop_assert_eq!(GroupHeader::decode(&bytes, group.position), Some((group.clone(), crc)));
+            let elsewhere = Position { at: group.position.at + ALIGN, ..group.position };
+            prop_assert_eq!(GroupHeader::decode(&bytes, elsewhere), None);
+            prop_assert_eq!(group.end().at % ALIGN, 0);
+        }
+
+        #[test]
+        fn any_flipped_bit_is_noticed(group in group(), bit in any::<prop::sample::Index>()) {
+            let mut bytes = Vec::new();
+            group.encode(&mut bytes);
+            let bit = bit.index(bytes.len() * 8);
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            prop_assert_eq!(GroupHeader::decode(&bytes, group.position), None);
+        }
+
+        #[test]
+        fn any_bytes_are_survived(tail in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let mut bytes = MAGIC.to_vec();
+            bytes.extend(tail);
+            let _ = GroupHeader::decode(&bytes, Position::default());
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! The open log: what [`CommitLog`] asks, handed to who does it.
+
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use seaway_federation_proto::{
+    copies::LogInfo,
+    envelope::Chain,
+    ids::{LogName, NodeName, Place, Start},
+};
+
+use super::{OpenError, Recovery, apply::state_key, cell::CellState, index::Family, recover, shared::Shared};
+use crate::log::{
+    contract::{
+        CommitLog, Done, Line, Listener, LogStats, Poisoned, Read, ReadError, Rejected, Retention, Table, Unit,
+    },
+    files::{Files, OsFiles},
+};
+
+/// Wall clock: microseconds since 1970.
+pub type WallClock = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+/// Settings of a commit log on disk.
+#[derive(Clone)]
+pub struct DiskConfig {
+    /// The data directory; made if it is not there.
+    pub dir: PathBuf,
+    /// Directory of the index; `None`: `index` in the data directory.
+    pub index_dir: Option<PathBuf>,
+    /// The federation.
+    pub federation: String,
+    /// This node.
+    pub name: NodeName,
+    /// This start of the process.
+    pub start: Start,
+    /// Size of a segment file in bytes; a larger group gets a file of its own.
+    pub segment_bytes: u64,
+    /// Free bytes of the disk below which appends are refused.
+    pub reserve_bytes: u64,
+    /// Bound of the append queue in bytes.
+    pub queue_bytes_max: usize,
+    /// Bytes of recent batches kept in memory.
+    pub tail_bytes_max: usize,
+    /// The index is flushed after so many bytes of segments …
+    pub flush_bytes: u64,
+    /// … or after this time, whichever comes first.
+    pub flush_interval: Duration,
+    /// A checkpoint is written after so many bytes of segments since the last.
+    pub checkpoint_bytes: u64,
+    /// The disk.
+    pub files: Arc<dyn Files>,
+    /// Wall clock for times of storing.
+    pub clock: WallClock,
+}
+
+impl fmt::Debug for DiskConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DiskConfig")
+            .field("dir", &self.dir)
+            .field("federation", &self.federation)
+            .field("name", &self.name)
+            .field("segment_bytes", &self.segment_bytes)
+            .field("reserve_bytes", &self.reserve_bytes)
+            .field("queue_bytes_max", &self.queue_bytes_max)
+            .field("tail_bytes_max", &self.tail_bytes_max)
+            .finish_non_exhaustive()
+    }
+}
+
+impl DiskConfig {
+    /// Settings with everything but the names at its default: 256 MiB segments, a reserve of 256 MiB, a queue and
+    /// tail of 64 MiB, index flushes each 1 GiB or 60 s, a checkpoint each 1 GiB, the system's disk and clock.
+    pub fn new(dir: PathBuf, federation: &str, name: NodeName, start: Start) -> Self {
+        Self {
+            dir,
+            index_dir: None,
+            federation: federation.to_owned(),
+            name,
+            start,
+            segment_bytes: 256 << 20,
+            reserve_bytes: 256 << 20,
+            queue_bytes_max: 64 << 20,
+            tail_bytes_max: 64 << 20,
+            flush_bytes: 1 << 30,
+            flush_interval: Duration::from_secs(60),
+            checkpoint_bytes: 1 << 30,
+            files: Arc::new(OsFiles),
+            clock: Arc::new(wall_us),
+        }
+    }
+
+    pub(crate) fn index_dir(&self) -> PathBuf {
+        self.index_dir.clone().unwrap_or_else(|| self.dir.join("index"))
+    }
+}
+
+fn wall_us() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+}
+
+/// A commit log on disk, open. Dropping it closes it.
+#[derive(Debug)]
+pub struct DiskLog {
+    pub(super) shared: Arc<Shared>,
+    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+impl DiskLog {
+    /// Opens the log in a directory, or makes one. Waits on the disk. What was found is answered, and logged.
+    pub fn open(config: DiskConfig) -> Result<(Arc<DiskLog>, Recovery), OpenError> {
+        let (shared, writer, recovery) = recover::open(config)?;
+        let thread = std::thread::Builder::new().name("seaway-log".into()).spawn(move || writer.run());
+        let thread =
+            thread.map_err(|e| OpenError::Io { what: "starting the storage thread".into(), why: e.to_string() })?;
+        Ok((Arc::new(Self { shared, thread: Mutex::new(Some(thread)) }), recovery))
+    }
+
+    fn end(&self) -> Result<(), Poisoned> {
+        self.shared.queue.close();
+        if let Some(thread) = self.thread.lock().take()
+            && thread.join().is_err()
+        {
+            self.shared.queue.poison(Poisoned { why: "the storage thread failed".into() });
+        }
+        self.shared.queue.poisoned().map_or(Ok(()), Err)
+    }
+}
+
+impl Drop for DiskLog {
+    fn drop(&mut self) {
+        if let Err(e) = self.end() {
+            tracing::error!("closing the commit log: {e}");
+        }
+    }
+}
+
+impl CommitLog for DiskLog {
+    fn submit(&self, unit: Unit, done: Done) -> Result<(), Box<Rejected>> {
+        self.shared.submit_unit(unit, done)
+    }
+
+    fn ready(&self, bytes: usize, wake: Box<dyn FnOnce() + Send>) {
+        self.shared.queue.wake_when(bytes, wake);
+    }
+
+    fn read(&self, log: &LogName, from: Place, line: Line, bytes_max: usize) -> Result<Read, ReadError> {
+        self.shared.read_log(log, from, line, bytes_max)
+    }
+
+    fn read_cached(&self, log: &LogName, from: Place, line: Line, bytes_max: usize) -> Option<Read> {
+        self.shared.read_log_cached(log, from, line, bytes_max)
+    }
+
+    fn find_time(&self, log: &LogName, time_us: u64) -> Result<Option<Place>, ReadError> {
+        self.shared.find_time_in(log, time_us)
+    }
+
+    fn chain_at(&self, log: &LogName, place: Place) -> Result<Option<Chain>, ReadError> {
+        self.shared.chain_in(log, place)
+    }
+
+    fn info(&self, log: &LogName, durable: bool) -> Option<LogInfo> {
+        let cell = self.shared.cell(log)?;
+        let state = cell.state.lock();
+        let CellState { submitted, durable: on_disk, .. } = &*state;
+        let copy = if durable { on_disk.as_ref().map(|durable| &durable.copy) } else { submitted.as_ref() };
+        copy.map(seaway_federation_proto::copies::LogCopy::info)
+    }
+
+    fn logs(&self) -> Vec<LogName> {
+        self.shared.cells.read().keys().cloned().collect()
+    }
+
+    fn get(&self, table: Table, key: &[u8]) -> Option<Bytes> {
+        let found = self.shared.index.get(Family::State, &state_key(table as u8, key));
+        found.unwrap_or_else(|e| {
+            tracing::error!("a value cannot be read: {e}");
+            None
+        })
+    }
+
+    fn scan(&self, table: Table, prefix: &[u8]) -> Vec<(Bytes, Bytes)> {
+        let mut pairs = Vec::new();
+        let prefix = state_key(table as u8, prefix);
+        let found = self.shared.index.visit(Family::State, &prefix, b"", |key, value| {
+            let key = key.get(1..).unwrap_or_default();
+            pairs.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
+            true
+        });
+        if let Err(e) = found {
+            tracing::error!("a table cannot be read: {e}");
+        }
+        pairs
+    }
+
+    fn trim_target(&self, log: &LogName, retention: Retention) -> Result<Option<Place>, ReadError> {
+        self.shared.trim_target_of(log, retention)
+    }
+
+    fn reclaim(&self) -> Result<u64, Poisoned> {
+        self.shared.reclaim_space()
+    }
+
+    fn set_listener(&self, listener: Listener) {
+        *self.shared.notify.0.lock() = Some(listener);
+    }
+
+    fn stats(&self) -> LogStats {
+        let shared = &self.shared;
+        let figures = &shared.figures;
+        let get = |figure: &std::sync::atomic::AtomicU64| figure.load(Ordering::Relaxed);
+        let (queued, queued_max) = shared.queue.fill();
+        let live = |cell: &Arc<super::cell::Cell>| {
+            cell.state.lock().durable.as_ref().map_or(0, |durable| durable.copy.bytes())
+        };
+        let (segments, segment_bytes) = {
+            let existing = shared.existing.lock();
+            (existing.len() as u64, existing.values().sum())
+        };
+        LogStats {
+            poisoned: shared.queue.poisoned().map(|poisoned| poisoned.why),
+            segments,
+            segment_bytes,
+            live_bytes: shared.cells.read().values().map(live).sum(),
+            index_bytes: get(&figures.index_bytes),
+            queued_bytes: queued as u64,
+            queued_bytes_max: queued_max as u64,
+            groups: get(&figures.groups),
+            syncs: get(&figures.syncs),
+            written_bytes: get(&figures.written_bytes),
+            accepted_bytes: get(&figures.accepted_bytes),
+            disk_free: get(&figures.disk_free),
+            disk_full: figures.disk_full.load(Ordering::Relaxed),
+            damage: shared.damage.lock().clone(),
+            torn_bytes: get(&figures.torn_bytes),
+        }
+    }
+
+    fn close(&self) -> Result<(), Poisoned> {
+        self.end()
+    }
+}

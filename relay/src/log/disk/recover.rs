@@ -1,0 +1,468 @@
+//! Opening: lock, identity, index, the cut of what is torn, replay of what the index lacks.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, atomic::Ordering},
+};
+
+use parking_lot::Mutex;
+use seaway_federation_proto::copies::{Facts, LogCopy};
+
+use super::{
+    DiskConfig,
+    apply::{Applier, Stored, damaged_range, misfit_damage},
+    cell::{Cell, Durable},
+    codec::{Fields, Position},
+    group::{FIXED_BYTES, GroupHeader},
+    identity::{self, Identity, OpenError, io_failed},
+    index::{Applied, Family, Index, IndexError, split_batch_key},
+    queue::Queue,
+    rebuild,
+    record::{Record, role_of},
+    scan::{Depth, FoundGroup, Scanner, Step},
+    segment::{self, HEADER_BYTES},
+    shared::{Checkpoints, Figures, Notify, SegmentSpace, Shared},
+    survey::{self, End, OpenSegment},
+    tail::Tail,
+    writer::{Writer, begin_segment},
+};
+use crate::log::{contract::Damage, files::LogFile};
+
+/// Bytes that are replayed in one go before they are written to the index.
+const REPLAY_BYTES: u64 = 16 << 20;
+
+/// What opening found and did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// Bytes after the last durable point that were cut.
+    pub torn_bytes: u64,
+    /// Where they began: segment file and byte.
+    pub torn_at: Option<(String, u64)>,
+    /// Bytes of segments that were put into the index anew.
+    pub replayed_bytes: u64,
+    /// Why the index was rebuilt, if it was.
+    pub rebuilt: Option<String>,
+    /// Damage found: fenced, never cut.
+    pub damage: Vec<Damage>,
+}
+
+/// Opens the directory and answers with what the storage thread and all others work on.
+pub(crate) fn open(config: DiskConfig) -> Result<(Arc<Shared>, Writer, Recovery), OpenError> {
+    let files = Arc::clone(&config.files);
+    let dir = config.dir.clone();
+    let segments = dir.join(segment::DIRECTORY);
+    files.create_dir_all(&segments).map_err(io_failed("making", &segments))?;
+    let lock = identity::lock(&files, &dir)?;
+    let mut id = [0; 16];
+    getrandom::fill(&mut id)
+        .map_err(|e| OpenError::Io { what: "asking for random bytes".into(), why: e.to_string() })?;
+    let identity = identity::claim(&files, &dir, &config.federation, &config.name, id)?;
+    files.sync_dir(&dir).map_err(io_failed("syncing", &dir))?;
+    let mut numbers = survey::list(&files, &dir)?;
+    let (index, applied, rebuild_because) = open_index(&config, &identity, &numbers)?;
+    let end = survey::survey(&files, &dir, &numbers, applied.as_ref(), Some(&identity.directory))?;
+    let mut recovery = Recovery { rebuilt: rebuild_because, ..Recovery::default() };
+    if let Some(cut) = end.cut {
+        recovery.torn_bytes = end.torn_bytes;
+        recovery.torn_at = Some((dir.join(segment::relative_path(cut.segment)).display().to_string(), cut.at));
+        tracing::warn!(
+            bytes = end.torn_bytes,
+            segment = cut.segment,
+            at = cut.at,
+            "cutting what was torn at the end of the commit log"
+        );
+        survey::cut(&files, &dir, &mut numbers, cut)?;
+    }
+    let shared = Arc::new(share(config, identity, index, lock));
+    shared.figures.torn_bytes.store(recovery.torn_bytes, Ordering::Relaxed);
+    let mut replay = Replay::new(&shared, numbers, end);
+    if let Some(why) = &recovery.rebuilt {
+        tracing::warn!("the index is rebuilt from the segments: {why}");
+        rebuild::rebuild(&mut replay)?;
+    } else {
+        load(&shared).map_err(|e| index_failed(&shared, &e))?;
+        replay.from(&applied.unwrap_or_default())?;
+    }
+    let writer = replay.finish()?;
+    recovery.replayed_bytes = replay.bytes;
+    recovery.damage = shared.damage.lock().clone();
+    shared.measure_disk();
+    Ok((shared, writer, recovery))
+}
+
+pub(crate) fn index_failed(shared: &Shared, e: &IndexError) -> OpenError {
+    OpenError::Index { dir: shared.config.index_dir().display().to_string(), why: e.to_string() }
+}
+
+/// Opens the index if it fits the segments, else a new one, with the reason.
+fn open_index(
+    config: &DiskConfig,
+    identity: &Identity,
+    numbers: &[u64],
+) -> Result<(Index, Option<Applied>, Option<String>), OpenError> {
+    let dir = config.index_dir();
+    let failed = |why: String| OpenError::Index { dir: dir.display().to_string(), why };
+    let reason = match Index::open(&dir) {
+        Err(e) => e.to_string(),
+        Ok(index) => match check_index(config, identity, &index, numbers) {
+            Ok(applied) if applied.is_some() || numbers.is_empty() => return Ok((index, applied, None)),
+            Ok(_) => "it is empty".to_owned(),
+            Err(why) => why,
+        },
+    };
+    Index::destroy(&dir).map_err(|e| failed(format!("it cannot be removed: {e}")))?;
+    let index = Index::open(&dir).map_err(|e| failed(e.0))?;
+    index.claim(&identity.directory).map_err(|e| failed(e.0))?;
+    Ok((index, None, Some(reason)))
+}
+
+/// How far the index was brought, or why it cannot be used with these segments.
+fn check_index(
+    config: &DiskConfig,
+    identity: &Identity,
+    index: &Index,
+    numbers: &[u64],
+) -> Result<Option<Applied>, String> {
+    if !index.claim(&identity.directory).map_err(|e| e.0)? {
+        return Err("it is of another format or belongs to another data directory".into());
+    }
+    let Some(applied) = index.applied().map_err(|e| e.0)? else { return Ok(None) };
+    let group = applied.group;
+    let name = config.dir.join(segment::relative_path(group.segment)).display().to_string();
+    if !numbers.contains(&group.segment) {
+        let newer = numbers.first().is_some_and(|first| *first > group.segment);
+        return Err(match newer {
+            true => format!("it is older than the oldest segment that is left ({name} is gone)"),
+            false => format!("it is ahead of the segments ({name} is not there)"),
+        });
+    }
+    let file = config.files.open(std::path::Path::new(&name)).map_err(|e| format!("{name} cannot be opened: {e}"))?;
+    match header_at(file.as_ref(), group) {
+        Some((_, crc)) if crc == applied.crc => Ok(Some(applied)),
+        Some(_) => {
+            Err(format!("it does not belong to these segments (another group stands in {name} at {})", group.at))
+        }
+        None if is_damaged(&file, &applied) => Ok(Some(applied)),
+        None => Err(format!("it is ahead of the segments (its last group is not in {name} at {})", group.at)),
+    }
+}
+
+fn header_at(file: &dyn LogFile, position: Position) -> Option<(GroupHeader, u32)> {
+    let mut bytes = vec![0; FIXED_BYTES];
+    file.read_exact_at(&mut bytes, position.at).ok()?;
+    bytes.resize(GroupHeader::claimed_bytes(&bytes)?, 0);
+    file.read_exact_at(&mut bytes, position.at).ok()?;
+    GroupHeader::decode(&bytes, position)
+}
+
+/// Whether the index's last group was there and is damaged, rather than never there: the next one stands after it.
+fn is_damaged(file: &Arc<dyn LogFile>, applied: &Applied) -> bool {
+    header_at(file.as_ref(), applied.to).is_some_and(|(next, _)| next.sequence == applied.sequence + 1)
+}
+
+fn share(config: DiskConfig, identity: Identity, index: Index, lock: Box<dyn crate::log::files::LockGuard>) -> Shared {
+    Shared {
+        queue: Queue::new(config.queue_bytes_max),
+        tail: Mutex::new(Tail::new(config.tail_bytes_max)),
+        config,
+        identity,
+        index,
+        cells: Default::default(),
+        submitting: Mutex::default(),
+        open_segments: Mutex::default(),
+        space: Mutex::default(),
+        existing: Mutex::default(),
+        checkpoints: Mutex::default(),
+        reclaiming: Mutex::default(),
+        next_id: 1.into(),
+        notify: Notify::default(),
+        figures: Figures::default(),
+        damage: Mutex::default(),
+        _lock: lock,
+    }
+}
+
+/// Takes into memory what the index says of logs, segments and checkpoints.
+fn load(shared: &Shared) -> Result<(), IndexError> {
+    let index = &shared.index;
+    shared.next_id.store(index.next_id()?, Ordering::Relaxed);
+    if let Some(bytes) = index.get(Family::Meta, b"checkpoints")? {
+        *shared.checkpoints.lock() = Checkpoints::decode(&bytes).unwrap_or_default();
+    }
+    let mut space = BTreeMap::<u64, SegmentSpace>::new();
+    index.visit(Family::Segments, b"", b"", |key, value| {
+        if let (Some((number, [dead])), Some(bytes)) = (key.split_first_chunk::<8>(), Fields::new(value).u64()) {
+            let counters = space.entry(u64::from_be_bytes(*number)).or_default();
+            *(if *dead == 0 { &mut counters.indexed } else { &mut counters.dead }) = bytes;
+        }
+        true
+    })?;
+    *shared.space.lock() = space;
+    let mut copies = BTreeMap::new();
+    let mut bad = None;
+    index.visit(Family::Logs, b"", b"", |key, value| {
+        match (key.try_into().map(u64::from_be_bytes), read_log(value)) {
+            (Ok(id), Some(log)) => _ = copies.insert(id, log),
+            _ => bad = Some(IndexError("the state of a log is malformed".to_owned())),
+        }
+        bad.is_none()
+    })?;
+    if let Some(e) = bad {
+        return Err(e);
+    }
+    index.visit(Family::Ends, b"", b"", |key, value| {
+        let id = key.first_chunk::<8>().map(|id| u64::from_be_bytes(*id));
+        if let Some(log) = id.and_then(|id| copies.get_mut(&id)) {
+            grow(log, key, value);
+        }
+        true
+    })?;
+    let mut by_id = BTreeMap::new();
+    let mut cells = shared.cells.write();
+    for (id, log) in copies {
+        let cell = Cell::new(log.name.clone(), log.role);
+        {
+            let mut state = cell.state.lock();
+            let mut durable = Durable::new(id, log.copy);
+            durable.version = log.version;
+            durable.shape_changed = false;
+            durable.grown = log.grown;
+            state.durable = Some(durable);
+            state.durable_life = 1;
+        }
+        by_id.insert(id, Arc::clone(&cell));
+        cells.insert(log.name, cell);
+    }
+    index.visit(Family::Damage, b"", b"", |key, value| {
+        if let Some(((id, incarnation, from), to)) = damaged_range(key, value)
+            && let Some(cell) = by_id.get(&id)
+        {
+            cell.state.lock().damaged.insert((incarnation, from), to);
+        }
+        true
+    })
+}
+
+/// A log as the index has it.
+pub(crate) struct StoredLog {
+    version: u32,
+    pub(crate) role: crate::log::contract::Role,
+    pub(crate) name: seaway_federation_proto::ids::LogName,
+    pub(crate) copy: LogCopy,
+    grown: BTreeMap<seaway_federation_proto::ids::Incarnation, u64>,
+}
+
+pub(crate) fn read_log(value: &[u8]) -> Option<StoredLog> {
+    let mut fields = Fields::new(value);
+    Some(StoredLog {
+        version: fields.u32()?,
+        role: role_of(fields.u8()?)?,
+        name: fields.log()?,
+        copy: LogCopy::decode(fields.rest()).ok()?,
+        grown: BTreeMap::new(),
+    })
+}
+
+/// Brings a stored copy to a stored end, as one append would.
+pub(crate) fn grow(log: &mut StoredLog, key: &[u8], value: &[u8]) -> Option<()> {
+    let mut padded = key.to_vec();
+    padded.extend([0; 8]);
+    let (_, incarnation, _) = split_batch_key(&padded)?;
+    let mut fields = Fields::new(value);
+    if fields.u32()? != log.version {
+        return None; // of before the last change of shape
+    }
+    let (_, from) = log.copy.range_of(incarnation)?;
+    let end = fields.u64()?;
+    let chain = fields.option(Fields::chain)?;
+    let bytes = fields.u64()?;
+    let begin = seaway_federation_proto::ids::Place { incarnation, offset: from };
+    let facts = Facts {
+        begin,
+        end,
+        first_of_incarnation: false,
+        previous: None,
+        chain_before: log.copy.known_chain(begin).unwrap_or_default(),
+        chain_after: chain?,
+        origin_time_us: fields.u64()?,
+        bytes,
+    };
+    log.copy.append(&facts, &seaway_federation_proto::copies::TakenAsGiven).ok()?;
+    log.grown.insert(incarnation, bytes);
+    Some(())
+}
+
+/// Goes through the segments and brings the index up to them.
+pub(crate) struct Replay<'a> {
+    pub(crate) shared: &'a Arc<Shared>,
+    pub(crate) numbers: Vec<u64>,
+    end: End,
+    bytes: u64,
+    /// Segments that were removed on purpose.
+    pub(crate) reclaimed: BTreeSet<u64>,
+    /// The last group that was read.
+    last: Applied,
+    /// Whether the log may go on in its last segment.
+    clean: bool,
+}
+
+impl<'a> Replay<'a> {
+    fn new(shared: &'a Arc<Shared>, numbers: Vec<u64>, end: End) -> Self {
+        Self { shared, numbers, end, bytes: 0, reclaimed: BTreeSet::new(), last: Applied::default(), clean: true }
+    }
+
+    pub(crate) fn open(&self, number: u64) -> Result<OpenSegment, OpenError> {
+        let config = &self.shared.config;
+        survey::open_segment(&config.files, &config.dir, number, Some(&self.shared.identity.directory))
+    }
+
+    pub(crate) fn damage(&self, number: u64, from: u64, to: u64, detail: &str) {
+        let file = self.shared.segment_name(number);
+        self.shared.report_damage(Damage { file, from, to, detail: detail.to_owned() });
+    }
+
+    /// Replays everything after `applied`.
+    pub(crate) fn from(&mut self, applied: &Applied) -> Result<(), OpenError> {
+        self.last = *applied;
+        let numbers: Vec<u64> = self.numbers.iter().copied().filter(|n| *n >= applied.to.segment).collect();
+        let mut before: Option<u64> = (applied.to.segment > 0).then_some(applied.to.segment);
+        for (index, number) in numbers.iter().enumerate() {
+            if let Some(before) = before
+                && *number > before + 1
+            {
+                let missing = (before + 1..*number).filter(|n| !self.reclaimed.contains(n)).collect::<Vec<_>>();
+                missing.into_iter().for_each(|n| self.damage(n, 0, 0, "the segment file is missing"));
+            }
+            before = Some(*number);
+            let next = numbers.get(index + 1).copied();
+            self.segment(*number, next)?;
+        }
+        Ok(())
+    }
+
+    fn segment(&mut self, number: u64, next: Option<u64>) -> Result<(), OpenError> {
+        let open = self.open(number)?;
+        let resumes = self.last.to.segment == number;
+        self.clean = true;
+        if open.header.is_none() && !resumes {
+            self.damage(number, 0, HEADER_BYTES, "the segment's header is damaged");
+        }
+        self.clean &= open.header.is_some();
+        let from = if resumes { self.last.to } else { Position { segment: number, at: HEADER_BYTES } };
+        let path = self.shared.segment_path(number);
+        let mut scanner = Scanner::new(Arc::clone(&open.file), from, self.last.sequence, Depth::Bodies)
+            .map_err(io_failed("reading", &path))?;
+        let mut applier = Applier::new(self.shared, true);
+        let mut unwritten = 0;
+        let end = loop {
+            match scanner.step().map_err(io_failed("reading", &path))? {
+                Step::Group(group) => {
+                    self.take_group(&mut applier, &group)?;
+                    unwritten += group.header.length;
+                    self.clean &= group.bad().is_empty();
+                    if unwritten >= REPLAY_BYTES {
+                        let full = std::mem::replace(&mut applier, Applier::new(self.shared, true));
+                        self.write(full)?;
+                        unwritten = 0;
+                    }
+                }
+                Step::Bad(range) => self.damage(number, range.from, range.to, &range.detail),
+                Step::End { at, .. } => break at,
+            }
+        };
+        self.write(applier)?;
+        self.check_end(number, next, end)
+    }
+
+    /// Whether the segment ends where it should.
+    fn check_end(&mut self, number: u64, next: Option<u64>, end: u64) -> Result<(), OpenError> {
+        let mut should = if self.end.durable.segment == number { self.end.durable.at } else { end };
+        if let Some(next) = next {
+            let header = self.open(next)?.header;
+            should = header.filter(|h| h.previous.0 == number).map_or(should, |h| should.max(h.previous.1));
+        }
+        if end < should {
+            self.clean = false;
+            self.damage(number, end, should, "bytes that were durable are gone");
+        }
+        self.shared.existing.lock().insert(number, end.max(should));
+        Ok(())
+    }
+
+    fn take_group(&mut self, applier: &mut Applier<'_>, group: &FoundGroup) -> Result<(), OpenError> {
+        let header = &group.header;
+        for bad in group.bad() {
+            self.damage(header.position.segment, bad.from, bad.to, &bad.detail);
+        }
+        for found in &group.units {
+            let Some(unit) = &found.unit else { continue };
+            for located in &unit.records {
+                if let Record::Reclaimed { segment } = located.record {
+                    self.reclaimed.insert(segment);
+                }
+                let at = found.from + u64::from(located.batch_at);
+                let stored = Stored { position: Position { at, ..header.position }, at_us: unit.stored_at_us };
+                applier.apply(&located.record, stored).map_err(|e| index_failed(self.shared, &e))?;
+                for what in applier.misfits.drain(..) {
+                    let file = self.shared.segment_name(header.position.segment);
+                    self.shared.report_damage(misfit_damage(&file, header.position, what));
+                }
+            }
+        }
+        self.bytes += header.length;
+        self.last = Applied { to: header.end(), group: header.position, sequence: header.sequence, crc: group.crc };
+        Ok(())
+    }
+
+    pub(crate) fn write(&self, applier: Applier<'_>) -> Result<(), OpenError> {
+        let applied = (self.last.sequence > 0).then_some(&self.last);
+        applier.finish(applied).map(drop).map_err(|e| index_failed(self.shared, &e))
+    }
+
+    /// Checks what only now can be told, and says where the log goes on.
+    fn finish(&mut self) -> Result<Writer, OpenError> {
+        let shared = self.shared;
+        let config = &shared.config;
+        for number in &self.numbers {
+            if shared.existing.lock().contains_key(number) {
+                continue;
+            }
+            let path = shared.segment_path(*number);
+            let len = config.files.open(&path).and_then(|file| file.len()).map_err(io_failed("opening", &path))?;
+            shared.existing.lock().insert(*number, len);
+        }
+        let live = |space: &SegmentSpace| space.indexed > space.dead;
+        let expected: Vec<u64> =
+            shared.space.lock().iter().filter(|(_, space)| live(space)).map(|(number, _)| *number).collect();
+        for number in expected.into_iter().filter(|number| !self.numbers.contains(number)) {
+            self.damage(number, 0, 0, "the segment file is missing");
+        }
+        for cell in shared.cells.read().values() {
+            let mut state = cell.state.lock();
+            state.submitted = state.durable.as_ref().map(|durable| durable.copy.clone());
+            state.submitted_life = state.durable_life;
+            state.pending.clear();
+        }
+        let sequence = self.last.sequence + 1;
+        let (file, end) = match self.numbers.last() {
+            Some(number) if self.clean && shared.existing.lock().contains_key(number) => {
+                let file = self.open(*number)?.file;
+                let at = if self.last.to.segment == *number { self.last.to.at } else { HEADER_BYTES };
+                (file, Position { segment: *number, at })
+            }
+            last => {
+                let number = last.copied().unwrap_or(0).max(self.last.to.segment).max(self.end.durable.segment) + 1;
+                let previous = match last {
+                    Some(last) => Position {
+                        segment: *last,
+                        at: shared.existing.lock().get(last).copied().unwrap_or(HEADER_BYTES),
+                    },
+                    None => Position::default(),
+                };
+                let begun = begin_segment(shared, number, previous, sequence);
+                begun.map_err(|why| OpenError::Io { what: "beginning a segment".into(), why })?
+            }
+        };
+        Ok(Writer::new(Arc::clone(shared), file, end, sequence))
+    }
+}

@@ -1,0 +1,321 @@
+//! The storage thread: takes all that is queued, writes it as one group, makes it durable, puts it into the
+//! index, and answers.
+
+use std::{
+    io::IoSlice,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use seaway_federation_proto::ids::Start;
+
+use super::{
+    apply::{Applier, Stored},
+    codec::Position,
+    group::{ALIGN, FLAG_CHECKPOINT, GroupHeader, UNITS_MAX, UnitLine, align_up, header_bytes},
+    index::Applied,
+    queue::{Job, QueuedUnit, Taken},
+    record::EncodedUnit,
+    segment::{HEADER_BYTES, SegmentHeader},
+    shared::Shared,
+};
+use crate::log::{contract::Poisoned, files::LogFile};
+
+/// Bytes of units that one group takes at most, unless one unit alone is larger.
+pub const GROUP_BYTES_MAX: usize = 8 << 20;
+/// How long nothing must have come before the log writes its idle durable point.
+const IDLE_AFTER: Duration = Duration::from_millis(100);
+/// How often the room on the disk is measured, and no more often.
+const MEASURE_EVERY: Duration = Duration::from_millis(250);
+/// How often RocksDB is asked how large its files are.
+const INDEX_SIZE_EVERY: Duration = Duration::from_secs(10);
+const PADDING: [u8; ALIGN as usize] = [0; ALIGN as usize];
+
+/// Where the next group goes.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    shared: Arc<Shared>,
+    start: Start,
+    file: Arc<dyn LogFile>,
+    /// Where the next group begins: everything before is durable.
+    end: Position,
+    /// Sequence of the next group.
+    sequence: u64,
+    /// Whether the last group's durability is written down.
+    settled: bool,
+    unflushed_bytes: u64,
+    flushed_at: Instant,
+    measured_at: Instant,
+    index_measured_at: Option<Instant>,
+}
+
+/// What failed, in words.
+type Failure = String;
+
+impl Writer {
+    /// Goes on in an open segment at `end`.
+    pub(crate) fn new(shared: Arc<Shared>, file: Arc<dyn LogFile>, end: Position, sequence: u64) -> Self {
+        let start = shared.config.start;
+        let now = Instant::now();
+        Self {
+            shared,
+            start,
+            file,
+            end,
+            sequence,
+            settled: true,
+            unflushed_bytes: 0,
+            flushed_at: now,
+            measured_at: now,
+            index_measured_at: None,
+        }
+    }
+
+    /// Works until the log is closed or poisoned.
+    pub(crate) fn run(mut self) {
+        loop {
+            match self.shared.queue.take(GROUP_BYTES_MAX, UNITS_MAX, IDLE_AFTER) {
+                Taken::Jobs(jobs) => self.handle_jobs(jobs),
+                Taken::Idle => self.handle_idle(),
+                Taken::Closed => break,
+            }
+            if self.shared.queue.poisoned().is_some() {
+                return;
+            }
+        }
+        if !self.settled {
+            self.write_idle_point();
+        }
+        if let Err(e) = self.shared.index.flush(true) {
+            self.poison(&e.to_string());
+        }
+    }
+
+    fn poison(&self, why: &str) {
+        tracing::error!("the commit log stops: {why}");
+        self.shared.queue.poison(Poisoned { why: why.into() });
+    }
+
+    fn handle_jobs(&mut self, jobs: Vec<Job>) {
+        let mut units = Vec::with_capacity(jobs.len());
+        let mut fences = Vec::new();
+        for job in jobs {
+            match job {
+                Job::Unit(unit) => units.push(unit),
+                Job::Fence(log, fence) => fences.push((log, fence)),
+            }
+        }
+        if !units.is_empty() {
+            self.handle_units(units);
+        }
+        if !fences.is_empty() && self.shared.queue.poisoned().is_none() {
+            let mut applier = Applier::new(&self.shared, false);
+            let applied = fences.iter().try_for_each(|(log, fence)| applier.fence(log, fence));
+            match applied.and_then(|()| applier.finish(None)) {
+                Ok(advanced) => self.shared.tell(|| advanced),
+                Err(e) => self.poison(&e.to_string()),
+            }
+        }
+        self.flush_when_due();
+        self.measure_when_due();
+    }
+
+    fn handle_units(&mut self, units: Vec<QueuedUnit>) {
+        let bytes = units.iter().map(|unit| unit.bytes).sum();
+        let written = self.write_group(&units);
+        let applied = written.and_then(|(header, crc, encoded)| self.apply_group(&units, &header, crc, &encoded));
+        match applied {
+            Ok(advanced) => {
+                units.into_iter().for_each(|unit| (unit.done)(Ok(())));
+                self.shared.tell(|| advanced);
+                self.shared.queue.release(bytes);
+            }
+            Err(why) => {
+                tracing::error!("the commit log stops: {why}");
+                // Whoever submits from now on is refused; those on the way fail in order.
+                let poisoned = self.shared.queue.begin_poison(Poisoned { why: why.into() });
+                units.into_iter().for_each(|unit| (unit.done)(Err(poisoned.clone())));
+                self.shared.queue.poison(poisoned);
+            }
+        }
+    }
+
+    /// Writes units as one group and makes it durable.
+    fn write_group(&mut self, units: &[QueuedUnit]) -> Result<(GroupHeader, u32, Vec<EncodedUnit>), Failure> {
+        let encoded: Vec<EncodedUnit> =
+            units.iter().map(|unit| EncodedUnit::encode(unit.stored_at_us, &unit.records)).collect();
+        let length = header_bytes(encoded.len()) + encoded.iter().map(|unit| unit.length).sum::<usize>();
+        let durable = self.end;
+        self.make_room(length as u64)?;
+        let header = GroupHeader {
+            position: self.end,
+            length: length as u64,
+            flags: if encoded.iter().any(|unit| unit.checkpoint) { FLAG_CHECKPOINT } else { 0 },
+            start: self.start,
+            sequence: self.sequence,
+            durable,
+            written_at_us: (self.shared.config.clock)(),
+            units: encoded.iter().map(|unit| UnitLine { length: unit.length as u32, crc: unit.crc }).collect(),
+        };
+        let crc = self.write_durably(&header, &encoded)?;
+        Ok((header, crc, encoded))
+    }
+
+    fn write_durably(&mut self, header: &GroupHeader, encoded: &[EncodedUnit]) -> Result<u32, Failure> {
+        let mut head = Vec::with_capacity(header.header_bytes());
+        let crc = header.encode(&mut head);
+        let mut parts = vec![IoSlice::new(&head)];
+        for unit in encoded {
+            let mut from = 0;
+            for (at, body) in &unit.bodies {
+                parts.push(IoSlice::new(unit.small.get(from..*at).unwrap_or_default()));
+                parts.push(IoSlice::new(body));
+                from = *at;
+            }
+            parts.push(IoSlice::new(unit.small.get(from..).unwrap_or_default()));
+        }
+        let end = align_up(header.position.at + header.length);
+        let padding = end - header.position.at - header.length;
+        parts.push(IoSlice::new(PADDING.get(..padding as usize).unwrap_or_default()));
+        let failed = |what: &str, e: std::io::Error| {
+            let name = self.shared.segment_name(header.position.segment);
+            format!("{what} {name} at byte {} failed: {e}", header.position.at)
+        };
+        self.file.write_all_at(&mut parts, header.position.at).map_err(|e| failed("writing", e))?;
+        self.file.sync_data().map_err(|e| failed("syncing", e))?;
+        self.end.at = end;
+        self.sequence += 1;
+        self.settled = header.units.is_empty();
+        let figures = &self.shared.figures;
+        let written = end - header.position.at;
+        figures.groups.fetch_add(1, Ordering::Relaxed);
+        figures.syncs.fetch_add(1, Ordering::Relaxed);
+        figures.written_bytes.fetch_add(written, Ordering::Relaxed);
+        self.unflushed_bytes += written;
+        self.shared.existing.lock().insert(self.end.segment, self.end.at);
+        Ok(crc)
+    }
+
+    /// Puts a durable group into the index and into memory.
+    fn apply_group(
+        &self,
+        units: &[QueuedUnit],
+        header: &GroupHeader,
+        crc: u32,
+        encoded: &[EncodedUnit],
+    ) -> Result<Vec<crate::log::contract::Advanced>, Failure> {
+        let mut applier = Applier::new(&self.shared, false);
+        let mut at = header.position.at + header.header_bytes() as u64;
+        for (unit, encoded) in units.iter().zip(encoded) {
+            let mut batches = encoded.batch_offsets.iter();
+            for record in &unit.records {
+                let offset = match record.batch() {
+                    Some(_) => batches.next().copied().unwrap_or_default(),
+                    None => 0,
+                };
+                let position = Position { at: at + u64::from(offset), ..header.position };
+                let stored = Stored { position, at_us: unit.stored_at_us };
+                applier.apply(record, stored).map_err(|e| e.to_string())?;
+            }
+            at += encoded.length as u64;
+        }
+        let applied = Applied { to: self.end, group: header.position, sequence: header.sequence, crc };
+        applier.finish(Some(&applied)).map_err(|e| e.to_string())
+    }
+
+    /// Begins a new segment where the group does not fit into this one.
+    fn make_room(&mut self, length: u64) -> Result<(), Failure> {
+        let full = self.end.at.saturating_add(length) > self.shared.config.segment_bytes;
+        if full && self.end.at > HEADER_BYTES {
+            self.file.truncate(self.end.at).map_err(|e| {
+                format!("giving back the end of {} failed: {e}", self.shared.segment_name(self.end.segment))
+            })?;
+            let (file, end) = begin_segment(&self.shared, self.end.segment + 1, self.end, self.sequence)?;
+            self.file = file;
+            self.end = end;
+        }
+        Ok(())
+    }
+
+    fn handle_idle(&mut self) {
+        if !self.settled {
+            self.write_idle_point();
+        }
+        self.flush_when_due();
+        self.measure_when_due();
+    }
+
+    /// Writes a group without units: proof that what is before it was durable.
+    fn write_idle_point(&mut self) {
+        let written = self.write_group(&[]);
+        if let Err(why) = written.and_then(|(header, crc, _)| self.apply_group(&[], &header, crc, &[]).map(drop)) {
+            self.poison(&why);
+        }
+    }
+
+    fn flush_when_due(&mut self) {
+        let config = &self.shared.config;
+        let due = self.unflushed_bytes >= config.flush_bytes || self.flushed_at.elapsed() >= config.flush_interval;
+        if due && self.unflushed_bytes > 0 {
+            self.unflushed_bytes = 0;
+            self.flushed_at = Instant::now();
+            if let Err(e) = self.shared.index.flush(false) {
+                self.poison(&e.to_string());
+            }
+        }
+    }
+
+    fn measure_when_due(&mut self) {
+        if self.measured_at.elapsed() >= MEASURE_EVERY {
+            self.measured_at = Instant::now();
+            self.shared.measure_disk();
+        }
+        if self.index_measured_at.is_none_or(|at| at.elapsed() >= INDEX_SIZE_EVERY) {
+            self.index_measured_at = Some(Instant::now());
+            self.shared.figures.index_bytes.store(self.shared.index.disk_bytes(), Ordering::Relaxed);
+        }
+    }
+}
+
+/// Makes a segment: its header and its name are durable when this returns.
+pub(crate) fn begin_segment(
+    shared: &Shared,
+    number: u64,
+    previous: Position,
+    first_sequence: u64,
+) -> Result<(Arc<dyn LogFile>, Position), Failure> {
+    let path = shared.segment_path(number);
+    let failed = |what: &'static str| {
+        let path = path.display().to_string();
+        move |e: std::io::Error| format!("{what} {path} failed: {e}")
+    };
+    let config = &shared.config;
+    let file = config.files.create(&path).map_err(failed("making"))?;
+    let free = config.files.free_bytes(&config.dir).unwrap_or(0);
+    if free.saturating_sub(config.segment_bytes) > config.reserve_bytes {
+        // Without room in advance the file simply grows; only writing itself may fail the log.
+        if let Err(e) = file.allocate(config.segment_bytes) {
+            tracing::warn!("no room was set aside for {}: {e}", path.display());
+        }
+    }
+    let header = SegmentHeader {
+        number,
+        directory: shared.identity.directory,
+        made_at_us: (config.clock)(),
+        previous: (previous.segment, previous.at),
+        first_sequence,
+        federation: shared.identity.federation.clone(),
+        site: shared.identity.site.clone(),
+        node: shared.identity.node.clone(),
+    };
+    let bytes = Bytes::from(header.encode());
+    file.write_all_at(&mut [IoSlice::new(&bytes)], 0).map_err(failed("writing"))?;
+    file.sync_data().map_err(failed("syncing"))?;
+    let dir = path.parent().unwrap_or(&config.dir);
+    config.files.sync_dir(dir).map_err(failed("syncing the directory of"))?;
+    shared.figures.syncs.fetch_add(1, Ordering::Relaxed);
+    shared.remember_file(number, &file);
+    shared.existing.lock().insert(number, HEADER_BYTES);
+    Ok((file, Position { segment: number, at: HEADER_BYTES }))
+}
