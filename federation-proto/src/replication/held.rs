@@ -466,8 +466,7 @@ impl Replication {
     pub(super) fn is_held_by(&self, site: &Site, log: &LogName, place: Place) -> bool {
         let Some((from, tips, holes)) = self.held.holds(site, log) else { return false };
         let Some(info) = self.logs.get(log).and_then(|s| s.submitted.as_ref()) else { return false };
-        let below_begin = place.incarnation == from.incarnation && place.offset < from.offset
-            || place.incarnation < from.incarnation && place.offset < from.offset;
+        let below_begin = place.incarnation <= from.incarnation && place.offset < from.offset;
         let in_hole =
             holes.iter().any(|h| h.incarnation == place.incarnation && h.from <= place.offset && place.offset < h.to);
         !below_begin && !in_hole && lines::covers(info, tips, place)

@@ -339,7 +339,12 @@ impl Replication {
         let due = state.marked.recent.iter().rev().find(|p| now.saturating_sub(p.heard) > young);
         let end = state.end();
         let reached_due = due.is_none_or(|p| end.is_some_and(|e| past(e, p.end)));
-        if reached(state) || (reached_due && due.is_some()) || state.marked.recent.is_empty() {
+        let by_announcement = || match (&state.remote, end) {
+            (Some(remote), Some(end)) => past(end, remote.tip()),
+            _ => false,
+        };
+        let unmarked = state.marked.recent.is_empty();
+        if reached(state) || (reached_due && due.is_some()) || (unmarked && by_announcement()) {
             return ("live", String::new());
         }
         if !self.needs(log) {

@@ -100,7 +100,7 @@ impl Replication {
             return;
         }
         let mut parts: Vec<Vec<link::HeldLog>> = known.chunks(LOGS_PER_QUESTION).map(<[_]>::to_vec).collect();
-        // Logs that nobody here knows of can be asked for only together with all that are known.
+        // Where one question cannot name all logs known, everybody names all that he holds: what is known is left out here.
         match (parts.len(), parts.pop()) {
             (1, Some(all)) => drop(self.ask(&me, all, everything)),
             (_, Some(last)) => {
@@ -108,6 +108,7 @@ impl Replication {
                 for part in parts {
                     self.ask(&me, part, Vec::new());
                 }
+                self.ask(&me, Vec::new(), everything);
             }
             (_, None) => {}
         }
@@ -277,8 +278,12 @@ impl Replication {
                 chain: None,
             }]));
         }
+        let pending = self.has_pending_hole(log);
         let Some(state) = self.logs.get_mut(log) else { return };
         state.offers.retain(|o| o.holder != offer.holder);
+        if !pending && !state.beginning && offer.view.missing_anywhere(&state.edges()).is_empty() {
+            return;
+        }
         if state.offers.len() < OFFERS_MAX {
             state.offers.push(offer);
         }

@@ -118,6 +118,9 @@ impl Replication {
             );
             return self.refuse("too-many-wants", text);
         }
+        if self.wants.own.get(&want.id).is_some_and(|known| *known != want) {
+            self.own_want_removed(&want.id);
+        }
         self.wants.own.insert(want.id.clone(), want.clone());
         for origin in self.routing.known_sites() {
             if covers(&want, &origin) && origin != self.config.node.site {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use self::net::{Disk, Net, log, want};
 use super::*;
-use crate::session::NodeKind;
+use crate::session::{Lane, NodeKind};
 
 const SEEDS: std::ops::Range<u64> = 0..8;
 
@@ -410,4 +410,37 @@ fn a_damaged_range_is_fetched_again() {
         assert_eq!(net.nodes[node].disk.batches[&name].len(), 10);
     }
     net.complete(0, 2, &name);
+}
+
+#[test]
+fn a_site_that_asks_for_a_long_history_goes_over_to_the_live_lane_when_it_has_caught_up() {
+    let mut net = three(13);
+    for _ in 0..1200 {
+        net.publish(0, "t", 1, 2);
+    }
+    net.run(2);
+    net.want(2, want("w", "t", WantStart::Earliest));
+    net.run(1);
+    net.publish(0, "t", 1, 1);
+    net.run(5);
+    net.complete(0, 2, &log("t", "a", 1));
+    assert_eq!(net.started, [Lane::Backlog, Lane::Backlog, Lane::Live, Lane::Live]);
+}
+
+#[test]
+fn bounds_refuse_and_report() {
+    let mut net = Net::new(17);
+    net.add("a/edge", NodeKind::Edge);
+    net.add("b/edge", NodeKind::Edge);
+    net.limit(1, 3, 2);
+    net.connect(0, 1);
+    for n in 0..5 {
+        net.want(0, want(&format!("w{n}"), &format!("t{n}"), WantStart::Earliest));
+        net.publish(0, &format!("u{n}"), 1, 1);
+    }
+    net.want(1, want("w", "#", WantStart::Earliest));
+    net.run(3);
+    let names: std::collections::BTreeSet<&str> = net.nodes[1].reports.iter().map(|r| r.name).collect();
+    assert_eq!(names.into_iter().collect::<Vec<_>>(), ["too-many-logs", "too-many-wants"]);
+    assert_eq!(net.nodes[1].disk.copies.len(), 3);
 }

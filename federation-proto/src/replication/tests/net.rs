@@ -14,7 +14,7 @@ use crate::{
     copies::{AppendRefusal, Copies, Facts, Located, OnLine, TakenAsGiven},
     envelope::{Batch, Chain, Codec, Placement, SealedBody, Tags},
     ids::{Incarnation, Queue, Topic},
-    session::{FetchLine, PeerInfo},
+    session::{FetchLine, Lane, PeerInfo},
     wire::link::FetchEnd,
 };
 
@@ -93,6 +93,8 @@ pub(super) struct Net {
     pub(super) repeats: u64,
     pub(super) refusals: Vec<AppendRefusal>,
     pub(super) control_messages: u64,
+    /// Lanes of the fetches begun, in order.
+    pub(super) started: Vec<Lane>,
 }
 
 pub(super) fn log(topic: &str, origin: &str, queue: u16) -> LogName {
@@ -116,6 +118,7 @@ impl Net {
             repeats: 0,
             refusals: Vec::new(),
             control_messages: 0,
+            started: Vec::new(),
         }
     }
 
@@ -155,6 +158,14 @@ impl Net {
             passed_batches: 0,
         });
         self.nodes.len() - 1
+    }
+
+    /// Gives a node that has no links yet smaller bounds.
+    pub(super) fn limit(&mut self, node: usize, logs_max: usize, wants_max: usize) {
+        let n = &mut self.nodes[node];
+        n.config.logs_max = logs_max;
+        n.config.wants_max = wants_max;
+        n.machine = Replication::new(n.config.clone(), self.now);
     }
 
     pub(super) fn want(&mut self, node: usize, want: Want) {
@@ -349,6 +360,7 @@ impl Net {
                 self.push_to_peer(link, Item::Control(message));
             }
             Output::StartFetch(link, order) => {
+                self.started.push(order.lane);
                 if let Some(end) = self.end_mut(link) {
                     end.fetching.insert(order.number, order.clone());
                 }
@@ -625,7 +637,7 @@ impl Net {
         let status = self.nodes[copy].machine.copy_status(self.now, log);
         let Some(ours) = ours else { panic!("seed {seed}: node {copy} has no copy of {log}: {status:?}") };
         assert_eq!(ours.end, theirs.end, "seed {seed}: node {copy}, {log}, {status:?}\n{theirs:?}\n{ours:?}");
-        for (place, _) in &self.nodes[origin].disk.batches[log] {
+        for place in self.nodes[origin].disk.batches[log].keys() {
             let below = place.offset < ours.begin.offset;
             let held = self.nodes[copy].disk.batches.get(log).is_some_and(|b| b.contains_key(place));
             assert!(below || held, "seed {seed}: node {copy} lacks {place} of {log}");
