@@ -6,6 +6,8 @@
 
 mod incoming;
 mod server;
+#[cfg(test)]
+mod tests;
 mod tls;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};

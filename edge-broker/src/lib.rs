@@ -9,6 +9,8 @@ mod groups;
 pub mod grpc;
 pub mod limits;
 mod subscriptions;
+#[cfg(test)]
+mod testing;
 
 /// The client protocol as generated from `seaway/v1/seaway.proto`.
 #[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated code")]

@@ -7,7 +7,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 /// A cross-region relay and federation service for messages.
 #[derive(Debug, Parser)]
 #[command(name = "seaway", version, propagate_version = true, max_term_width = 110)]
-#[command(after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but degraded, 4 timed out, 5 refused (rights, limits).")]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but degraded, 4 timed out, 5 refused (rights, limits)."
+)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -92,7 +94,13 @@ pub(crate) struct NodeArgs {
 #[derive(Debug, Args)]
 pub(crate) struct Connection {
     /// The edge broker's door; several, separated by commas, are tried in order.
-    #[arg(long, value_name = "URL", env = "SEAWAY_SERVER", value_delimiter = ',', default_value = "http://127.0.0.1:7500")]
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "SEAWAY_SERVER",
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:7500"
+    )]
     pub(crate) server: Vec<String>,
     /// Authorities that the server's certificate may come from, PEM.
     #[arg(long, value_name = "FILE")]
@@ -231,9 +239,11 @@ pub(crate) enum Input {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "A message that may have been stored is sent again only to the same site, under the same producer \
+#[command(
+    after_help = "A message that may have been stored is sent again only to the same site, under the same producer \
     number, so it is stored once. A retry at another site would be a new message: where something is in doubt and only \
-    another site answers, pub stops and says so.")]
+    another site answers, pub stops and says so."
+)]
 pub(crate) struct PubArgs {
     /// Where to: topic, or topic/tag/… (with --input json it may be left out: each object names its own).
     #[arg(value_name = "PATH", required_unless_present = "input")]

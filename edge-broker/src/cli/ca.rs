@@ -30,15 +30,15 @@ pub(crate) fn run(command: CaCommand) -> Result<Exit, CliError> {
         }
         CaCommand::Client { name, issue } => {
             let authority = Authority::open(&issue.dir).map_err(failed)?;
-            let identity = Identity::client(authority.federation(), &name).map_err(|e| CliError::usage(e.to_string()))?;
+            let identity =
+                Identity::client(authority.federation(), &name).map_err(|e| CliError::usage(e.to_string()))?;
             issue_one(&authority, Holder::Member(identity), issue, &name)
         }
     }
 }
 
 fn issue_one(authority: &Authority, holder: Holder, issue: IssueArgs, name: &str) -> Result<Exit, CliError> {
-    let request =
-        Request { holder, hosts: issue.host, lifetime: issue.lifetime.unwrap_or(CERTIFICATE_LIFETIME) };
+    let request = Request { holder, hosts: issue.host, lifetime: issue.lifetime.unwrap_or(CERTIFICATE_LIFETIME) };
     let out = issue.out.unwrap_or(issue.dir);
     report(&authority.issue(&request, &out, name).map_err(failed)?)
 }

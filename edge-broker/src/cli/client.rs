@@ -141,7 +141,9 @@ fn tls(connection: &Connection, key: Option<&PathBuf>) -> Result<Option<ClientTl
 }
 
 fn endpoint(server: &str, tls: Option<&ClientTlsConfig>) -> Result<Endpoint, CliError> {
-    let wrong = |why: &str| CliError::usage(format!("the server {server:?} {why}; write it as http://HOST:PORT or https://HOST:PORT"));
+    let wrong = |why: &str| {
+        CliError::usage(format!("the server {server:?} {why}; write it as http://HOST:PORT or https://HOST:PORT"))
+    };
     let url = match server.split_once("://") {
         Some(("http" | "https", _)) => server.to_string(),
         Some(_) => return Err(wrong("is neither http:// nor https://")),
@@ -152,7 +154,9 @@ fn endpoint(server: &str, tls: Option<&ClientTlsConfig>) -> Result<Endpoint, Cli
     let endpoint = Endpoint::from_shared(url).map_err(|_| wrong("is not a URL"))?;
     let endpoint = match (secure, tls) {
         (true, Some(tls)) => endpoint.tls_config(tls.clone()).map_err(|e| CliError::usage(deepest(&e)))?,
-        (true, None) => return Err(CliError::usage("an https:// server needs --tls-ca FILE, the authority that it is checked by")),
+        (true, None) => {
+            return Err(CliError::usage("an https:// server needs --tls-ca FILE, the authority that it is checked by"));
+        }
         (false, Some(_)) => return Err(wrong("is plain text, but --tls-ca or --cert is given")),
         (false, None) => endpoint,
     };

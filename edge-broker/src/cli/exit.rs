@@ -54,7 +54,11 @@ impl CliError {
     /// Writing to standard output failed; a reader that went away (`| head`) is no error to speak of.
     pub fn write(error: &std::io::Error) -> Self {
         let broken_pipe = error.kind() == std::io::ErrorKind::BrokenPipe;
-        Self { exit: if broken_pipe { Exit::Done } else { Exit::Failed }, text: format!("cannot write: {error}"), broken_pipe }
+        Self {
+            exit: if broken_pipe { Exit::Done } else { Exit::Failed },
+            text: format!("cannot write: {error}"),
+            broken_pipe,
+        }
     }
 
     /// The exit code.

@@ -109,8 +109,8 @@ impl Line {
     #[allow(clippy::type_complexity, reason = "three fields of a request")]
     pub(crate) fn content(self) -> Result<(Option<Bytes>, Vec<api::Header>, Bytes), String> {
         let key = bytes_of("key", self.key, self.key_base64)?;
-        let payload = bytes_of("payload", self.payload, self.payload_base64)?
-            .ok_or("payload (or payload_base64) is missing")?;
+        let payload =
+            bytes_of("payload", self.payload, self.payload_base64)?.ok_or("payload (or payload_base64) is missing")?;
         let headers = self.headers.into_iter().map(|header| {
             let value = bytes_of("value", header.value, header.value_base64)?;
             Ok(api::Header { name: header.name, value: value.ok_or("a header's value is missing")? })

@@ -28,10 +28,7 @@ pub(crate) fn run(kind: Kind, args: &NodeArgs) -> Result<Exit, CliError> {
     runtime.block_on(serve(node, door))
 }
 
-async fn serve(
-    config: seaway_relay::node::NodeConfig,
-    door: Option<door::DoorConfig>,
-) -> Result<Exit, CliError> {
+async fn serve(config: seaway_relay::node::NodeConfig, door: Option<door::DoorConfig>) -> Result<Exit, CliError> {
     // Signals first: one that comes while the log is replayed is not missed.
     let mut signals = Signals::new()?;
     let (name, kind) = (config.name.clone(), config.kind);
@@ -115,7 +112,9 @@ impl Signals {
 /// What the node logs, from `[logging] level`.
 pub(crate) fn log_filter(loaded: &Loaded) -> Result<EnvFilter, CliError> {
     EnvFilter::try_new(&loaded.settings.logging.level).map_err(|e| {
-        let text = format!("is not understood ({e}); \"info\", or directives such as \"info,seaway_relay=debug\", are expected");
+        let text = format!(
+            "is not understood ({e}); \"info\", or directives such as \"info,seaway_relay=debug\", are expected"
+        );
         CliError::failed(loaded.mistake(&["logging", "level"], &text).to_string())
     })
 }

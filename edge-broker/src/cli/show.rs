@@ -79,7 +79,20 @@ pub(crate) async fn links(args: ListArgs) -> Result<Exit, CliError> {
 }
 
 fn links_table(links: &[LinkView]) -> Table {
-    let mut table = Table::new(&["PEER", "KIND", "DIR", "ADDRESS", "STATE", ">RTT", ">LOSS", ">IN", ">OUT", ">RECONNECTS", ">DROPPED", "REASON"]);
+    let mut table = Table::new(&[
+        "PEER",
+        "KIND",
+        "DIR",
+        "ADDRESS",
+        "STATE",
+        ">RTT",
+        ">LOSS",
+        ">IN",
+        ">OUT",
+        ">RECONNECTS",
+        ">DROPPED",
+        "REASON",
+    ]);
     for link in links {
         table.row([
             link.peer.clone(),
@@ -107,7 +120,8 @@ pub(crate) async fn topics(args: ListArgs) -> Result<Exit, CliError> {
 }
 
 fn topics_table(topics: &[TopicView]) -> Table {
-    let mut table = Table::new(&["TOPIC", "ORIGIN", "STATE", ">END", ">ORIGIN END", ">LAG", ">LAG BYTES", ">LAG TIME", "REASON"]);
+    let mut table =
+        Table::new(&["TOPIC", "ORIGIN", "STATE", ">END", ">ORIGIN END", ">LAG", ">LAG BYTES", ">LAG TIME", "REASON"]);
     for topic in topics {
         let lag = |text: String| if topic.lag_known { text } else { "?".into() };
         table.row([
@@ -130,7 +144,10 @@ pub(crate) async fn topic(args: NamedListArgs) -> Result<Exit, CliError> {
     let request = ListTopicsRequest { topic: args.name.clone() };
     let topics = admin.list_topics(request).await?.into_inner().topics;
     if topics.is_empty() {
-        return Err(CliError::failed(format!("this site holds no topic {:?}; 'seaway topic ls' lists those that it holds", args.name)));
+        return Err(CliError::failed(format!(
+            "this site holds no topic {:?}; 'seaway topic ls' lists those that it holds",
+            args.name
+        )));
     }
     let views: Vec<TopicView> = topics.into_iter().map(TopicView::from).collect();
     print(args.list.output, &views, |topics| {
@@ -177,17 +194,16 @@ pub(crate) async fn group(args: NamedListArgs) -> Result<Exit, CliError> {
     let request = ListGroupsRequest { group: args.name.clone() };
     let groups = admin.list_groups(request).await?.into_inner().groups;
     if groups.is_empty() {
-        return Err(CliError::failed(format!("this site has no group {:?}; 'seaway group ls' lists those that it has", args.name)));
+        return Err(CliError::failed(format!(
+            "this site has no group {:?}; 'seaway group ls' lists those that it has",
+            args.name
+        )));
     }
     let views: Vec<GroupView> = groups.into_iter().map(GroupView::from).collect();
     print(args.list.output, &views, |groups| {
         let mut table = Table::new(&["POSITION", ">RANGES ABOVE", ">END"]);
         for position in groups.iter().flat_map(|group| &group.positions) {
-            table.row([
-                position.position.clone(),
-                position.ranges_above.to_string(),
-                position.end_offset.to_string(),
-            ]);
+            table.row([position.position.clone(), position.ranges_above.to_string(), position.end_offset.to_string()]);
         }
         table
     })
@@ -198,8 +214,18 @@ pub(crate) async fn sites(args: ListArgs) -> Result<Exit, CliError> {
     let sites = admin.list_sites(ListSitesRequest {}).await?.into_inner().sites;
     let views: Vec<SiteView> = sites.into_iter().map(SiteView::from).collect();
     print(args.output, &views, |sites| {
-        let mut table =
-            Table::new(&["SITE", "NODES", "REACHABLE", "BY", ">COST", "HOLDS OF OURS", ">QUEUE", "BELOW", ">LAG", "REGISTERED"]);
+        let mut table = Table::new(&[
+            "SITE",
+            "NODES",
+            "REACHABLE",
+            "BY",
+            ">COST",
+            "HOLDS OF OURS",
+            ">QUEUE",
+            "BELOW",
+            ">LAG",
+            "REGISTERED",
+        ]);
         let word = |yes| if yes { "yes" } else { "no" };
         for site in sites {
             let head = [

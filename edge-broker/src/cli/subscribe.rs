@@ -59,7 +59,8 @@ fn open(args: &SubArgs) -> Result<Open, CliError> {
         Some(last) => Some(From::Last(last)),
         None => from(&args.from)?,
     };
-    let wanted = args.count.map_or(CREDIT_MESSAGES, |count| u32::try_from(count).unwrap_or(u32::MAX).min(CREDIT_MESSAGES));
+    let wanted =
+        args.count.map_or(CREDIT_MESSAGES, |count| u32::try_from(count).unwrap_or(u32::MAX).min(CREDIT_MESSAGES));
     Ok(Open {
         pattern: pattern.to_string(),
         group: args.group.clone().unwrap_or_default(),
@@ -144,7 +145,8 @@ impl Subscriber {
                 Some(Kind::Gap(gap)) => report(&gap),
                 Some(Kind::AtEnd(_)) => at_end = true,
                 None => {
-                    let text = format!("the server ended the subscription after {}", output::count(self.written, "message"));
+                    let text =
+                        format!("the server ended the subscription after {}", output::count(self.written, "message"));
                     return Err(CliError::failed(text));
                 }
             }

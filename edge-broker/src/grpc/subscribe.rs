@@ -89,9 +89,9 @@ async fn open_plain<E: Engine>(
     let want = shared.wants.keep(&filter, start.for_want()).await.map_err(|error| errors::engine_status(&error))?;
     let (until_end, one_way) = (open.until_end, open.one_way);
     let open = PlainOpen { filter, start, credit: credit(open.credit), until_end, one_way };
-    let plain = Plain::open(shared.engine.clone(), open, replies.clone()).await?;
+    let plain = Plain::open(shared.engine.clone(), open, replies).await?;
     let (forward, forwarded) = mpsc::channel(REQUESTS_QUEUED_MAX);
-    tokio::spawn(forward_requests(requests, forward, replies));
+    tokio::spawn(forward_requests(requests, forward));
     let drain = shared.drain.clone();
     tokio::spawn(async move {
         plain.run(forwarded, drain).await;
@@ -104,11 +104,10 @@ async fn open_plain<E: Engine>(
 async fn forward_requests(
     mut requests: Streaming<SubscribeRequest>,
     forward: mpsc::Sender<Result<subscribe_request::Kind, Status>>,
-    replies: Replies,
 ) {
     loop {
         let request = tokio::select! {
-            () = replies.closed() => return,
+            () = forward.closed() => return,
             request = requests.message() => request,
         };
         let request = match request {

@@ -31,6 +31,10 @@ pub(super) struct Charge {
 }
 
 impl Charge {
+    pub(super) fn nothing() -> Self {
+        Self { bytes: 0, of: Arc::default() }
+    }
+
     fn take(of: &Arc<AtomicUsize>, bytes: usize) -> Option<Arc<Self>> {
         let fits = |held: usize| held.checked_add(bytes).filter(|sum| *sum <= SUBSCRIBER_BYTES_MAX || held == 0);
         of.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok()?;

@@ -220,6 +220,13 @@ pub struct OneWayMessage {
     pub(super) charge: std::sync::Arc<Charge>,
 }
 
+impl OneWayMessage {
+    /// A message that counts against nobody's bound.
+    pub fn new(origin: Site, message: Message) -> Self {
+        Self { origin, message, charge: std::sync::Arc::new(Charge::nothing()) }
+    }
+}
+
 /// What log readers are told; a receiver that lags takes [`Node::info`] anew.
 #[derive(Debug, Clone)]
 pub struct LogEvent {

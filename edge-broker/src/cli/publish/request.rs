@@ -27,7 +27,8 @@ pub(crate) struct Template {
 impl Template {
     /// Checks the arguments.
     pub(crate) fn new(args: &PubArgs) -> Result<Self, CliError> {
-        let path = args.path.as_deref().map(str::parse::<Path>).transpose().map_err(|e| CliError::usage(e.to_string()))?;
+        let path =
+            args.path.as_deref().map(str::parse::<Path>).transpose().map_err(|e| CliError::usage(e.to_string()))?;
         if path.is_none() && args.input != Some(crate::cli::args::Input::Json) {
             return Err(CliError::usage("a PATH is needed; only with --input json does each message name its own"));
         }
@@ -80,7 +81,9 @@ impl Template {
         let path = match (&self.path, &item.path) {
             (Some(path), _) => path.clone(),
             (None, Some(path)) => path.parse().map_err(|e| CliError::failed(format!("{e}")))?,
-            (None, None) => return Err(CliError::failed("a message of the input names no path, and the command gives none")),
+            (None, None) => {
+                return Err(CliError::failed("a message of the input names no path, and the command gives none"));
+            }
         };
         let mut headers = item.headers;
         headers.extend(self.headers.iter().cloned());

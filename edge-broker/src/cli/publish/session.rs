@@ -275,10 +275,8 @@ impl Publisher {
             if halted && settle_until.is_none() {
                 settle_until = Some(Instant::now() + SETTLE_FOR);
             }
-            let room = !halted
-                && self.input_open
-                && self.pending.len() < WINDOW_MESSAGES
-                && self.pending_bytes < WINDOW_BYTES;
+            let room =
+                !halted && self.input_open && self.pending.len() < WINDOW_MESSAGES && self.pending_bytes < WINDOW_BYTES;
             let more = !halted && self.sent < self.pending.len();
             tokio::select! {
                 reply = stream.replies.message() => match reply {
@@ -355,7 +353,9 @@ impl Publisher {
     /// An answer for the oldest message that has none on this stream.
     fn answered(&mut self, reply: PublishReply) -> Result<Option<Pumped>, CliError> {
         if self.refused >= self.sent {
-            return Err(CliError::failed("the server answered what was not asked; its version may not fit this command's"));
+            return Err(CliError::failed(
+                "the server answered what was not asked; its version may not fit this command's",
+            ));
         }
         match reply.result {
             Some(publish_reply::Result::Receipt(receipt)) => {
@@ -364,7 +364,9 @@ impl Publisher {
                 Ok(None)
             }
             Some(publish_reply::Result::Failure(failure)) => self.failure(&failure),
-            None => Err(CliError::failed("the server answered without a result; its version may not fit this command's")),
+            None => {
+                Err(CliError::failed("the server answered without a result; its version may not fit this command's"))
+            }
         }
     }
 
@@ -455,7 +457,9 @@ fn interrupted() -> CliError {
 
 fn lost(status: Status) -> Result<Pumped, CliError> {
     match status.code() {
-        Code::PermissionDenied | Code::Unauthenticated | Code::ResourceExhausted | Code::Unimplemented => Err(status.into()),
+        Code::PermissionDenied | Code::Unauthenticated | Code::ResourceExhausted | Code::Unimplemented => {
+            Err(status.into())
+        }
         _ => Ok(Pumped::Broken(status.into())),
     }
 }

@@ -132,11 +132,7 @@ pub(crate) struct HoleView {
 
 impl From<api::Hole> for HoleView {
     fn from(from: api::Hole) -> Self {
-        Self {
-            from: place(from.from),
-            to_offset: from.to_offset,
-            kind: from.kind,
-        }
+        Self { from: place(from.from), to_offset: from.to_offset, kind: from.kind }
     }
 }
 
@@ -261,12 +257,7 @@ pub(crate) struct AlarmView {
 
 impl From<api::Alarm> for AlarmView {
     fn from(from: api::Alarm) -> Self {
-        Self {
-            name: from.name,
-            text: from.text,
-            since: time_text(from.since_us),
-            count: from.count,
-        }
+        Self { name: from.name, text: from.text, since: time_text(from.since_us), count: from.count }
     }
 }
 
@@ -280,11 +271,7 @@ pub(crate) struct CounterView {
 
 impl From<api::Counter> for CounterView {
     fn from(from: api::Counter) -> Self {
-        Self {
-            name: from.name,
-            label: from.label,
-            value: from.value,
-        }
+        Self { name: from.name, label: from.label, value: from.value }
     }
 }
 
@@ -298,11 +285,7 @@ pub(crate) struct QueueView {
 
 impl From<api::QueueStatus> for QueueView {
     fn from(from: api::QueueStatus) -> Self {
-        Self {
-            name: from.name,
-            bytes: from.bytes,
-            bytes_max: from.bytes_max,
-        }
+        Self { name: from.name, bytes: from.bytes, bytes_max: from.bytes_max }
     }
 }
 

@@ -1,0 +1,6 @@
+//! The door as clients meet it, over gRPC on loopback, with the engine in memory.
+
+mod groups;
+mod publish;
+mod rights;
+mod subscribe;

@@ -1,0 +1,187 @@
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use tonic::Code;
+
+use crate::{
+    api::{self, Mode, PublishReply, PublishRequest, acknowledgement::Of, publish_failure, publish_reply},
+    door::{ClientLimits, OnExceed},
+    limits::REQUEST_BYTES_MAX,
+    testing::*,
+};
+
+async fn stream(harness: &Harness, requests: Vec<PublishRequest>) -> tonic::Streaming<PublishReply> {
+    let (sender, receiver) = tokio::sync::mpsc::channel(requests.len().max(1));
+    for request in requests {
+        sender.send(request).await.unwrap();
+    }
+    let mut client = harness.messages().await;
+    soon("the stream", client.publish_stream(ReceiverStream::new(receiver))).await.unwrap().into_inner()
+}
+
+fn failure(reply: &PublishReply) -> (publish_failure::Code, String) {
+    match &reply.result {
+        Some(publish_reply::Result::Failure(failure)) => (failure.code(), failure.text.clone()),
+        other => panic!("expected a failure, found {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn receipts_come_in_the_order_of_the_requests_and_only_once_durable() {
+    let engine = TestEngine::manual();
+    let harness = Harness::start(&engine).await;
+    let mut requests: Vec<_> = (0..20).map(|n| request("orders/new", &format!("{n}"))).collect();
+    requests[3].mode = Mode::OneWay.into();
+    requests[5].path = "bad//path".into();
+    let mut replies = stream(&harness, requests).await;
+    soon("accepting all", async {
+        while engine.waiting() < 18 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let early = tokio::time::timeout(Duration::from_millis(200), replies.next()).await;
+    assert!(early.is_err(), "a receipt before the message is durable: {early:?}");
+    engine.sync();
+    let mut offset = 0;
+    for number in 0..20_u64 {
+        let reply = soon("a receipt", replies.next()).await.unwrap().unwrap();
+        assert_eq!(reply.number, number);
+        match (number, reply.result.clone().unwrap()) {
+            (3, publish_reply::Result::Receipt(receipt)) => assert_eq!(receipt.id, None),
+            (5, _) => assert_eq!(failure(&reply).0, publish_failure::Code::Invalid),
+            (_, publish_reply::Result::Receipt(receipt)) => {
+                assert_eq!(receipt.id.unwrap().place.unwrap().offset, offset);
+                offset += 1;
+            }
+            (_, other) => panic!("{number}: {other:?}"),
+        }
+    }
+    assert!(soon("the end", replies.next()).await.is_none());
+    harness.stop().await;
+}
+
+#[tokio::test]
+async fn what_breaks_a_rule_is_refused_with_one_sentence_and_nothing_is_stored() {
+    let engine = TestEngine::new();
+    let harness = Harness::start(&engine).await;
+    let good = || request("orders", "x");
+    let header = |name: &str| api::Header { name: name.into(), value: Bytes::new() };
+    let ack = |of| Some(api::Acknowledgement { of: Some(of) });
+    let cases = [
+        ("empty path", PublishRequest { path: String::new(), ..good() }, "must not be empty"),
+        ("long path", PublishRequest { path: "a".repeat(1025), ..good() }, "at most 1024 bytes"),
+        ("wildcard", PublishRequest { path: "a/#".into(), ..good() }, "wildcards"),
+        ("control character", PublishRequest { path: "a\u{1}".into(), ..good() }, "control characters"),
+        ("own topic", PublishRequest { path: "_sys/x".into(), ..good() }, "Seaway's own"),
+        ("long key", PublishRequest { key: Some(vec![0; 5000].into()), ..good() }, "the key has 5000 bytes"),
+        ("many headers", PublishRequest { headers: vec![header("h"); 65], ..good() }, "65 headers"),
+        ("nameless header", PublishRequest { headers: vec![header("")], ..good() }, "header's name"),
+        ("unknown mode", PublishRequest { mode: 9, ..good() }, "mode 9 is unknown"),
+        ("count of none", PublishRequest { acknowledgement: ack(Of::Count(0)), ..good() }, "count of 0"),
+        (
+            "async with sites",
+            PublishRequest { mode: 1, acknowledgement: ack(Of::All(true)), ..good() },
+            "only sync mode",
+        ),
+        (
+            "bad site",
+            PublishRequest { acknowledgement: ack(Of::Sites(api::SiteList { sites: vec!["Ä".into()] })), ..good() },
+            "DNS label",
+        ),
+        ("bad producer", PublishRequest { producer: Some(api::ProducerStamp::default()), ..good() }, "16 bytes"),
+        (
+            "too large",
+            PublishRequest { payload: vec![0; (1 << 20) + 1].into(), ..good() },
+            "larger than its topic allows",
+        ),
+    ];
+    let mut client = harness.messages().await;
+    for (name, request, expected) in cases {
+        let status = soon(name, client.publish(request)).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{name}: {status:?}");
+        assert_eq!(code(&status), "invalid", "{name}");
+        assert!(status.message().contains(expected), "{name}: {}", status.message());
+    }
+    let nobody = PublishRequest { acknowledgement: ack(Of::Sites(api::SiteList::default())), ..good() };
+    let status = client.publish(nobody).await.unwrap_err();
+    assert_eq!((status.code(), code(&status).as_str()), (Code::FailedPrecondition, "nobody-to-acknowledge"));
+    assert!(crate::engine::Engine::logs(&engine).is_empty());
+    harness.stop().await;
+}
+
+#[tokio::test]
+async fn a_request_beyond_every_bound_is_refused_and_the_door_lives_on() {
+    let engine = TestEngine::new();
+    let harness = Harness::start(&engine).await;
+    let mut client = harness.messages().await;
+    let huge = PublishRequest { payload: vec![0; REQUEST_BYTES_MAX + 1].into(), ..request("orders", "") };
+    assert!(soon("the refusal", client.publish(huge)).await.is_err());
+    assert_eq!(harness.publish("orders", numbered(0..1)).await.len(), 1);
+    harness.stop().await;
+}
+
+#[tokio::test]
+async fn beyond_its_rate_a_client_is_told_when_to_try_again() {
+    let engine = TestEngine::new();
+    let limits = ClientLimits {
+        messages_per_s: Some(1),
+        messages_burst: 2,
+        on_exceed: OnExceed::Refuse,
+        ..ClientLimits::default()
+    };
+    let harness = Harness::start_with(&engine, |config| config.limits = limits).await;
+    let mut client = harness.messages().await;
+    let mut refused = None;
+    for _ in 0..200 {
+        if let Err(status) = client.publish(request("orders", "x")).await {
+            refused = Some(status);
+            break;
+        }
+    }
+    let status = refused.expect("200 messages at once pass a limit of 1 a second");
+    assert_eq!((status.code(), code(&status).as_str()), (Code::ResourceExhausted, "limited"));
+    let after: u64 = status.metadata().get("retry-after-ms").unwrap().to_str().unwrap().parse().unwrap();
+    assert!((1..=1000).contains(&after), "{after}");
+    let mut replies = stream(&harness, vec![request("orders", "x"); 50]).await;
+    let mut limited = 0;
+    while let Some(reply) = soon("a reply", replies.next()).await {
+        if let Some(publish_reply::Result::Failure(failure)) = reply.unwrap().result {
+            assert_eq!(failure.code(), publish_failure::Code::Limited);
+            assert!(failure.retry_after_ms > 0);
+            limited += 1;
+        }
+    }
+    assert!(limited > 0);
+    harness.stop().await;
+}
+
+#[tokio::test]
+async fn draining_finishes_receipts_that_are_out_and_refuses_the_rest() {
+    let engine = TestEngine::manual();
+    let mut harness = Harness::start(&engine).await;
+    let (sender, receiver) = tokio::sync::mpsc::channel(16);
+    for n in 0..3 {
+        sender.send(request("orders", &format!("{n}"))).await.unwrap();
+    }
+    let mut client = harness.messages().await;
+    let mut replies = client.publish_stream(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+    soon("accepting all", async {
+        while engine.waiting() < 3 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    harness.drain();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    engine.sync();
+    for number in 0..3 {
+        let reply = soon("a receipt", replies.next()).await.unwrap().unwrap();
+        assert!(matches!(reply.result, Some(publish_reply::Result::Receipt(_))), "{number}: {reply:?}");
+    }
+    let status = soon("the end", replies.next()).await.unwrap().unwrap_err();
+    assert_eq!((status.code(), code(&status).as_str()), (Code::Unavailable, "draining"));
+    drop((sender, client, replies));
+    harness.stop().await;
+}

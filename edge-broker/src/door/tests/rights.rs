@@ -1,0 +1,256 @@
+use std::{io::Write, path::PathBuf, time::Duration};
+
+use seaway_relay::{
+    ca::{Authority, Holder, Issued, Request as CertificateRequest},
+    transport::identity::Identity as MemberIdentity,
+};
+use tonic::{
+    Code,
+    transport::{Certificate, Channel, ClientTlsConfig, Identity},
+};
+
+use crate::{
+    api::{self, messages_client::MessagesClient},
+    door::{ClientGrant, Door, DoorConfig, DoorError, DoorTls, Rights},
+    testing::*,
+};
+
+/// A token file that stays until the process ends.
+pub(super) fn token_file(text: &str) -> PathBuf {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    file.into_temp_path().keep().unwrap()
+}
+
+const TOKENS: &str = r##"
+[[token]]
+name = "orders"
+token = "orders-orders-orders"
+publish = ["orders/#"]
+subscribe = ["orders/+"]
+
+[[token]]
+name = "admin"
+token = "admin-admin-admin"
+admin = true
+
+[[token]]
+name = "old"
+token = "expired-expired-expired"
+publish = ["#"]
+expires = "2020-01-01T00:00:00Z"
+"##;
+
+#[tokio::test]
+async fn a_token_allows_what_its_rights_say_and_no_more() {
+    let engine = TestEngine::new();
+    let harness = Harness::start_with(&engine, |config| {
+        config.auth.anonymous = None;
+        config.auth.token_file = Some(token_file(TOKENS));
+    })
+    .await;
+    let mut client = harness.messages().await;
+    let mut publish = async |path: &str, token: &str| client.publish(with_token(request(path, "x"), token)).await;
+    publish("orders/new", "orders-orders-orders").await.unwrap();
+    let status = publish("other", "orders-orders-orders").await.unwrap_err();
+    assert_eq!((status.code(), code(&status).as_str()), (Code::PermissionDenied, "not-allowed"));
+    assert!(status.message().contains("token:orders lacks the right to publish to other"), "{}", status.message());
+    for (token, text) in [("nobody-nobody-nobody", "not known"), ("expired-expired-expired", "expired")] {
+        let status = publish("orders", token).await.unwrap_err();
+        assert_eq!((status.code(), code(&status).as_str()), (Code::Unauthenticated, "unauthenticated"));
+        assert!(status.message().contains(text), "{}", status.message());
+    }
+    let status = harness.messages().await.publish(request("orders", "x")).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unauthenticated);
+    let client = MessagesClient::with_interceptor(harness.channel().await, |mut request: tonic::Request<()>| {
+        request.metadata_mut().insert("authorization", "Bearer orders-orders-orders".parse().unwrap());
+        Ok(request)
+    });
+    Subscriber::open(client.clone(), open("orders/+")).await.unwrap();
+    let status = Subscriber::open(client, open("orders/#")).await.err().unwrap();
+    assert_eq!(status.code(), Code::PermissionDenied);
+    assert!(status.message().contains("subscribe to orders/#"), "{}", status.message());
+    let mut admin = harness.admin().await;
+    let status = admin.status(with_token(api::StatusRequest {}, "orders-orders-orders")).await.unwrap_err();
+    assert!(status.message().contains("admin right"), "{}", status.message());
+    let seen = admin.status(with_token(api::StatusRequest {}, "admin-admin-admin")).await.unwrap().into_inner();
+    assert_eq!((seen.site.as_str(), seen.state.as_str(), seen.topics.len()), ("east", "ready", 1));
+    assert!(seen.counters.iter().any(|c| c.label == "not-allowed" && c.value >= 4));
+    harness.stop().await;
+}
+
+#[tokio::test]
+async fn created_tokens_work_survive_a_restart_and_can_be_revoked() {
+    let engine = TestEngine::new();
+    let secure = |config: &mut DoorConfig| {
+        config.auth.anonymous = Some(all_rights());
+        config.auth.token_file = Some(token_file(TOKENS));
+    };
+    let harness = Harness::start_with(&engine, secure).await;
+    let mut admin = harness.admin().await;
+    let create = || api::CreateTokenRequest {
+        name: "fresh".into(),
+        rights: Some(api::Rights { publish: vec!["a/#".into()], ..api::Rights::default() }),
+        expires_us: 0,
+    };
+    let status = admin.create_token(create()).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unauthenticated, "never for unknown callers, whatever rights they are given");
+    let token = admin.create_token(with_token(create(), "admin-admin-admin")).await.unwrap().into_inner().token;
+    assert!(admin.create_token(with_token(create(), "admin-admin-admin")).await.is_err(), "names are unique");
+    harness.stop().await;
+
+    let engine = engine.restart();
+    let stored = crate::engine::Engine::scan_state(&engine, seaway_relay::log::contract::Table::Tokens, b"");
+    assert!(
+        stored.iter().all(|(_, v)| !v.windows(token.len()).any(|w| w == token.as_bytes())),
+        "only the hash is kept"
+    );
+    let harness = Harness::start_with(&engine, secure).await;
+    let mut client = harness.messages().await;
+    client.publish(with_token(request("a/b", "x"), &token)).await.unwrap();
+    let mut admin = harness.admin().await;
+    let listed = admin.list_tokens(with_token(api::ListTokensRequest {}, "admin-admin-admin")).await.unwrap();
+    let listed: Vec<_> = listed.into_inner().tokens.into_iter().map(|t| (t.name, t.from)).collect();
+    assert_eq!(listed.len(), 4);
+    assert!(listed.contains(&("fresh".into(), "node".into())) && listed.contains(&("admin".into(), "file".into())));
+    let revoke = |name: &str| with_token(api::RevokeTokenRequest { name: name.into() }, "admin-admin-admin");
+    admin.revoke_token(revoke("fresh")).await.unwrap();
+    assert!(admin.revoke_token(revoke("admin")).await.unwrap_err().message().contains("token file"));
+    assert_eq!(admin.revoke_token(revoke("none")).await.unwrap_err().code(), Code::NotFound);
+    let status = client.publish(with_token(request("a/b", "x"), &token)).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unauthenticated);
+    harness.stop().await;
+}
+
+#[tokio::test]
+async fn a_token_file_with_a_mistake_is_named() {
+    let cases = [
+        ("[[token]]\nname='a'\ntoken='short'", "shorter than 16"),
+        ("[[token]]\nname='a'", "exactly one of token and sha256"),
+        ("[[token]]\nname='a'\ntoken='aaaaaaaaaaaaaaaa'\npublish=['a/#/b']", "'#' must stand alone"),
+        ("[[token]]\nname='a'\ntoken='aaaaaaaaaaaaaaaa'\nrights=1", "unknown field"),
+        ("[[token]]\nname='a'\ntoken='aaaaaaaaaaaaaaaa'\n[[token]]\nname='a'\ntoken='bbbbbbbbbbbbbbbb'", "twice"),
+    ];
+    for (text, expected) in cases {
+        let mut config = DoorConfig::new(([127, 0, 0, 1], 0).into());
+        config.auth.token_file = Some(token_file(text));
+        let error = Door::open(config, TestEngine::new()).await.err().unwrap().to_string();
+        assert!(error.contains(expected) && error.contains("token file"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_door_that_would_not_be_safe_or_cannot_open_says_why() {
+    let config = DoorConfig::new(([0, 0, 0, 0], 0).into());
+    assert!(matches!(Door::open(config, TestEngine::new()).await, Err(DoorError::Unsafe(_))));
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let config = DoorConfig::new(taken.local_addr().unwrap());
+    let error = Door::open(config, TestEngine::new()).await.err().unwrap();
+    assert!(matches!(error, DoorError::Listen { .. }), "{error}");
+}
+
+const LIFETIME: Duration = Duration::from_secs(3600);
+
+/// An authority with a door's certificate; issues clients' certificates.
+struct Pki {
+    dir: tempfile::TempDir,
+    authority: Authority,
+}
+
+impl Pki {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Authority::create(dir.path(), "test", LIFETIME).unwrap();
+        let authority = Authority::open(dir.path()).unwrap();
+        Self { dir, authority }
+    }
+
+    fn issue(&self, holder: Holder, name: &str) -> Issued {
+        let request = CertificateRequest { holder, hosts: vec!["localhost".into()], lifetime: LIFETIME };
+        self.authority.issue(&request, self.dir.path(), name).unwrap()
+    }
+
+    fn client(&self, name: &str) -> Issued {
+        self.issue(Holder::Member(MemberIdentity::client("test", name).unwrap()), name)
+    }
+
+    fn node(&self, name: &str) -> Issued {
+        self.issue(Holder::Member(MemberIdentity::node("test", format!("east/{name}").parse().unwrap()).unwrap()), name)
+    }
+
+    fn door(&self) -> DoorTls {
+        let Issued { cert, key } = self.node("door");
+        DoorTls { cert, key, client_ca: Some(self.dir.path().join("ca.pem")) }
+    }
+
+    async fn connect(&self, harness: &Harness, client: Option<&Issued>) -> Result<Channel, tonic::transport::Error> {
+        let ca = std::fs::read(self.dir.path().join("ca.pem")).unwrap();
+        let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca)).domain_name("localhost");
+        if let Some(Issued { cert, key }) = client {
+            tls = tls.identity(Identity::from_pem(std::fs::read(cert).unwrap(), std::fs::read(key).unwrap()));
+        }
+        let endpoint = Channel::from_shared(format!("https://{}", harness.address)).unwrap().tls_config(tls).unwrap();
+        soon("a connection", endpoint.connect()).await
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_names_its_client_and_the_configuration_its_rights() {
+    let pki = Pki::new();
+    let engine = TestEngine::new();
+    let harness = Harness::start_with(&engine, |config| {
+        config.tls = Some(pki.door());
+        config.auth.anonymous = None;
+        config.auth.token_file = Some(token_file(TOKENS));
+        let rights = Rights { publish: vec!["orders/#".parse().unwrap()], ..Rights::default() };
+        config.auth.clients = vec![ClientGrant { name: "shop".into(), rights }];
+    })
+    .await;
+    let publish = async |client: Option<&Issued>, path: &str| {
+        let mut client = MessagesClient::new(pki.connect(&harness, client).await.unwrap());
+        soon("the answer", client.publish(request(path, "x"))).await
+    };
+    let shop = pki.client("shop");
+    publish(Some(&shop), "orders/a").await.unwrap();
+    let status = publish(Some(&shop), "other").await.unwrap_err();
+    assert!(status.message().contains("client:shop lacks the right to publish"), "{}", status.message());
+    let status = publish(Some(&pki.client("stranger")), "orders/a").await.unwrap_err();
+    assert!(status.message().contains("client stranger has no rights here"), "{}", status.message());
+    let status = publish(Some(&pki.node("edge-9")), "orders/a").await.unwrap_err();
+    assert!(status.message().contains("not a client's"), "{}", status.message());
+    assert_eq!(publish(None, "orders/a").await.unwrap_err().code(), Code::Unauthenticated);
+    let mut with = MessagesClient::new(pki.connect(&harness, None).await.unwrap());
+    with.publish(with_token(request("orders", "x"), "orders-orders-orders")).await.unwrap();
+    let foreign = Pki::new();
+    let refused = match pki.connect(&harness, Some(&foreign.client("shop"))).await {
+        Err(_) => true,
+        Ok(channel) => MessagesClient::new(channel).publish(request("orders/a", "x")).await.is_err(),
+    };
+    assert!(refused, "a certificate of another authority came in");
+    harness.stop().await;
+}
+
+#[tokio::test]
+async fn health_needs_no_token_and_reflection_does() {
+    let engine = TestEngine::new();
+    let harness = Harness::start_with(&engine, |config| config.auth.anonymous = None).await;
+    let mut health = tonic_health::pb::health_client::HealthClient::new(harness.channel().await);
+    for service in ["", "seaway.v1.Messages"] {
+        let request = tonic_health::pb::HealthCheckRequest { service: service.into() };
+        let status = soon("health", async {
+            loop {
+                match health.check(request.clone()).await {
+                    Ok(reply) if reply.get_ref().status == 1 => return reply.into_inner().status,
+                    _ => tokio::time::sleep(Duration::from_millis(10)).await,
+                }
+            }
+        })
+        .await;
+        assert_eq!(status, 1);
+    }
+    let mut reflection =
+        tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient::new(harness.channel().await);
+    let status = reflection.server_reflection_info(tokio_stream::empty()).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unauthenticated);
+    harness.stop().await;
+}

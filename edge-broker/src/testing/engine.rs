@@ -1,0 +1,300 @@
+//! An engine in memory: real batches and the real rules of logs, no links.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use seaway_federation_proto::{
+    copies::LogInfo,
+    envelope::{Batch, Chain, Codec, Placement},
+    ids::{Incarnation, LogName, NodeName, Path, Pattern, Place, Queue},
+    message::{BodyBuilder, Message},
+    replication::{CopyStatus, SiteStatus, Want},
+    session::NodeKind,
+};
+use seaway_relay::{
+    log::{
+        contract::{CommitLog, Entry, Line, LogStats, Read, ReadError, Role, Table, Unit},
+        memory::{MemoryConfig, MemoryDisk, MemoryLog, Survive},
+    },
+    node::{
+        Acknowledgement, Alarm, LinkStatus, LogEvent, OneWayMessage, PendingReceipt, Publish, PublishError, Receipt,
+    },
+};
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use crate::engine::{Engine, StateChanges};
+
+/// See the module's documentation. Cloning shares it.
+#[derive(Clone)]
+pub(crate) struct TestEngine(Arc<Inner>);
+
+struct Inner {
+    log: Arc<MemoryLog>,
+    start: u64,
+    queues: u16,
+    events: broadcast::Sender<LogEvent>,
+    wants: Mutex<BTreeMap<String, Want>>,
+    one_way: Mutex<Vec<(Pattern, mpsc::Sender<OneWayMessage>)>>,
+    clock: AtomicU64,
+    submitting: Mutex<()>,
+    refuse_state: Mutex<Option<String>>,
+}
+
+impl TestEngine {
+    /// An engine whose writes are durable at once, with one queue a topic.
+    pub(crate) fn new() -> Self {
+        Self::open(MemoryDisk::default(), 1, true, 1)
+    }
+
+    /// As [`Self::new`], with so many queues a topic.
+    pub(crate) fn with_queues(queues: u16) -> Self {
+        Self::open(MemoryDisk::default(), 1, true, queues)
+    }
+
+    /// An engine whose writes wait for [`Self::sync`].
+    pub(crate) fn manual() -> Self {
+        Self::open(MemoryDisk::default(), 1, false, 1)
+    }
+
+    fn open(disk: MemoryDisk, start: u64, auto: bool, queues: u16) -> Self {
+        let log = MemoryLog::open(disk, MemoryConfig { auto, ..MemoryConfig::default() });
+        let events = broadcast::channel(1024).0;
+        let sender = events.clone();
+        log.set_listener(Arc::new(move |advanced| {
+            for moved in advanced {
+                let _ = sender.send(LogEvent { log: moved.log.clone() });
+            }
+        }));
+        let (wants, one_way) = (Mutex::default(), Mutex::default());
+        let (clock, submitting) = (AtomicU64::new(1_000_000), Mutex::default());
+        Self(Arc::new(Inner {
+            log,
+            start,
+            queues,
+            events,
+            wants,
+            one_way,
+            clock,
+            submitting,
+            refuse_state: Mutex::default(),
+        }))
+    }
+
+    /// The next start of the node after a loss of power.
+    pub(crate) fn restart(&self) -> Self {
+        Self::open(self.0.log.crash(Survive::Nothing), self.0.start + 1, true, self.0.queues)
+    }
+
+    /// Makes durable what waits.
+    pub(crate) fn sync(&self) {
+        self.0.log.sync_now();
+    }
+
+    /// Units that wait for [`Self::sync`].
+    pub(crate) fn waiting(&self) -> usize {
+        self.0.log.units_waiting()
+    }
+
+    /// From now on state is not stored, for this reason.
+    pub(crate) fn refuse_state(&self, why: Option<&str>) {
+        *self.0.refuse_state.lock() = why.map(str::to_owned);
+    }
+
+    /// The wants at present.
+    pub(crate) fn wants(&self) -> Vec<Want> {
+        self.0.wants.lock().values().cloned().collect()
+    }
+
+    /// The log of queue 1 of a topic of an origin.
+    pub(crate) fn log_name(topic: &str, origin: &str) -> LogName {
+        LogName { topic: topic.parse().unwrap(), origin: origin.parse().unwrap(), queue: Queue(1) }
+    }
+
+    /// Submits entries that must be accepted.
+    pub(crate) fn submit(&self, entries: Vec<Entry>) {
+        self.0.log.submit(Unit { entries }, Box::new(|result| result.unwrap())).unwrap();
+    }
+
+    /// Appends one batch to a log in an incarnation; its first batch follows `previous`.
+    pub(crate) fn append(&self, log: &LogName, incarnation: u64, previous: Option<Place>, messages: &[(&str, &str)]) {
+        let batch = self.batch(log, incarnation, previous, messages);
+        self.submit(vec![Entry::Append { role: Role::Own, batch }]);
+    }
+
+    fn batch(&self, log: &LogName, incarnation: u64, previous: Option<Place>, messages: &[(&str, &str)]) -> Batch {
+        let messages: Vec<_> = messages.iter().map(|(path, payload)| self.message(path, payload)).collect();
+        self.batch_of(log, incarnation, previous, &messages)
+    }
+
+    fn batch_of(&self, log: &LogName, incarnation: u64, previous: Option<Place>, messages: &[Message]) -> Batch {
+        let mut body = BodyBuilder::default();
+        messages.iter().for_each(|message| body.push(message));
+        let incarnation = Incarnation { counter: incarnation, random: 7 };
+        let info = self.0.log.info(log, false);
+        let held = info.as_ref().and_then(|i| i.incarnations.iter().find(|i| i.incarnation == incarnation)).cloned();
+        let chain_at = |p: Place| self.0.log.chain_at(log, p).unwrap().unwrap_or_default();
+        let (offset, chain_before, first) = match (&held, previous) {
+            (Some(held), _) => (held.end, held.chain_at_end.unwrap(), false),
+            (None, Some(previous)) => (previous.offset, chain_at(previous), true),
+            (None, None) => (0, Chain::default(), true),
+        };
+        let begin = Place { incarnation, offset };
+        let previous = previous.filter(|_| held.is_none());
+        let origin_time_us = messages.last().map_or(0, |m| m.time_us);
+        let placement = Placement { log, begin, first_of_incarnation: first, previous, origin_time_us, chain_before };
+        Batch::seal(&placement, body.finish(Codec::None).unwrap())
+    }
+
+    fn message(&self, path: &str, payload: &str) -> Message {
+        let path: Path = path.parse().unwrap();
+        let time_us = self.0.clock.fetch_add(1000, Ordering::Relaxed);
+        let payload = Bytes::copy_from_slice(payload.as_bytes());
+        Message { path, key: None, headers: Vec::new(), time_us, producer: None, payload }
+    }
+}
+
+impl Engine for TestEngine {
+    fn identity(&self) -> (String, NodeName, NodeKind) {
+        ("test".into(), "east/edge-1".parse().unwrap(), NodeKind::Edge)
+    }
+
+    async fn publish(&self, publish: Publish) -> Result<PendingReceipt, PublishError> {
+        if publish.payload.len() > 1024 * 1024 {
+            return Err(PublishError::Invalid("the message is larger than its topic allows".into()));
+        }
+        if publish.acknowledgement != Acknowledgement::Local {
+            return Err(PublishError::NobodyToAcknowledge("no site is registered".into()));
+        }
+        let key = publish.key.as_deref().map_or(0, |k| k.iter().map(|b| u16::from(*b)).sum());
+        let queue = Queue(1 + key % self.0.queues);
+        let log = LogName { topic: publish.path.topic(), origin: "east".parse().unwrap(), queue };
+        let _submitting = self.0.submitting.lock();
+        let info = self.0.log.info(&log, false);
+        let previous = info.filter(|i| i.end.incarnation.counter < self.0.start).map(|i| i.end);
+        let mut message = self.message("x", "");
+        (message.path, message.key, message.headers) = (publish.path, publish.key, publish.headers);
+        message.payload = publish.payload;
+        let batch = self.batch_of(&log, self.0.start, previous, &[message]);
+        let (tell, pending) = oneshot::channel();
+        let (sites, missing) = (Vec::new(), Vec::new());
+        let receipt = Receipt { log, place: batch.begin(), sites, degraded: false, missing, repeated: false };
+        let done = Box::new(move |result: Result<(), _>| {
+            let _ = tell.send(
+                result
+                    .map(|()| receipt)
+                    .map_err(|e: seaway_relay::log::contract::Poisoned| PublishError::Unavailable(e.to_string())),
+            );
+        });
+        let unit = Unit { entries: vec![Entry::Append { role: Role::Own, batch }] };
+        self.0.log.submit(unit, done).map_err(|e| PublishError::Unavailable(e.reason.to_string()))?;
+        Ok(pending)
+    }
+
+    fn publish_one_way(&self, publish: Publish) -> Result<(), PublishError> {
+        let mut message = self.message("x", "");
+        (message.path, message.payload) = (publish.path, publish.payload);
+        for (pattern, sender) in self.0.one_way.lock().iter() {
+            if pattern.matches(&message.path) {
+                let _ = sender.try_send(OneWayMessage::new("east".parse().unwrap(), message.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    fn subscribe_one_way(&self, pattern: Pattern) -> mpsc::Receiver<OneWayMessage> {
+        let (sender, receiver) = mpsc::channel(64);
+        self.0.one_way.lock().push((pattern, sender));
+        receiver
+    }
+
+    fn watch(&self) -> broadcast::Receiver<LogEvent> {
+        self.0.events.subscribe()
+    }
+
+    fn logs(&self) -> Vec<LogName> {
+        self.0.log.logs()
+    }
+
+    fn info(&self, log: &LogName) -> Option<LogInfo> {
+        self.0.log.info(log, true)
+    }
+
+    async fn read(&self, log: &LogName, from: Place, line: Line, bytes_max: usize) -> Result<Read, ReadError> {
+        self.0.log.read(log, from, line, bytes_max)
+    }
+
+    async fn find_time(&self, log: &LogName, time_us: u64) -> Result<Option<Place>, ReadError> {
+        self.0.log.find_time(log, time_us)
+    }
+
+    async fn put_want(&self, want: Want) -> Result<(), PublishError> {
+        self.0.wants.lock().insert(want.id.clone(), want);
+        Ok(())
+    }
+
+    async fn remove_want(&self, id: &str) -> Result<(), PublishError> {
+        self.0.wants.lock().remove(id);
+        Ok(())
+    }
+
+    async fn put_state(&self, changes: StateChanges) -> Result<(), PublishError> {
+        if let Some(why) = self.0.refuse_state.lock().clone() {
+            return Err(PublishError::Unavailable(why));
+        }
+        let entry = |(table, key, value): (Table, Bytes, Option<Bytes>)| match value {
+            Some(value) => Entry::Put { table, key, value },
+            None => Entry::Delete { table, key },
+        };
+        let unit = Unit { entries: changes.into_iter().map(entry).collect() };
+        let (tell, stored) = oneshot::channel();
+        let done = Box::new(move |result| drop(tell.send(result)));
+        self.0.log.submit(unit, done).map_err(|e| PublishError::Unavailable(e.reason.to_string()))?;
+        let stored = stored.await.map_err(|_| PublishError::Unavailable("the node stopped".into()))?;
+        stored.map_err(|e| PublishError::Unavailable(e.to_string()))
+    }
+
+    fn scan_state(&self, table: Table, prefix: &[u8]) -> Vec<(Bytes, Bytes)> {
+        self.0.log.scan(table, prefix)
+    }
+
+    fn links(&self) -> Vec<LinkStatus> {
+        Vec::new()
+    }
+
+    fn copy_status(&self, log: &LogName) -> Option<CopyStatus> {
+        let origin_end = self.info(log).map(|i| i.end);
+        let (lag_messages, lag_bytes, lag) = (Some(0), Some(0), Some(std::time::Duration::ZERO));
+        Some(CopyStatus { state: "own", reason: String::new(), origin_end, lag_messages, lag_bytes, lag })
+    }
+
+    fn sites(&self) -> Vec<SiteStatus> {
+        Vec::new()
+    }
+
+    fn alarms(&self) -> Vec<Alarm> {
+        Vec::new()
+    }
+
+    fn counters(&self) -> Vec<(&'static str, String, u64)> {
+        Vec::new()
+    }
+
+    fn queues(&self) -> Vec<(String, u64, u64)> {
+        Vec::new()
+    }
+
+    fn log_stats(&self) -> LogStats {
+        self.0.log.stats()
+    }
+
+    fn readiness(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
