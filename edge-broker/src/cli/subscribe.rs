@@ -163,7 +163,7 @@ impl Subscriber {
             messages.truncate(usize::try_from(left).unwrap_or(usize::MAX));
             self.left = Some(left.saturating_sub(messages.len() as u64));
         }
-        let bytes: u64 = messages.iter().map(|m| m.payload.len() as u64).sum();
+        let bytes = messages.iter().map(message_bytes).sum();
         self.write(&messages)?;
         self.written += messages.len() as u64;
         if self.in_group && !messages.is_empty() {
@@ -196,8 +196,8 @@ impl Subscriber {
         let wanted = self.left.unwrap_or(u64::MAX).min(CREDIT_MESSAGES.into());
         self.used.bytes += bytes;
         let more = wanted.saturating_sub(self.ahead);
-        let due = more > 0 && (self.ahead < u64::from(CREDIT_MESSAGES / 2) || self.used.bytes >= CREDIT_BYTES / 2);
-        if due || self.used.bytes >= CREDIT_BYTES / 2 {
+        let low = more > 0 && self.ahead < u64::from(CREDIT_MESSAGES / 2);
+        if low || self.used.bytes >= CREDIT_BYTES / 2 {
             let messages = u32::try_from(more).unwrap_or(CREDIT_MESSAGES);
             let credit = Credit { messages, bytes: std::mem::take(&mut self.used.bytes) };
             self.ahead += u64::from(messages);
@@ -209,6 +209,13 @@ impl Subscriber {
     async fn send(&self, kind: subscribe_request::Kind) {
         let _ = self.to_server.send(SubscribeRequest { kind: Some(kind) }).await;
     }
+}
+
+/// At least what a door counts for a message.
+fn message_bytes(message: &Message) -> u64 {
+    let headers: usize = message.headers.iter().map(|header| header.name.len() + header.value.len()).sum();
+    let key = message.key.as_ref().map_or(0, bytes::Bytes::len);
+    (message.payload.len() + message.path.len() + headers + key) as u64
 }
 
 fn report(gap: &Gap) {

@@ -168,7 +168,7 @@ impl Loaded {
             token_file: door.token_file.as_ref().map(|file| self.absolute(file)),
             clients: grants.collect(),
             other_clients: door.other_clients.as_ref().map(|r| rights(&r.publish, &r.subscribe, r.admin)),
-            anonymous: door.anonymous.as_ref().map(|r| rights(&r.publish, &r.subscribe, false)),
+            anonymous: door.anonymous.as_ref().map(|r| rights(&r.publish, &r.subscribe, r.see)),
         }
     }
 

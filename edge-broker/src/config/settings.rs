@@ -238,6 +238,8 @@ pub struct AnonymousSection {
     pub publish: Vec<Given<Pattern>>,
     /// Patterns they may subscribe within.
     pub subscribe: Vec<Given<Pattern>>,
+    /// Whether they may see status and lists; they never steer.
+    pub see: bool,
 }
 
 /// `[cache]`

@@ -2,6 +2,7 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
+use seaway_federation_proto::session::NodeKind;
 use tokio::net::TcpListener;
 use tonic::{
     Request, Status,
@@ -140,17 +141,21 @@ fn add_services<E: Engine>(mut server: Server, shared: &Arc<Shared<E>>) -> Resul
         }
         result
     };
-    let messages = MessagesServer::new(MessagesService { shared: shared.clone() })
-        .max_decoding_message_size(REQUEST_BYTES_MAX)
-        .max_encoding_message_size(REPLY_BYTES_MAX);
+    // A relay has no clients: its door is for seeing and steering alone.
+    let messages = (shared.engine.identity().2 == NodeKind::Edge).then(|| {
+        let messages = MessagesServer::new(MessagesService { shared: shared.clone() })
+            .max_decoding_message_size(REQUEST_BYTES_MAX)
+            .max_encoding_message_size(REPLY_BYTES_MAX);
+        InterceptedService::new(messages, intercept.clone())
+    });
     let admin = AdminServer::new(AdminService { shared: shared.clone() }).max_encoding_message_size(REPLY_BYTES_MAX);
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(api::DESCRIPTORS)
         .build_v1()
         .map_err(|error| DoorError::Serve(format!("the reflection service does not start: {error}")))?;
     Ok(server
-        .add_service(InterceptedService::new(messages, intercept.clone()))
         .add_service(InterceptedService::new(admin, intercept.clone()))
+        .add_optional_service(messages)
         .add_service(InterceptedService::new(reflection, intercept)))
 }
 

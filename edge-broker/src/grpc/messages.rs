@@ -16,6 +16,9 @@ use crate::{
     engine::Engine,
 };
 
+/// Metadata of a publish stream's answer: the site that stores what is published on it.
+pub const SITE_KEY: &str = "seaway-site";
+
 /// The service.
 pub(crate) struct MessagesService<E: Engine> {
     /// What the door's services share.
@@ -44,8 +47,14 @@ impl<E: Engine> Messages for MessagesService<E> {
         request: Request<Streaming<PublishRequest>>,
     ) -> Result<Response<Self::PublishStreamStream>, Status> {
         let caller = Caller::of(request.extensions())?;
+        let (_, node, _) = self.shared.engine.identity();
         let replies = self.publisher(caller).publish_stream(request.into_inner());
-        Ok(Response::new(ReceiverStream::new(replies)))
+        let mut response = Response::new(ReceiverStream::new(replies));
+        // A publisher that comes back after a break must know whether it is at the same site.
+        if let Ok(site) = node.site.as_str().parse() {
+            response.metadata_mut().insert(SITE_KEY, site);
+        }
+        Ok(response)
     }
 
     async fn subscribe(

@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     api::{PublishFailure, PublishReply, PublishRequest, Receipt, publish_failure, publish_reply},
+    grpc::messages::SITE_KEY,
     cli::{
         CliError, Exit,
         args::Mode,
@@ -40,8 +41,6 @@ const WINDOW_MESSAGES: usize = 65_536;
 const WINDOW_BYTES: usize = 32 << 20;
 /// Requests between this task and the connection.
 const OUTBOX: usize = 1024;
-/// Metadata in which a door names its site.
-const SITE_KEY: &str = "seaway-site";
 /// Between two attempts to connect.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(2);
