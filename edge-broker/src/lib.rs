@@ -1,6 +1,7 @@
 //! What clients meet: doors, subscriptions, groups, quotas, the command line.
 
 mod auth;
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod door;

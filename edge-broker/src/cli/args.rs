@@ -64,6 +64,12 @@ pub(crate) enum Command {
     /// Check or show a configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Look into the data directory of a stopped node.
+    #[command(subcommand)]
+    Log(LogCommand),
+    /// Measure on this machine.
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// Write a completion script for a shell to standard output.
     Completions {
         /// The shell.
@@ -402,6 +408,59 @@ pub(crate) struct ConfigArgs {
     /// Overrides a key of the file and of the environment.
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub(crate) set: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum LogCommand {
+    /// Check every byte of every segment; exit code 1 if there is damage.
+    Verify {
+        /// The node's data directory; the node must be stopped.
+        #[arg(value_name = "DIR")]
+        data_dir: PathBuf,
+        /// How to print.
+        #[arg(long, value_enum, default_value = "table")]
+        output: Output,
+    },
+    /// List what is stored, in the order of storage.
+    Dump {
+        /// The node's data directory; the node must be stopped.
+        #[arg(value_name = "DIR")]
+        data_dir: PathBuf,
+        /// Only of this topic.
+        #[arg(long)]
+        topic: Option<String>,
+        /// Only of this origin.
+        #[arg(long, value_name = "SITE")]
+        origin: Option<String>,
+        /// Only in this segment.
+        #[arg(long, value_name = "N")]
+        segment: Option<u64>,
+        /// Group writes, too.
+        #[arg(long)]
+        groups: bool,
+        /// The messages of each batch, too, as JSON.
+        #[arg(long)]
+        messages: bool,
+        /// How to print; json is an object a line.
+        #[arg(long, value_enum, default_value = "table")]
+        output: Output,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// Two edge brokers, linked directly: published at one until durable at the other, over real processes.
+    Federation {
+        /// How long each figure is measured.
+        #[arg(long, value_name = "D", value_parser = duration, default_value = "10s")]
+        time: Duration,
+        /// Where the nodes keep their data; a directory in it is made and removed.
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+        /// How to print.
+        #[arg(long, value_enum, default_value = "table")]
+        output: Output,
+    },
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -5,11 +5,13 @@
 //! it to standard error; an error is one sentence that says what to do.
 
 mod args;
+mod bench;
 mod ca;
 mod client;
 mod config;
 mod exit;
 mod json;
+mod log;
 mod node;
 mod output;
 mod publish;
@@ -64,6 +66,8 @@ fn run(command: Command) -> Result<Exit, CliError> {
         Command::Token(args::TokenCommand::Revoke(args)) => client::block_on(steer::revoke_token(args)),
         Command::Ca(command) => ca::run(command),
         Command::Config(command) => config::run(command),
+        Command::Log(command) => log::run(command),
+        Command::Bench(command) => bench::run(command),
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "seaway", &mut text);

@@ -26,7 +26,6 @@ use super::{
 };
 use crate::{
     api::{PublishFailure, PublishReply, PublishRequest, Receipt, publish_failure, publish_reply},
-    grpc::messages::SITE_KEY,
     cli::{
         CliError, Exit,
         args::Mode,
@@ -34,6 +33,7 @@ use crate::{
         json::position_text,
         output,
     },
+    grpc::messages::SITE_KEY,
 };
 
 /// Messages on the way, at most this many and (one reading of the input aside) so many bytes.

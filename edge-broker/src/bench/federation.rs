@@ -1,0 +1,132 @@
+//! `seaway bench federation`: two edge brokers, linked directly, as real processes; published at one, and counted when
+//! the receipt says that the other holds it durably.
+//!
+//! For each size the rate is measured with a full window, then the latency at a tenth of that rate. CPU is that of
+//! both nodes together, without the publisher's own; memory is the most that each node has held.
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use super::{
+    BenchError, Figure,
+    cluster::{Cluster, Kind},
+    load::{Load, Measured},
+    process,
+};
+
+/// Sizes of messages, bytes, with their names in figures.
+const SIZES: [(&str, usize); 3] = [("100B", 100), ("1KiB", 1024), ("64KiB", 64 * 1024)];
+/// The size that the latency figures without a size in their name are for.
+const LATENCY_SIZE: &str = "1KiB";
+/// How long the two nodes may take to find each other.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+/// Before measuring, as much time is spent on warming up.
+const WARM_UP: Duration = Duration::from_secs(1);
+
+/// Measures. `binary` is the `seaway` binary, `parent` a directory for the nodes' data; `tell` is told what goes on.
+pub async fn run(
+    binary: PathBuf,
+    parent: &Path,
+    time: Duration,
+    tell: &mut (dyn FnMut(String) + Send),
+) -> Result<Vec<Figure>, BenchError> {
+    let mut cluster = Cluster::new(binary, parent)?;
+    cluster.add("a/edge", Kind::Edge, &[], QUIET)?;
+    cluster.add("b/edge", Kind::Edge, &["a/edge"], QUIET)?;
+    cluster.start("a/edge")?;
+    cluster.start("b/edge")?;
+    wait_ready(&mut cluster).await?;
+    let mut figures = Vec::new();
+    for (name, size) in SIZES {
+        tell(format!("messages of {name}: rate"));
+        let load = Load {
+            url: cluster.member("a/edge")?.url(),
+            topic: format!("bench-{}", name.to_lowercase()),
+            holder: "b".into(),
+            size,
+            time: WARM_UP,
+            rate: None,
+        };
+        load.run().await?;
+        let before = cpu(&cluster)?;
+        let full = Load { time, ..load.clone() }.run().await?;
+        let cpu_s = cpu(&cluster)? - before;
+        let rate = full.messages as f64 / full.elapsed.as_secs_f64();
+        tell(format!("messages of {name}: {rate:.0} messages/s; latency at a tenth of that"));
+        let paced = Load { time, rate: Some((rate / 10.0).max(1.0)), ..load }.run().await?;
+        figures.extend(rate_figures(name, size, &full, rate, cpu_s));
+        figures.extend(latency_figures(name, &paced));
+    }
+    for (figure, node) in [("federation.memory.publisher", "a/edge"), ("federation.memory.receiver", "b/edge")] {
+        let peak = cluster.member(node)?.pid().and_then(process::peak_memory);
+        let peak = peak.ok_or_else(|| BenchError(format!("the node {node} has ended; see its log")))?;
+        figures.push(Figure::new(figure, peak / 1e6, "MB"));
+    }
+    Ok(figures)
+}
+
+/// Nodes under measurement say only what is wrong.
+const QUIET: &str = "[logging]\nlevel = \"warn\"\n";
+
+async fn wait_ready(cluster: &mut Cluster) -> Result<(), BenchError> {
+    let until = Instant::now() + READY_WITHIN;
+    let load = Load {
+        url: cluster.member("a/edge")?.url(),
+        topic: "bench-ready".into(),
+        holder: "b".into(),
+        size: 1,
+        time: Duration::from_millis(1),
+        rate: Some(1.0),
+    };
+    loop {
+        let failure = match tokio::time::timeout(Duration::from_secs(10), load.run()).await {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(e)) => e.to_string(),
+            Err(_) => "no receipt came".into(),
+        };
+        for node in ["a/edge", "b/edge"] {
+            let member = cluster.member_mut(node)?;
+            if !member.is_running() {
+                return Err(BenchError(format!("the node {node} ended: {}", member.logged().trim())));
+            }
+        }
+        if Instant::now() > until {
+            return Err(BenchError(format!("the two nodes do not reach each other: {failure}")));
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// CPU seconds that both nodes have used.
+fn cpu(cluster: &Cluster) -> Result<f64, BenchError> {
+    let mut sum = 0.0;
+    for node in ["a/edge", "b/edge"] {
+        let used = cluster.member(node)?.pid().and_then(process::cpu_s);
+        sum += used.ok_or_else(|| BenchError(format!("the node {node} has ended")))?;
+    }
+    Ok(sum)
+}
+
+fn rate_figures(name: &str, size: usize, full: &Measured, rate: f64, cpu_s: f64) -> Vec<Figure> {
+    let bytes = full.messages as f64 * size as f64;
+    vec![
+        Figure::new(format!("federation.live.{name}"), rate, "messages/s"),
+        Figure::new(format!("federation.live.{name}.bytes"), rate * size as f64 / 1e6, "MB/s"),
+        Figure::new(format!("federation.cpu.{name}.messages"), cpu_s / full.messages as f64 * 1e6, "CPU-s/million"),
+        Figure::new(format!("federation.cpu.{name}.bytes"), cpu_s / bytes * 1e9, "CPU-s/GB"),
+    ]
+}
+
+fn latency_figures(name: &str, paced: &Measured) -> Vec<Figure> {
+    let mut figures = Vec::new();
+    for (quantile, part) in [("p50", 0.5), ("p99", 0.99), ("p999", 0.999)] {
+        let ms = paced.latency_us.value_at_quantile(part) as f64 / 1e3;
+        figures.push(Figure::new(format!("federation.latency.{name}.{quantile}"), ms, "ms"));
+        if name == LATENCY_SIZE {
+            figures.push(Figure::new(format!("federation.latency.{quantile}"), ms, "ms"));
+        }
+    }
+    figures
+}
