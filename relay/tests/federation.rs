@@ -10,7 +10,6 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -23,10 +22,7 @@ use seaway_federation_proto::{
 };
 use seaway_relay::{
     ca::{AUTHORITY_LIFETIME, Authority, CERTIFICATE_LIFETIME, Holder, Request},
-    log::{
-        contract::{Line, Read},
-        memory::{MemoryConfig, MemoryDisk, MemoryLog, Survive},
-    },
+    log::contract::{Line, Read},
     node::{Acknowledgement, LinkTls, Node, NodeConfig, OnDeadline, Publish, PublishError, Receipt, TopicConfig},
     transport::identity::Identity,
 };
@@ -59,14 +55,9 @@ impl Certificates {
     }
 }
 
-fn memory() -> MemoryConfig {
-    MemoryConfig { auto: true, ..MemoryConfig::default() }
-}
-
 /// A node that can be stopped and started again on its disk.
 struct Member {
     config: NodeConfig,
-    log: Arc<MemoryLog>,
     node: Option<Node>,
 }
 
@@ -83,9 +74,9 @@ impl Member {
         let config = NodeConfig {
             federation: FEDERATION.into(),
             tls: certificates.tls(&name),
-            name,
             kind,
-            data_dir: certificates.dir.path().to_owned(),
+            data_dir: certificates.dir.path().join(name.to_string().replace('/', "-")),
+            name,
             listen: (kind == NodeKind::Relay).then(|| SocketAddr::from((Ipv4Addr::LOCALHOST, 0))),
             dial: dial.into_iter().map(|(peer, at)| (peer.parse().unwrap(), at.to_string())).collect(),
             wants: if kind == NodeKind::Edge { vec![want] } else { vec![] },
@@ -101,9 +92,8 @@ impl Member {
             costs: vec![],
             tail_bytes_max: 64 << 20,
         };
-        let log = MemoryLog::open(MemoryDisk::default(), memory());
-        let node = Node::start_on(config.clone(), log.clone()).await.unwrap();
-        Self { config, log, node: Some(node) }
+        let node = Node::start(config.clone()).await.unwrap();
+        Self { config, node: Some(node) }
     }
 
     fn node(&self) -> &Node {
@@ -123,10 +113,9 @@ impl Member {
     }
 
     async fn start_again(&mut self) {
-        self.log = MemoryLog::open(self.log.crash(Survive::Nothing), memory());
         let deadline = Instant::now() + LONG;
         self.node = loop {
-            match Node::start_on(self.config.clone(), self.log.clone()).await {
+            match Node::start(self.config.clone()).await {
                 Ok(node) => break Some(node),
                 Err(error) if Instant::now() > deadline => panic!("{error}"),
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,

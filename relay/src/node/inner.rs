@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -34,7 +34,7 @@ use crate::{
         driver::LinkDriver,
         hub::{Hub, NodePort, RemoteHeld},
     },
-    log::contract::{CommitLog, Entry, Line, Read, ReadError, RejectReason, Table, Unit},
+    log::contract::{CommitLog, Damage, Entry, Line, Read, ReadError, RejectReason, Table, Unit},
     transport::{
         link::{Drive, LoggedDriver},
         mailbox::LinkMailbox,
@@ -107,6 +107,8 @@ pub(super) struct NodeInner {
     pub(super) draining: AtomicBool,
     /// Why messages are not taken: poisoned, disk full.
     pub(super) unavailable: ArcSwapOption<String>,
+    /// How many of the commit log's damages were reported.
+    pub(super) damage_reported: AtomicUsize,
     pub(super) threads: Threads,
 }
 
@@ -161,6 +163,7 @@ impl NodeInner {
             (None, false) => None,
         };
         self.note_availability(why);
+        self.note_damage(&stats.damage);
         if turn.is_multiple_of(RETENTION_EVERY) {
             self.retain();
         }
@@ -183,6 +186,14 @@ impl NodeInner {
             self.hub.set_transit(self.clock.now(), why.is_none());
         }
         self.unavailable.store(why.map(Arc::new));
+    }
+
+    fn note_damage(&self, damage: &[Damage]) {
+        let known = self.damage_reported.swap(damage.len(), Ordering::Relaxed);
+        for Damage { file, from, to, detail } in damage.iter().skip(known) {
+            let text = format!("bytes {from} to {to} of {file} are damaged ({detail}); they are fenced and fetched again where another site has them");
+            self.report("damage", text);
+        }
     }
 
     fn retain(&self) {

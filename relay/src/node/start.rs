@@ -31,7 +31,10 @@ use super::{
 };
 use crate::{
     link::{alarms::Alarms, hub::Hub},
-    log::contract::{CommitLog, Entry, Table},
+    log::{
+        contract::{CommitLog, Entry, Table},
+        disk::{DiskConfig, DiskLog},
+    },
     transport::{
         endpoint::Timing,
         service::{Transport, TransportSettings},
@@ -120,7 +123,40 @@ fn replication_config(config: &NodeConfig, start: Start) -> ReplicationConfig {
     }
 }
 
+/// Opens the commit log in the node's directory; answers with it and with what people should know of it.
+fn open_log(config: &NodeConfig, start: Start) -> Result<(Arc<dyn CommitLog>, Vec<Report>), StartError> {
+    let mut disk = DiskConfig::new(config.data_dir.clone(), &config.federation, config.name.clone(), start);
+    disk.segment_bytes = config.segment_bytes;
+    disk.reserve_bytes = config.disk_reserve_bytes;
+    disk.tail_bytes_max = config.tail_bytes_max;
+    let (log, recovery) = DiskLog::open(disk).map_err(|error| StartError::Data(error.to_string()))?;
+    let mut reports = Vec::new();
+    if let Some((file, at)) = &recovery.torn_at {
+        let text = format!("{} bytes that were never acknowledged were cut at {file}, byte {at}", recovery.torn_bytes);
+        reports.push(Report { name: "torn-end-cut", text });
+    }
+    if let Some(why) = &recovery.rebuilt {
+        reports.push(Report { name: "index-rebuilt", text: format!("the index was rebuilt from the segments: {why}") });
+    }
+    Ok((log, reports))
+}
+
 impl NodeInner {
+    /// Opens the commit log on disk and joins everything over it.
+    pub(super) async fn open(config: NodeConfig) -> Result<Arc<Self>, StartError> {
+        let random = random_bits()?;
+        let settings = config.clone();
+        let open = move || {
+            let start = Start { time_us: SystemClock::default().wall_us(), random };
+            open_log(&settings, start)
+        };
+        let failed = |error| StartError::Data(format!("opening the commit log failed: {error}"));
+        let (log, reports) = tokio::task::spawn_blocking(open).await.map_err(failed)??;
+        let node = Self::start(config, log, random).await?;
+        reports.into_iter().for_each(|report| node.report(report.name, report.text));
+        Ok(node)
+    }
+
     /// Joins everything over a commit log that is open. Needs a tokio runtime for the links.
     pub(super) async fn start(
         config: NodeConfig,
@@ -176,6 +212,7 @@ impl NodeInner {
             transport: OnceLock::new(),
             draining: false.into(),
             unavailable: ArcSwapOption::empty(),
+            damage_reported: 0.into(),
             threads: Threads::default(),
         });
         node.run_threads(&origin_wake, hub_wake, upkeep_wake)?;
