@@ -1,0 +1,195 @@
+//! Three nodes in one process, two edges with a relay between, over lossy lines that go down for a while.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use seaway_federation_proto::{
+    copies::LogInfo,
+    ids::{LogName, NodeName, Queue},
+    message::decode_messages,
+    replication::{Want, WantStart},
+    session::NodeKind,
+};
+use seaway_relay::{
+    ca::{AUTHORITY_LIFETIME, Authority, CERTIFICATE_LIFETIME, Holder, Request},
+    log::{
+        contract::{Line, Read},
+        memory::{MemoryConfig, MemoryDisk, MemoryLog},
+    },
+    node::{Acknowledgement, LinkTls, Node, NodeConfig, OnDeadline, Publish, PublishError, TopicConfig},
+    transport::identity::Identity,
+};
+use seaway_tests::proxy::{Bursts, Conditions, Proxy};
+
+const LONG: Duration = Duration::from_secs(90);
+const MESSAGES: usize = 400;
+
+struct Federation {
+    dir: tempfile::TempDir,
+    authority: Authority,
+}
+
+impl Federation {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Authority::create(dir.path(), "acme", AUTHORITY_LIFETIME).unwrap();
+        let authority = Authority::open(dir.path()).unwrap();
+        Self { dir, authority }
+    }
+
+    async fn node(&self, name: &str, kind: NodeKind, dial: Option<(&str, &Proxy)>) -> Node {
+        let name: NodeName = name.parse().unwrap();
+        let file = name.to_string().replace('/', "-");
+        let holder = Holder::Member(Identity::node("acme", name.clone()).unwrap());
+        let request = Request { holder, hosts: Vec::new(), lifetime: CERTIFICATE_LIFETIME };
+        let issued = self.authority.issue(&request, self.dir.path(), &file).unwrap();
+        let all = Want {
+            id: "all".into(),
+            pattern: "#".parse().unwrap(),
+            origins: Vec::new(),
+            start: WantStart::Earliest,
+            registers: true,
+        };
+        let config = NodeConfig {
+            federation: "acme".into(),
+            name,
+            kind,
+            data_dir: self.dir.path().join(&file),
+            listen: (kind == NodeKind::Relay).then(|| "127.0.0.1:0".parse().unwrap()),
+            dial: dial.iter().map(|(peer, proxy)| (peer.parse().unwrap(), proxy.address().to_string())).collect(),
+            tls: LinkTls { cert: issued.cert, key: issued.key, ca: self.dir.path().join("ca.pem") },
+            wants: if kind == NodeKind::Edge { vec![all] } else { Vec::new() },
+            replicate: Vec::new(),
+            topics: vec![("#".parse().unwrap(), TopicConfig::default())],
+            segment_bytes: 64 << 20,
+            disk_reserve_bytes: 0,
+            cache_bytes_max: Some(64 << 20),
+            lane_credit_bytes: 8 << 20,
+            probe_interval: Duration::from_millis(300),
+            dead_after: Duration::from_secs(2),
+            mark_interval: Duration::from_millis(200),
+            costs: Vec::new(),
+            tail_bytes_max: 64 << 20,
+        };
+        let log = MemoryLog::open(MemoryDisk::default(), MemoryConfig::default());
+        let weak = Arc::downgrade(&log);
+        // In place of a disk: what was submitted is durable a millisecond later.
+        std::thread::spawn(move || {
+            while let Some(log) = weak.upgrade() {
+                log.sync_now();
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        Node::start_on(config, log).await.unwrap()
+    }
+}
+
+fn message(text: &str) -> Publish {
+    Publish {
+        path: "readings/north".parse().unwrap(),
+        key: None,
+        headers: Vec::new(),
+        payload: Bytes::copy_from_slice(text.as_bytes()),
+        producer: None,
+        acknowledgement: Acknowledgement::All,
+        deadline: LONG,
+        on_deadline: OnDeadline::Fail,
+    }
+}
+
+/// Publishes everything, waiting for the other site's statement for each, pipelined.
+async fn publish_all(node: &Node, from: &str) {
+    let mut receipts = Vec::new();
+    let until = Instant::now() + LONG;
+    for number in 0..MESSAGES {
+        let receipt = loop {
+            match node.publish(message(&format!("{from} {number}"))).await {
+                Ok(receipt) => break receipt,
+                // The other site has not registered yet.
+                Err(PublishError::NobodyToAcknowledge(_)) if Instant::now() < until => {}
+                Err(error) => panic!("{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        receipts.push(receipt);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for receipt in receipts {
+        let receipt = receipt.await.unwrap().unwrap();
+        assert_eq!(receipt.sites.len(), 1, "{receipt:?}");
+    }
+}
+
+async fn contents(node: &Node, log: &LogName) -> Vec<String> {
+    let info: LogInfo = node.info(log).unwrap();
+    let (mut at, mut texts) = (info.begin, Vec::new());
+    while let Read::Batches { batches, next } = node.read(log, at, Line::Main, 1 << 20).await.unwrap() {
+        for batch in &batches {
+            let messages = decode_messages(batch, 1 << 20).unwrap();
+            texts.extend(messages.iter().map(|message| String::from_utf8_lossy(&message.payload).into_owned()));
+        }
+        at = next;
+    }
+    texts
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_arrive_once_and_in_order_over_lines_that_lose_and_break() {
+    let federation = Federation::new();
+    let line = Conditions {
+        delay: Duration::from_millis(20),
+        jitter: Duration::from_millis(5),
+        loss: 0.02,
+        bursts: Some(Bursts { begin: 0.002, end: 0.05, loss: 0.7 }),
+        reorder: 0.02,
+        reorder_by: Duration::from_millis(10),
+        mtu: Some(1472),
+        ..Conditions::default()
+    };
+    let relay = federation.node("middle/relay", NodeKind::Relay, None).await;
+    let at_relay = relay.local_address().unwrap();
+    let west = Proxy::start(at_relay, 1, &line).unwrap();
+    let east = Proxy::start(at_relay, 2, &line).unwrap();
+    let berlin = federation.node("berlin/edge", NodeKind::Edge, Some(("middle/relay", &west))).await;
+    let tokyo = federation.node("tokyo/edge", NodeKind::Edge, Some(("middle/relay", &east))).await;
+
+    let breaking = async {
+        for (proxy, both) in [(&west, true), (&east, false)] {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let hole = Conditions { black_hole: true, ..line.clone() };
+            if both {
+                proxy.set(&hole);
+            } else {
+                proxy.set_down(hole);
+            }
+            // Longer than a link lives without hearing anything.
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            proxy.set(&line);
+        }
+    };
+    let begun = Instant::now();
+    let work = async { tokio::join!(publish_all(&berlin, "berlin"), publish_all(&tokyo, "tokyo"), breaking) };
+    if tokio::time::timeout(LONG, work).await.is_err() {
+        for node in [&relay, &berlin, &tokyo] {
+            println!("{:?}\n{:?}\n{:?}", node.config().name, node.links(), node.alarms());
+        }
+        panic!("not finished in time");
+    }
+    println!("done after {:?}; {:?} {:?}", begun.elapsed(), west.counts(), east.counts());
+
+    for (origin, other) in [(&berlin, &tokyo), (&tokyo, &berlin)] {
+        let site = origin.config().name.site.clone();
+        let log = LogName { topic: "readings".parse().unwrap(), origin: site.clone(), queue: Queue(1) };
+        let expected: Vec<_> = (0..MESSAGES).map(|number| format!("{site} {number}")).collect();
+        assert_eq!(contents(origin, &log).await, expected);
+        assert_eq!(contents(other, &log).await, expected);
+    }
+    let reconnects: u64 = [&berlin, &tokyo].iter().flat_map(|node| node.links()).map(|link| link.reconnects).sum();
+    assert!(reconnects >= 2, "the lines were down long enough to be noticed");
+    for node in [Arc::new(berlin), Arc::new(tokyo), Arc::new(relay)] {
+        node.shutdown().await.unwrap();
+    }
+}
