@@ -7,8 +7,10 @@ use super::{
     *,
 };
 
+type Change = fn(&mut link::Hello, &mut SessionConfig);
+
 /// The end of a session to which a hand-made hello is said.
-fn refusal_of(change: impl FnOnce(&mut link::Hello, &mut SessionConfig)) -> (link::RefuseReason, String) {
+fn refusal_of(change: Change) -> (link::RefuseReason, String) {
     let mut own = config("a/1");
     let mut hello = link::Hello {
         version_min: 1,
@@ -41,7 +43,7 @@ fn refusal(session: &mut Session) -> (link::RefuseReason, String) {
 #[test]
 fn hellos_that_cannot_be_accepted() {
     use link::RefuseReason::*;
-    let cases: [(link::RefuseReason, &str, fn(&mut link::Hello, &mut SessionConfig)); 9] = [
+    let cases: [(link::RefuseReason, &str, Change); 9] = [
         (Version, "b/1 speaks protocol versions 2 to 3, this node 1 to 1", |h, _| {
             (h.version_min, h.version_max) = (2, 3)
         }),
