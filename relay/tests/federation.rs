@@ -63,6 +63,12 @@ struct Member {
 
 impl Member {
     async fn start(certificates: &Certificates, name: &str, kind: NodeKind, dial: Option<(&str, SocketAddr)>) -> Self {
+        let mut member = Self::new(certificates, name, kind, dial);
+        member.start_again().await;
+        member
+    }
+
+    fn new(certificates: &Certificates, name: &str, kind: NodeKind, dial: Option<(&str, SocketAddr)>) -> Self {
         let name: NodeName = name.parse().unwrap();
         let want = Want {
             id: "all".into(),
@@ -92,8 +98,7 @@ impl Member {
             costs: vec![],
             tail_bytes_max: 64 << 20,
         };
-        let node = Node::start(config.clone()).await.unwrap();
-        Self { config, node: Some(node) }
+        Self { config, node: None }
     }
 
     fn node(&self) -> &Node {
@@ -321,4 +326,73 @@ async fn nobody_to_acknowledge_is_refused_and_nothing_is_stored() {
     assert!(west.node().logs().is_empty());
     let refused = relay.publish("x", Acknowledgement::Local).await;
     assert!(matches!(refused, Err(PublishError::Unavailable(_))), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_in_mid_publish_gives_receipts_that_are_true() {
+    let certificates = Certificates::new();
+    let mut west = Member::start(&certificates, "west/e1", NodeKind::Edge, None).await;
+    let node = west.node().clone();
+    let publisher = tokio::spawn(async move {
+        let (mut pending, mut refused) = (Vec::new(), 0);
+        for n in 0..u32::MAX {
+            let text = format!("{n:06}");
+            match node.publish(message("orders/new", &text, Acknowledgement::Local)).await {
+                Ok(receipt) => pending.push((text, receipt)),
+                Err(PublishError::Unavailable(_)) if refused < 10 => refused += 1,
+                Err(PublishError::Unavailable(_)) => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        drop(node);
+        let mut receipted = Vec::new();
+        for (text, receipt) in pending {
+            match receipt.await.expect("every accepted message is answered") {
+                Ok(_) => receipted.push(text),
+                Err(error) => assert!(matches!(error, PublishError::Unavailable(_)), "{error}"),
+            }
+        }
+        receipted
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    west.stop().await;
+    let receipted = publisher.await.unwrap();
+    assert!(!receipted.is_empty());
+    west.start_again().await;
+    let found = west.texts(&west.site()).await;
+    // What was taken was finished, and nothing came in behind the receipts' back.
+    assert_eq!(found, receipted);
+    west.stop().await;
+}
+
+/// What a relay's cache no longer holds is read through from the origin.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_site_that_was_away_longer_than_the_relay_remembers_gets_all() {
+    let certificates = Certificates::new();
+    let mut relay = Member::new(&certificates, "hub/r1", NodeKind::Relay, None);
+    relay.config.cache_bytes_max = Some(256 << 10);
+    relay.start_again().await;
+    let at = relay.node().local_address().unwrap();
+    let west = Member::start(&certificates, "west/e1", NodeKind::Edge, Some(("hub/r1", at))).await;
+    let mut east = Member::start(&certificates, "east/e1", NodeKind::Edge, Some(("hub/r1", at))).await;
+    let north = Member::start(&certificates, "north/e1", NodeKind::Edge, Some(("hub/r1", at))).await;
+    west.wait_registered(&east.site()).await;
+    west.wait_registered(&north.site()).await;
+    east.stop().await;
+    let payload = "x".repeat(64 << 10);
+    for n in 0..100 {
+        let publish = message("orders/new", &format!("{n:06}{payload}"), Acknowledgement::Sites(vec![north.site()]));
+        let publish = Publish { key: Some(format!("{n}").into()), ..publish };
+        west.node().publish(publish).await.unwrap().await.unwrap().unwrap();
+    }
+    // The relay forgets.
+    let deadline = Instant::now() + LONG;
+    let begins = |node: &Node| node.logs().iter().filter_map(|l| node.info(l)).map(|i| i.begin.offset).sum::<u64>();
+    while begins(relay.node()) == 0 {
+        assert!(Instant::now() < deadline, "{}", relay.state());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    east.start_again().await;
+    east.wait_equal(&west).await;
+    north.wait_equal(&west).await;
 }

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -109,6 +109,8 @@ pub(super) struct NodeInner {
     pub(super) unavailable: ArcSwapOption<String>,
     /// How many of the commit log's damages were reported.
     pub(super) damage_reported: AtomicUsize,
+    /// Bytes the commit log had accepted when retention last ran.
+    pub(super) accepted_at_retention: AtomicU64,
     pub(super) threads: Threads,
 }
 
@@ -164,7 +166,12 @@ impl NodeInner {
         };
         self.note_availability(why);
         self.note_damage(&stats.damage);
-        if turn.is_multiple_of(RETENTION_EVERY) {
+        // A cache is held to its bound more often while it fills quickly.
+        let fills = self.config.cache_bytes_max.is_some_and(|max| {
+            stats.accepted_bytes.saturating_sub(self.accepted_at_retention.load(Ordering::Relaxed)) > max / 8
+        });
+        if fills || turn.is_multiple_of(RETENTION_EVERY) {
+            self.accepted_at_retention.store(stats.accepted_bytes, Ordering::Relaxed);
             self.retain();
         }
         if turn.is_multiple_of(EXPIRE_EVERY)

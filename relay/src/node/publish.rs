@@ -17,7 +17,7 @@ use super::{
     clock::Clock,
     inner::NodeInner,
     one_way::one_way_of,
-    origin::{OwnMessage, Refusal, Stored, Tell, WAITING_BYTES_MAX, check_content},
+    origin::{OwnMessage, Refusal, Stored, TOPICS_MAX, Tell, WAITING_BYTES_MAX, check_content},
     receipts::{self, Need, RECEIPTS_WAITING_MAX},
 };
 
@@ -72,7 +72,11 @@ impl Registered {
             return sites.clone();
         }
         let sites: Arc<[Site]> = ask().into();
-        self.known.lock().insert(topic.clone(), (version, sites.clone()));
+        let mut known = self.known.lock();
+        if known.len() >= TOPICS_MAX {
+            known.clear();
+        }
+        known.insert(topic.clone(), (version, sites.clone()));
         sites
     }
 }

@@ -213,6 +213,7 @@ impl NodeInner {
             draining: false.into(),
             unavailable: ArcSwapOption::empty(),
             damage_reported: 0.into(),
+            accepted_at_retention: 0.into(),
             threads: Threads::default(),
         });
         node.run_threads(&origin_wake, hub_wake, upkeep_wake)?;

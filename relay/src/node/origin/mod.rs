@@ -10,7 +10,8 @@
 //! message goes at once. Bodies are hashed and compressed outside the queue's lock; only the right to seal, which one caller
 //! at a time holds, keeps the order.
 //!
-//! **Bounds**: [`WAITING_BYTES_MAX`] of messages accepted and not yet durable; [`TOPICS_MAX`] topics.
+//! **Bounds**: [`WAITING_BYTES_MAX`] of messages accepted and not yet durable; [`TOPICS_MAX`] topics with
+//! [`OWN_QUEUES_MAX`] queues.
 
 mod producers;
 mod queue;
@@ -53,6 +54,8 @@ pub const WAITING_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub const MESSAGE_CHARGE_BYTES: usize = 256;
 /// Most topics of one origin.
 pub const TOPICS_MAX: usize = 10_000;
+/// Most queues of one origin, over all its topics.
+pub const OWN_QUEUES_MAX: usize = 100_000;
 /// A batch of at most this many bytes is compressed by the publisher's own call; larger ones by whoever pumps.
 const COMPRESS_INLINE_BYTES: usize = 16 * 1024;
 /// How far the wall clock may stand before the newest durable time before it is reported, microseconds.
@@ -303,6 +306,11 @@ impl Origin {
             }
             settings.queues = stored.queues;
         }
+        let queues: usize = topics.values().map(|t| t.queues().len()).sum();
+        if queues.saturating_add(usize::try_from(settings.queues).unwrap_or(usize::MAX)) > OWN_QUEUES_MAX {
+            let text = format!("this site's topics have {queues} queues, and {OWN_QUEUES_MAX} are the most; give new topics fewer");
+            return Err(Refusal::Error(PublishError::Unavailable(text)));
+        }
         if stored.as_ref() != Some(&settings) {
             self.write_settings(topic, &settings)?;
         }
@@ -409,9 +417,10 @@ impl Origin {
     fn submit(self: &Arc<Self>, queue: &Arc<OwnQueue>, ready: Ready) {
         let mut producers = (!ready.stamped.is_empty()).then(|| self.producers.lock());
         let mut state = queue.state.lock();
-        let Some(line) = state.line.as_ref() else {
+        let Some(line) = state.line.as_mut() else {
             return self.fail_queue(queue, producers, state, ready.waiting, "the log was not opened");
         };
+        line.go_above(&*self.log, &queue.log);
         let batch = line.place(&queue.log, ready.body.clone(), ready.time_us);
         let begin = batch.begin();
         let mut entries = vec![Entry::Append { role: Role::Own, batch: batch.clone() }];

@@ -92,6 +92,20 @@ impl Line {
         Ok(Line { end, first: Some(Some(previous)), chain, time_us: info.newest_origin_time_us })
     }
 
+    /// A restored or cloned origin meets incarnations of its own that it did not know: they come from other holders. The newest
+    /// one leads the main line, so this start goes on in one above it, at its own end; what was met is a fork.
+    pub(super) fn go_above(&mut self, log: &dyn CommitLog, name: &LogName) {
+        let Some(info) = log.info(name, false) else { return };
+        let Some(newest) = info.incarnations.last().map(|i| i.incarnation) else { return };
+        if newest <= self.end.incarnation {
+            return;
+        }
+        if self.first.is_none() {
+            self.first = Some(Some(self.end));
+        }
+        self.end.incarnation.counter = newest.counter.saturating_add(1);
+    }
+
     /// Places a sealed body at the end; [`Line::advance`] makes it so.
     pub(super) fn place(&self, log: &LogName, body: SealedBody, time_us: u64) -> Batch {
         let placement = Placement {

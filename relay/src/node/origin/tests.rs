@@ -448,3 +448,32 @@ fn unused_producers_are_forgotten_with_time() {
     assert!(b.log.scan(Table::Producers, &[]).is_empty());
     assert!(matches!(b.stamped("a", 1, 1), Err(Refusal::Error(PublishError::ProducerUnknown))));
 }
+
+/// The disk was restored from an old copy; the origin publishes, then gets its own later history back from another holder.
+#[test]
+fn an_origin_that_went_back_goes_on_above_what_it_meets() {
+    let mut b = bench(1);
+    b.publish("t", b"a");
+    b.settle();
+    let old = b.log.disk_copy();
+    let mut b = b.crash(0, 8, 1);
+    b.publish("t", b"lost");
+    b.settle();
+    let lost = b.batches(1).last().unwrap().clone();
+    let mut b = bench_on(old, MemoryConfig::default(), 3, 1);
+    b.publish("t", b"new");
+    b.settle();
+    b.answers();
+    // Both are incarnation 2; the one that comes back is the greater.
+    assert!(lost.begin().incarnation > b.batches(1).last().unwrap().begin().incarnation);
+    let unit = Unit { entries: vec![Entry::Append { role: Role::Own, batch: lost.clone() }] };
+    b.log.submit(unit, Box::new(|_| {})).unwrap();
+    b.log.sync_now();
+    b.publish("t", b"on");
+    b.publish("t", b"and on");
+    b.settle();
+    assert_eq!(b.places()[0].incarnation.counter, 3);
+    assert_eq!(b.payloads(1), vec![b"a".to_vec(), b"new".to_vec(), b"on".to_vec(), b"and on".to_vec()]);
+    let info = b.log.info(&lost.header().log, true).unwrap();
+    assert_eq!(info.fork_tips, vec![lost.end()]);
+}
