@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Metadata of a publish stream's answer: the site that stores what is published on it.
-pub const SITE_KEY: &str = "seaway-site";
+pub(crate) const SITE_KEY: &str = "seaway-site";
 
 /// The service.
 pub(crate) struct MessagesService<E: Engine> {

@@ -1,0 +1,165 @@
+//! End to end: what a user meets at the command line, mistakes first of all.
+
+use seaway_edge_broker::bench::cluster::Kind;
+use seaway_tests::cluster::{Federation, lines, seaway};
+
+#[test]
+fn wrong_usage_is_answered_without_a_server() {
+    seaway(&["pub", "a//b", "x"]).failed(2, "empty level");
+    seaway(&["pub", "", "x"]).failed(2, "must not be empty");
+    seaway(&["pub", &"x".repeat(1025), "x"]).failed(2, "1024 bytes");
+    seaway(&["pub", "a/+", "x"]).failed(2, "wildcards");
+    seaway(&["sub", ""]).failed(2, "'#'");
+    seaway(&["sub", "a/#/b"]).failed(2, "last level");
+    seaway(&["sub", "a", "--from", "yesterday"]).failed(2, "earliest, latest, a time");
+    seaway(&["pub", "a", "--ack", "everyone", "x"]).failed(2, "sites=a,b");
+    seaway(&["pub", "a", "--mode", "async", "--ack", "all", "x"]).failed(2, "--mode sync");
+    seaway(&["pub", "a", "--server", "ftp://x", "x"]).failed(2, "http://HOST:PORT");
+    seaway(&["status", "--server", "https://localhost:1"]).failed(2, "--tls-ca");
+    seaway(&["sub"]).failed(2, "PATTERN");
+    seaway(&["frobnicate"]).failed(2, "frobnicate");
+    seaway(&["status", "--server", "http://127.0.0.1:1"]).failed(1, "cannot reach http://127.0.0.1:1");
+    let script = seaway(&["completions", "bash"]).ok().out;
+    assert!(script.contains("complete -F _seaway"), "{script:.200}");
+}
+
+#[test]
+fn a_configuration_mistake_names_file_line_and_the_nearest_key() {
+    let mut federation = Federation::empty();
+    federation.cluster.add("eu/edge", Kind::Edge, &[], "").unwrap();
+    let config = federation.cluster.member("eu/edge").unwrap().config().display().to_string();
+    let text = std::fs::read_to_string(&config).unwrap();
+    seaway(&["config", "check", &config]).ok();
+    let line = 1 + text.lines().position(|line| line.starts_with("data_dir")).unwrap();
+    let wrong = federation.file("wrong.toml", text.replace("data_dir", "data_dri").as_bytes());
+    let expected = format!("wrong.toml:{line}: unknown key \"data_dri\" in [node]; did you mean \"data_dir\"?");
+    seaway(&["config", "check", &wrong]).failed(1, &expected);
+    seaway(&["edge", "--config", &wrong]).failed(1, &expected);
+    seaway(&["relay", "--config", &config]).failed(1, "run 'seaway edge' instead");
+    seaway(&["edge", "--config", "/nowhere.toml"]).failed(1, "/nowhere.toml");
+    let shown = seaway(&["config", "show", &config, "--set", "log.segment_size=4 MiB"]).ok().out;
+    assert!(shown.contains("segment_size = \"4 MiB\""), "{shown}");
+}
+
+#[test]
+fn a_node_that_cannot_start_says_why_in_one_sentence() {
+    let mut federation = Federation::one_edge("");
+    federation.cluster.add("us/edge", Kind::Edge, &[], "").unwrap();
+    let eu = federation.cluster.member("eu/edge").unwrap();
+    let us = federation.cluster.member("us/edge").unwrap();
+    let (eu_config, us_config) = (eu.config().display().to_string(), us.config().display().to_string());
+    let start = |set: &str| seaway(&["edge", "--config", &us_config, "--set", set]);
+    // Its door's address in use, its link's address in use, another's directory, its own directory twice.
+    start(&format!("door.listen=127.0.0.1:{}", eu.door_port)).failed(1, "choose another address");
+    start(&format!("link.listen=127.0.0.1:{}", eu.link_port)).failed(1, &eu.link_port.to_string());
+    seaway(&["edge", "--config", &eu_config]).failed(1, "in use by another process");
+    seaway(&["log", "verify", &eu.data_dir().display().to_string()]).failed(1, "in use by another process");
+    let foreign = format!("node.data_dir={}", eu.data_dir().display());
+    federation.cluster.member_mut("eu/edge").unwrap().stop();
+    start(&foreign).failed(1, "belongs to");
+    // A certificate of somebody else.
+    start("link.cert_file=eu-edge.pem").failed(1, "");
+}
+
+#[test]
+fn positions_of_a_group_survive_a_restart() {
+    let mut federation = Federation::one_edge("");
+    federation.run_with("eu/edge", &["pub", "jobs"], lines(10, "job").as_bytes()).ok();
+    let take = |federation: &Federation, count: &str| {
+        let args =
+            ["sub", "jobs", "--group", "workers", "--from", "earliest", "--count", count, "--timeout", "120s"];
+        federation.run("eu/edge", &args).ok().out
+    };
+    assert_eq!(take(&federation, "4"), lines(4, "job"));
+    assert_eq!(federation.cluster.member_mut("eu/edge").unwrap().stop(), Some(0));
+    federation.cluster.start("eu/edge").unwrap();
+    federation.wait_up("eu/edge");
+    let rest: String = lines(10, "job").lines().skip(4).map(|line| format!("{line}\n")).collect();
+    assert_eq!(take(&federation, "6"), rest);
+    let shown = federation.run("eu/edge", &["group", "ls"]).ok().out;
+    assert!(shown.contains("workers"), "{shown}");
+    federation.run("eu/edge", &["group", "rm", "workers"]).failed(5, "token or certificate");
+}
+
+#[test]
+fn json_goes_round_unchanged_and_positions_can_be_given_back() {
+    let federation = Federation::one_edge("");
+    let binary: Vec<u8> = (0..=255).collect();
+    federation.run_with("eu/edge", &["pub", "raw/bin", "--whole", "--key", "k", "--header", "h=v"], &binary).ok();
+    federation.run("eu/edge", &["pub", "raw/text", "plain"]).ok();
+    let json = federation.run("eu/edge", &["sub", "raw/#", "--from", "earliest", "--count", "2", "--output", "json", "--timeout", "60s"]).ok().out;
+    federation.run_with("eu/edge", &["pub", "--input", "json"], json.as_bytes()).ok();
+    let all = federation.run("eu/edge", &["sub", "raw/#", "--from", "earliest", "--until-end", "--output", "json", "--timeout", "60s"]).ok().out;
+    let parsed: Vec<serde_json::Value> = all.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(parsed.len(), 4, "{all}");
+    for field in ["path", "key", "headers", "payload", "payload_base64"] {
+        assert_eq!(parsed[0].get(field), parsed[2].get(field), "{field}");
+        assert_eq!(parsed[1].get(field), parsed[3].get(field), "{field}");
+    }
+    assert!(parsed[0].get("payload_base64").is_some() && parsed[1]["payload"] == "plain");
+    let position = parsed[3]["position"].as_str().unwrap();
+    let again = federation.run("eu/edge", &["sub", "raw/#", "--from", position, "--until-end", "--timeout", "60s"]).ok();
+    assert_eq!(again.out, "plain\n");
+    let last = federation.run("eu/edge", &["sub", "raw/#", "--last", "1", "--until-end", "--timeout", "60s"]).ok();
+    assert_eq!(last.out, "plain\n");
+    federation.run("eu/edge", &["sub", "quiet", "--count", "1", "--timeout", "300ms"]).failed(4, "time");
+    let bad = b"{\"payload\":\"good\",\"path\":\"raw/a\"}\n{\"payload\":5}\n";
+    federation.run_with("eu/edge", &["pub", "--input", "json"], bad).failed(1, "input line 2");
+}
+
+#[test]
+fn rights_and_limits_refuse_with_exit_code_5() {
+    let more = "[[topic]]\npattern = \"small\"\nmessage_size_max = \"1 KiB\"\n";
+    let mut federation = Federation::empty();
+    let tokens = "[[token]]\nname = \"shop\"\ntoken = \"secret-secret-secret-secret-1234\"\npublish = [\"orders/#\", \"small\"]\nsubscribe = [\"orders/#\"]\n";
+    let token_file = federation.file("tokens.toml", tokens.as_bytes());
+    federation.cluster.add("eu/edge", Kind::Edge, &[], more).unwrap();
+    let config = federation.cluster.member("eu/edge").unwrap().config().to_path_buf();
+    let text = std::fs::read_to_string(&config).unwrap();
+    let text = text.replace("[door.anonymous]", &format!("token_file = \"{token_file}\"\n\n[door.anonymous]"));
+    std::fs::write(&config, text).unwrap();
+    federation.cluster.start("eu/edge").unwrap();
+    federation.wait_up("eu/edge");
+    let shown = federation.file("token", b"secret-secret-secret-secret-1234\n");
+    let with = |args: &[&str]| federation.run("eu/edge", &[args, &["--token-file", &shown]].concat());
+    with(&["pub", "orders/1", "x"]).ok();
+    with(&["pub", "other", "x"]).failed(5, "lacks the right to publish to other");
+    with(&["sub", "#", "--count", "1"]).failed(5, "lacks the right to subscribe");
+    with(&["status"]).failed(5, "admin right");
+    with(&["pub", "small", &"x".repeat(2000)]).failed(5, "message 1");
+    with(&["pub", "_internal", "x"]).failed(5, "");
+    let wrong = federation.file("wrong-token", b"not-the-secret\n");
+    federation.run("eu/edge", &["status", "--token-file", &wrong]).failed(5, "");
+}
+
+#[test]
+fn damage_in_a_stopped_log_is_reported_with_file_and_position() {
+    let mut federation = Federation::one_edge("");
+    federation.run_with("eu/edge", &["pub", "orders"], lines(5000, "eu").as_bytes()).ok();
+    federation.run_with("eu/edge", &["pub", "orders"], lines(5000, "more").as_bytes()).ok();
+    let data = federation.cluster.member("eu/edge").unwrap().data_dir();
+    federation.cluster.member_mut("eu/edge").unwrap().stop();
+    let dir = data.display().to_string();
+    let whole = seaway(&["log", "verify", &dir]).ok().out;
+    assert!(whole.contains("no damage"), "{whole}");
+    let dump = seaway(&["log", "dump", &dir, "--topic", "orders", "--messages"]).ok().out;
+    assert!(dump.contains("more line 4999"));
+    let files: Vec<_> = walk(&data);
+    let biggest = files.iter().max_by_key(|path| std::fs::metadata(path).unwrap().len()).unwrap();
+    let mut bytes = std::fs::read(biggest).unwrap();
+    let needle = b"eu line 2500";
+    let at = bytes.windows(needle.len()).position(|window| window == needle).unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(biggest, bytes).unwrap();
+    let ran = seaway(&["log", "verify", &dir]).failed(1, "damaged range");
+    assert!(ran.out.contains(biggest.file_name().unwrap().to_str().unwrap()), "{}", ran.out);
+}
+
+fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
+        let path = entry.path();
+        if path.is_dir() { found.extend(walk(&path)) } else { found.push(path) }
+    }
+    found
+}
