@@ -14,7 +14,14 @@ mod subscriptions;
 mod testing;
 
 /// The client protocol as generated from `seaway/v1/seaway.proto`.
-#[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated code")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::pedantic,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code"
+)]
 pub mod api {
     tonic::include_proto!("seaway.v1");
     /// For the reflection service.

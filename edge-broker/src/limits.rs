@@ -26,7 +26,7 @@ pub const CALLS_PER_CONNECTION_MAX: u32 = 256;
 pub const REQUEST_BYTES_MAX: usize = MESSAGE_BYTES_CEILING + 64 * 1024;
 /// Largest reply, bytes.
 pub const REPLY_BYTES_MAX: usize = MESSAGE_BYTES_CEILING + 64 * 1024;
-/// Bytes of messages accepted from all clients and not yet answered.
+/// Bytes of messages of all clients that wait for room in the engine's append queue.
 pub const IN_FLIGHT_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Bytes of messages accepted on one stream and not yet answered; at least one message always fits.
 pub const STREAM_IN_FLIGHT_BYTES_MAX: usize = 32 * 1024 * 1024;

@@ -2,5 +2,6 @@
 
 mod groups;
 mod publish;
+mod real_node;
 mod rights;
 mod subscribe;

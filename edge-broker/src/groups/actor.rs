@@ -1,7 +1,7 @@
 //! Carries out what a group decides: reads logs, hands replies to members, stores positions, answers confirmations.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -26,7 +26,7 @@ use crate::{
     },
     engine::Engine,
     grpc::{convert, errors},
-    limits::{CONFIRM_IDS_MAX, GROUP_MEMBERS_MAX, READ_BYTES},
+    limits::{CONFIRM_IDS_MAX, GROUP_LOGS_MAX, GROUP_MEMBERS_MAX, READ_BYTES},
     subscriptions::{
         credit::Credit,
         feed::Filled,
@@ -35,7 +35,9 @@ use crate::{
     },
 };
 
-/// How often positions that nobody waits for are stored, timeouts looked at, and new logs looked for.
+/// How often a group without members looks for new logs, in ticks.
+const SEARCH_TICKS: u32 = 30;
+/// How often positions that nobody waits for are stored, and timeouts looked at.
 const TICK: Duration = Duration::from_secs(1);
 
 type Permit = mpsc::OwnedPermit<Result<SubscribeReply, Status>>;
@@ -100,6 +102,10 @@ pub(crate) struct Actor<E: Engine> {
     waiting: Vec<Waiting>,
     saving: Option<Saving>,
     save_due: bool,
+    ticks: u32,
+    /// Logs that could not be read: tried again at the next tick.
+    unread: BTreeSet<LogName>,
+    reported_full: bool,
     drain: CancellationToken,
 }
 
@@ -132,6 +138,9 @@ impl<E: Engine> Actor<E> {
             waiting: Vec::new(),
             saving: None,
             save_due: false,
+            ticks: 0,
+            unread: BTreeSet::new(),
+            reported_full: false,
             drain,
         }
     }
@@ -228,7 +237,8 @@ impl<E: Engine> Actor<E> {
             Ok(Filled::Items) => {}
             Ok(Filled::Waiting | Filled::Done) => return self.state.set_idle(member, log),
             Err(error) => {
-                tracing::warn!(group = %self.name, %error, "a group cannot read; it tries again when the log moves");
+                tracing::warn!(group = %self.name, %error, "a group cannot read a log; it tries again");
+                self.unread.insert(log.clone());
                 return self.state.set_idle(member, log);
             }
         }
@@ -304,7 +314,13 @@ impl<E: Engine> Actor<E> {
     fn handle_tick(&mut self) {
         self.save_due = true;
         self.state.expire(Instant::now());
-        self.find_logs();
+        for log in std::mem::take(&mut self.unread) {
+            self.state.wake(&log);
+        }
+        self.ticks = self.ticks.wrapping_add(1);
+        if self.links.is_empty() && self.ticks.is_multiple_of(SEARCH_TICKS) {
+            self.find_logs(); // with members, events tell
+        }
     }
 
     fn find_logs(&mut self) {
@@ -315,9 +331,16 @@ impl<E: Engine> Actor<E> {
 
     /// A log that appears after the group was made is read from its begin.
     fn find_log(&mut self, log: LogName) {
-        if self.state.is_new(&log)
-            && let Some(info) = self.engine.info(&log)
-        {
+        if !self.state.is_new(&log) {
+            return;
+        }
+        if self.state.is_full() {
+            if !std::mem::replace(&mut self.reported_full, true) {
+                tracing::warn!(group = %self.name, %log, "the group covers {GROUP_LOGS_MAX} logs already; narrow its pattern");
+            }
+            return;
+        }
+        if let Some(info) = self.engine.info(&log) {
             let cursor = from_begin(&info);
             self.state.add_log(log, LogPosition::new(cursor.at(), cursor.passed().clone()), false);
         }

@@ -102,6 +102,8 @@ pub(crate) struct GroupState {
     buffered: BTreeSet<LogName>,
     next_member: MemberId,
     turn: MemberId,
+    /// Whether logs came that no member serves yet.
+    unassigned: bool,
 }
 
 impl GroupState {
@@ -115,12 +117,13 @@ impl GroupState {
             buffered: BTreeSet::new(),
             next_member: 1,
             turn: 0,
+            unassigned: false,
         }
     }
 
     /// Whether the group means this log and does not have it yet.
     pub(crate) fn is_new(&self, log: &LogName) -> bool {
-        self.filter.covers(log) && !self.logs.contains_key(log) && self.logs.len() < GROUP_LOGS_MAX
+        self.filter.covers(log) && !self.logs.contains_key(log)
     }
 
     /// Takes a log with its position; a position that is not stored yet is dirty.
@@ -129,7 +132,7 @@ impl GroupState {
         let feed = Feed::new(log.clone(), self.filter.clone(), cursor, None);
         let (out, returned) = (BTreeMap::new(), BTreeMap::new());
         self.logs.insert(log, GroupLog { position, feed, assigned: None, out, returned, sequence: 0, dirty: !stored });
-        self.assign();
+        self.unassigned = true;
     }
 
     /// Takes a member; answers its name.
@@ -161,6 +164,7 @@ impl GroupState {
 
     /// Spreads the logs over the members that keep up.
     fn assign(&mut self) {
+        self.unassigned = false;
         let keeping_up: BTreeSet<_> = self.members.iter().filter(|(_, m)| !m.stalled).map(|(id, _)| *id).collect();
         let able = if keeping_up.is_empty() { self.members.keys().copied().collect() } else { keeping_up };
         let spread = spread(self.logs.iter().map(|(name, log)| (name.clone(), log.assigned)), &able);
@@ -192,8 +196,16 @@ impl GroupState {
         }
     }
 
+    /// Whether the group has as many logs as it may.
+    pub(crate) fn is_full(&self) -> bool {
+        self.logs.len() >= GROUP_LOGS_MAX
+    }
+
     /// The member (of those that `may` take a reply) and log whose turn it is.
     pub(crate) fn next_turn(&mut self, may: impl Fn(MemberId) -> bool) -> Option<(MemberId, LogName)> {
+        if self.unassigned {
+            self.assign();
+        }
         let eligible = |(id, m): &(&MemberId, &mut GroupMember)| m.credit.is_left() && !m.ready.is_empty() && may(**id);
         let turn = self.turn;
         let mut able: Vec<_> = self.members.iter_mut().filter(eligible).collect();

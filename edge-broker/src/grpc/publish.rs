@@ -40,13 +40,13 @@ enum Taken {
 /// A stream's request on its way to its reply.
 struct InOrder {
     taken: Taken,
-    _room: [Option<OwnedSemaphorePermit>; 2],
+    /// Of the stream's own bound: a client that does not read its receipts stops itself, and nobody else.
+    _room: Option<OwnedSemaphorePermit>,
 }
 
 impl<E: Engine> Publisher<E> {
     /// Publishes one message and waits for its receipt.
     pub(crate) async fn publish(&self, request: PublishRequest) -> Result<Receipt, Status> {
-        let _room = take_room(&self.shared.in_flight, &request).await;
         let taken = self.take(request).await;
         let result = finish(taken).await;
         self.count(&result);
@@ -82,8 +82,7 @@ impl<E: Engine> Publisher<E> {
             };
             let next = match request {
                 Ok(Some(request)) => {
-                    let room =
-                        [take_room(&stream_room, &request).await, take_room(&self.shared.in_flight, &request).await];
+                    let room = take_room(&stream_room, convert::request_bytes(&request)).await;
                     Ok(InOrder { taken: self.take(request).await, _room: room })
                 }
                 Ok(None) => return,
@@ -144,6 +143,8 @@ impl<E: Engine> Publisher<E> {
             return Err(errors::publish_not_allowed(missing));
         }
         self.rate.admit(bytes).await.map_err(errors::limited)?;
+        // Held until the engine has the message in its own, bounded queue.
+        let _room = take_room(&self.shared.in_flight, bytes).await;
         if mode == crate::api::Mode::OneWay {
             self.shared.engine.publish_one_way(publish).map_err(failure)?;
             return Ok(Taken::Now(Box::new(Ok(Receipt::default()))));
@@ -172,9 +173,9 @@ async fn finish(taken: Taken) -> Result<Receipt, PublishFailure> {
     }
 }
 
-/// Room for a message in flight, waited for; `None` only when the door is closed.
-async fn take_room(room: &Arc<Semaphore>, request: &PublishRequest) -> Option<OwnedSemaphorePermit> {
-    let bytes = convert::request_bytes(request).saturating_add(IN_FLIGHT_OVERHEAD_BYTES);
+/// Room for a message of so many bytes, waited for; `None` only when the door is closed.
+async fn take_room(room: &Arc<Semaphore>, bytes: usize) -> Option<OwnedSemaphorePermit> {
+    let bytes = bytes.saturating_add(IN_FLIGHT_OVERHEAD_BYTES);
     let permits = u32::try_from(bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
     room.clone().acquire_many_owned(permits).await.ok()
 }

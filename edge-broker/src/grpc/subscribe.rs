@@ -8,7 +8,10 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::{Status, Streaming};
 
-use super::{convert, errors, shared::Shared};
+use super::{
+    convert, errors,
+    shared::{DoorCounters, Shared},
+};
 use crate::{
     api::{
         SubscribeReply, SubscribeRequest,
@@ -47,7 +50,7 @@ pub(crate) async fn subscribe<E: Engine>(
         return Err(errors::invalid("the first request of a subscription must open it"));
     };
     let filter = filter(&open)?;
-    caller.check_subscribe(&filter.pattern)?;
+    caller.check_subscribe(&filter.pattern).inspect_err(|_| DoorCounters::count(&shared.counters.not_allowed))?;
     let slot = shared.subscriptions.clone().try_acquire_owned().map_err(|_| {
         errors::too_many(format!("there are {SUBSCRIPTIONS_MAX} subscriptions already; close some or try again later"))
     })?;

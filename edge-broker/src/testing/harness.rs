@@ -9,7 +9,6 @@ use tokio::{
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::{Status, Streaming, transport::Channel};
 
-use super::TestEngine;
 use crate::{
     api::{
         self, Message, MessageId, PublishRequest, SubscribeReply, SubscribeRequest,
@@ -19,6 +18,7 @@ use crate::{
         subscribe_request::{self, Confirm, Credit, Open, open::From},
     },
     door::{Door, DoorConfig, DoorError, Rights},
+    engine::Engine,
 };
 
 /// How long a test waits before it says that something never came.
@@ -46,12 +46,12 @@ pub(crate) struct Harness {
 
 impl Harness {
     /// A door that lets everybody in.
-    pub(crate) async fn start(engine: &TestEngine) -> Self {
+    pub(crate) async fn start<E: Engine>(engine: &E) -> Self {
         Self::start_with(engine, |_| {}).await
     }
 
     /// A door with other settings.
-    pub(crate) async fn start_with(engine: &TestEngine, change: impl FnOnce(&mut DoorConfig)) -> Self {
+    pub(crate) async fn start_with<E: Engine>(engine: &E, change: impl FnOnce(&mut DoorConfig)) -> Self {
         let mut config = DoorConfig::new(([127, 0, 0, 1], 0).into());
         config.auth.anonymous = Some(all_rights());
         config.auth.federation = "test".into();
