@@ -41,6 +41,11 @@ fn run(seed: u64, verbose: bool) -> bool {
             outcome.alarms
         );
     }
+    if verbose && !good {
+        for line in &outcome.holdings {
+            println!("{line}");
+        }
+    }
     for violation in outcome.violations.iter().take(10) {
         println!("seed {seed}: invariant {} broken: {}", violation.invariant, violation.what);
     }

@@ -184,6 +184,8 @@ impl SimNode {
     /// Its disk for the checkers: what is durable.
     pub fn disk(&self) -> Disk<'_> {
         let log: &dyn CommitLog = match (&self.running, &self.resting) {
+            // A forged or shortened copy is this node's disk; one that is only not served is whole.
+            (Some(running), _) if self.sabotage == Some(Sabotage::ServeNothing) => &*running.log,
             (Some(running), _) => &*running.seen,
             (None, Some(resting)) => &**resting,
             (None, None) => unreachable!("a node has started, or died"),

@@ -123,6 +123,8 @@ pub struct Outcome {
     pub deaths: u64,
     /// Alarms raised, by name.
     pub alarms: BTreeMap<&'static str, u64>,
+    /// How every node holds every log at the end, a line each: for finding out why a seed fails.
+    pub holdings: Vec<String>,
     /// A hash over what all disks hold at the end: equal for equal seeds.
     pub fingerprint: u64,
 }
@@ -411,8 +413,26 @@ impl World {
                 *all.entry(name).or_default() += count;
                 all
             }),
+            holdings: describe(&disks),
             fingerprint: holdings.fingerprint(),
             violations,
         }
     }
+}
+
+fn describe(disks: &[Disk<'_>]) -> Vec<String> {
+    let mut lines = Vec::new();
+    for disk in disks {
+        for log in disk.log.logs() {
+            let Some(info) = disk.log.info(&log, true) else { continue };
+            let held: Vec<String> = info
+                .incarnations
+                .iter()
+                .map(|i| format!("{}:{}..{} after {:?}", i.incarnation, i.begin, i.end, i.previous))
+                .collect();
+            lines.push(format!("{log} at {}: {} | end {} forks {:?} holes {:?}", disk.name, held.join(", "), info.end, info.fork_tips, info.holes));
+        }
+    }
+    lines.sort();
+    lines
 }
