@@ -136,7 +136,15 @@ impl Member {
     fn state(&self) -> String {
         let node = self.node();
         let logs: Vec<_> = node.logs().into_iter().map(|l| (l.clone(), node.info(&l), node.copy_status(&l))).collect();
-        format!("{}:\n{:#?}\n{:#?}\n{:#?}\n{:#?}\n{:#?}", self.config.name, node.sites(), node.links(), node.alarms(), node.counters(), logs)
+        format!(
+            "{}:\n{:#?}\n{:#?}\n{:#?}\n{:#?}\n{:#?}",
+            self.config.name,
+            node.sites(),
+            node.links(),
+            node.alarms(),
+            node.counters(),
+            logs
+        )
     }
 
     /// Until the site is registered for the topic here.
@@ -179,7 +187,8 @@ impl Member {
 
     async fn wait_equal(&self, origin: &Member) {
         let deadline = Instant::now() + LONG;
-        let bytes = |all: Vec<Batch>| all.iter().map(|b| (b.begin(), b.head().clone(), b.body().clone())).collect::<Vec<_>>();
+        let bytes =
+            |all: Vec<Batch>| all.iter().map(|b| (b.begin(), b.head().clone(), b.body().clone())).collect::<Vec<_>>();
         let expected = bytes(origin.batches(&origin.site()).await);
         loop {
             let found = bytes(self.batches(&origin.site()).await);

@@ -198,7 +198,9 @@ impl NodeInner {
     fn note_damage(&self, damage: &[Damage]) {
         let known = self.damage_reported.swap(damage.len(), Ordering::Relaxed);
         for Damage { file, from, to, detail } in damage.iter().skip(known) {
-            let text = format!("bytes {from} to {to} of {file} are damaged ({detail}); they are fenced and fetched again where another site has them");
+            let text = format!(
+                "bytes {from} to {to} of {file} are damaged ({detail}); they are fenced and fetched again where another site has them"
+            );
             self.report("damage", text);
         }
     }

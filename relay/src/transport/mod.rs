@@ -6,8 +6,8 @@
 
 pub mod bounds;
 pub mod channels;
-pub mod endpoint;
 pub mod dial;
+pub mod endpoint;
 pub mod identity;
 pub mod link;
 pub mod listen;

@@ -430,7 +430,14 @@ fn describe(disks: &[Disk<'_>]) -> Vec<String> {
                 .iter()
                 .map(|i| format!("{}:{}..{} after {:?}", i.incarnation, i.begin, i.end, i.previous))
                 .collect();
-            lines.push(format!("{log} at {}: {} | end {} forks {:?} holes {:?}", disk.name, held.join(", "), info.end, info.fork_tips, info.holes));
+            lines.push(format!(
+                "{log} at {}: {} | end {} forks {:?} holes {:?}",
+                disk.name,
+                held.join(", "),
+                info.end,
+                info.fork_tips,
+                info.holes
+            ));
         }
     }
     lines.sort();
