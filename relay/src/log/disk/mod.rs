@@ -55,8 +55,8 @@
 //! one write batch, which also sets *applied*: the end of the group, its sequence and its header's CRC. So
 //! whatever the index holds after a crash is exactly the state as of its *applied*, which makes any older
 //! state of the index correct: what follows in the segments is replayed. At opening the group that *applied*
-//! names must be there; if it is not (the index is ahead of the segments, or of another directory, or
-//! older than the oldest segment needed), the index is thrown away, which is reported, and rebuilt.
+//! names must be there, and all segments since; if not (the index is ahead of the segments, or of another
+//! directory, or older than a segment that was reclaimed since), the index is thrown away, which is reported, and rebuilt.
 //!
 //! # Checkpoints and rebuilding
 //! What retained batches do not yield (the bounds, holes and incarnations of every log, all tables, the

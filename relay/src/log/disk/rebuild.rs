@@ -57,10 +57,9 @@ pub(crate) fn rebuild(replay: &mut Replay<'_>) -> Result<(), OpenError> {
             replay.from(&applied)?;
         }
     }
-    for number in named.into_iter().filter(|n| !replay.numbers.contains(n) && !replay.reclaimed.contains(n)) {
-        replay.damage(number, 0, 0, "the segment file is missing");
-    }
-    if !shared.damage.lock().is_empty() {
+    replay.missing.extend(named);
+    let lost = |n: &u64| !replay.numbers.contains(n) && !replay.reclaimed.contains(n);
+    if !shared.damage.lock().is_empty() || replay.missing.iter().any(lost) {
         fence_gaps(&shared).map_err(|e| index_failed(&shared, &e))?;
     }
     Ok(())

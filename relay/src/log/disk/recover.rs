@@ -136,6 +136,11 @@ fn check_index(
             false => format!("it is ahead of the segments ({name} is not there)"),
         });
     }
+    // A segment that went after this state of the index was made held state that only a checkpoint has now.
+    let after = numbers.iter().filter(|number| **number >= applied.to.segment);
+    if after.clone().zip(after.skip(1)).any(|(one, next)| *next != one + 1) {
+        return Err("it is older than a segment that is gone".into());
+    }
     let file = config.files.open(std::path::Path::new(&name)).map_err(|e| format!("{name} cannot be opened: {e}"))?;
     match header_at(file.as_ref(), group) {
         Some((_, crc)) if crc == applied.crc => Ok(Some(applied)),
@@ -300,6 +305,8 @@ pub(crate) struct Replay<'a> {
     bytes: u64,
     /// Segments that were removed on purpose.
     pub(crate) reclaimed: BTreeSet<u64>,
+    /// Segments that are not there; damage, unless they turn out to be reclaimed.
+    pub(crate) missing: BTreeSet<u64>,
     /// The last group that was read.
     last: Applied,
     /// Whether the log may go on in its last segment.
@@ -308,7 +315,16 @@ pub(crate) struct Replay<'a> {
 
 impl<'a> Replay<'a> {
     fn new(shared: &'a Arc<Shared>, numbers: Vec<u64>, end: End) -> Self {
-        Self { shared, numbers, end, bytes: 0, reclaimed: BTreeSet::new(), last: Applied::default(), clean: true }
+        Self {
+            shared,
+            numbers,
+            end,
+            bytes: 0,
+            reclaimed: BTreeSet::new(),
+            missing: BTreeSet::new(),
+            last: Applied::default(),
+            clean: true,
+        }
     }
 
     pub(crate) fn open(&self, number: u64) -> Result<OpenSegment, OpenError> {
@@ -330,8 +346,7 @@ impl<'a> Replay<'a> {
             if let Some(before) = before
                 && *number > before + 1
             {
-                let missing = (before + 1..*number).filter(|n| !self.reclaimed.contains(n)).collect::<Vec<_>>();
-                missing.into_iter().for_each(|n| self.damage(n, 0, 0, "the segment file is missing"));
+                self.missing.extend(before + 1..*number);
             }
             before = Some(*number);
             let next = numbers.get(index + 1).copied();
@@ -432,10 +447,11 @@ impl<'a> Replay<'a> {
             shared.existing.lock().insert(*number, len);
         }
         let live = |space: &SegmentSpace| space.indexed > space.dead;
-        let expected: Vec<u64> =
-            shared.space.lock().iter().filter(|(_, space)| live(space)).map(|(number, _)| *number).collect();
-        for number in expected.into_iter().filter(|number| !self.numbers.contains(number)) {
-            self.damage(number, 0, 0, "the segment file is missing");
+        let expected = shared.space.lock();
+        self.missing.extend(expected.iter().filter(|(_, space)| live(space)).map(|(number, _)| *number));
+        drop(expected);
+        for number in self.missing.iter().filter(|n| !self.numbers.contains(n) && !self.reclaimed.contains(n)) {
+            self.damage(*number, 0, 0, "the segment file is missing");
         }
         for cell in shared.cells.read().values() {
             let mut state = cell.state.lock();
