@@ -1,5 +1,7 @@
 //! Three nodes in one process, two edges with a relay between, over lossy lines that go down for a while.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "tests")]
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},

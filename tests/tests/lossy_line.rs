@@ -1,5 +1,7 @@
 //! Links over lossy lines: the mapping of channels to streams keeps quinn's limit on gaps out of reach.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "tests")]
+
 use std::time::Duration;
 
 use quinn::congestion::{BbrConfig, ControllerFactory};
