@@ -175,7 +175,9 @@ impl Hub {
         let (advanced, wake) = (hub.advanced.clone(), hub.wake.clone());
         hub.log.set_listener(Arc::new(move |news: &[Advanced]| {
             let mut set = advanced.lock();
-            let grown = news.iter().fold(false, |grown, n| set.insert(n.log.clone()) || grown);
+            let known = set.len();
+            set.extend(news.iter().map(|n| n.log.clone()));
+            let grown = set.len() > known;
             drop(set);
             if grown {
                 wake();

@@ -211,3 +211,92 @@ impl Stores {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use seaway_federation_proto::session::FetchNumber;
+
+    use super::*;
+    use crate::log::memory::{MemoryConfig, MemoryDisk, MemoryLog};
+
+    #[derive(Default)]
+    struct Posts(Mutex<Vec<FetchNumber>>);
+
+    impl Mailbox for Posts {
+        fn post(&self, command: LinkCommand) {
+            if let LinkCommand::Serve(number) = command {
+                self.0.lock().push(number);
+            }
+        }
+    }
+
+    fn put(key: u8, bytes: usize) -> Vec<Change> {
+        vec![Change::Put { table: StateTable::Held, key: vec![key].into(), value: Bytes::from(vec![key; bytes]) }]
+    }
+
+    fn stores(config: MemoryConfig) -> (Arc<MemoryLog>, Stores, Arc<Posts>) {
+        let log = MemoryLog::open(MemoryDisk::default(), config);
+        let stores = Stores::new(log.clone(), Arc::new(|| {}));
+        (log, stores, Arc::default())
+    }
+
+    #[test]
+    fn a_promise_is_given_when_what_came_before_is_durable() {
+        let (log, stores, mailbox) = stores(MemoryConfig::default());
+        stores.post_durable(mailbox.clone(), LinkCommand::Serve(1));
+        assert_eq!(*mailbox.0.lock(), vec![1], "nothing came before");
+        stores.store(put(1, 10));
+        stores.post_durable(mailbox.clone(), LinkCommand::Serve(2));
+        stores.post_behind(mailbox.clone(), LinkCommand::Serve(3));
+        stores.pump(Duration::ZERO);
+        assert_eq!(*mailbox.0.lock(), vec![1, 3], "accepted is enough for a fetch, not for a promise");
+        log.sync_now();
+        stores.pump(Duration::ZERO);
+        assert_eq!(*mailbox.0.lock(), vec![1, 3, 2]);
+    }
+
+    #[test]
+    fn what_a_busy_log_refuses_waits_in_order() {
+        let (log, stores, mailbox) = stores(MemoryConfig { queued_bytes_max: 100, ..MemoryConfig::default() });
+        for key in 0..5 {
+            stores.store(put(key, 80));
+            stores.post_behind(mailbox.clone(), LinkCommand::Serve(u64::from(key)));
+        }
+        assert_eq!(*mailbox.0.lock(), vec![0], "a fetch does not overtake the copy it needs");
+        for _ in 0..5 {
+            log.sync_now();
+            stores.pump(Duration::ZERO);
+        }
+        assert_eq!(*mailbox.0.lock(), vec![0, 1, 2, 3, 4]);
+        assert_eq!(log.scan(Table::Held, &[]).len(), 5);
+        assert_eq!(stores.waiting(), (0, 0));
+    }
+
+    #[test]
+    fn a_change_that_no_longer_fits_does_not_hold_up_the_others() {
+        let (log, stores, _) = stores(MemoryConfig::default());
+        let name = seaway_federation_proto::ids::LogName {
+            topic: "t".parse().unwrap(),
+            origin: "a".parse().unwrap(),
+            queue: seaway_federation_proto::ids::Queue(1),
+        };
+        let mut changes = vec![Change::Drop { log: name }];
+        changes.extend(put(1, 1));
+        stores.store(changes);
+        log.sync_now();
+        assert_eq!(log.scan(Table::Held, &[]).len(), 1);
+        assert_eq!(stores.waiting(), (0, 1));
+    }
+
+    #[test]
+    fn no_promise_is_given_for_what_was_lost() {
+        let (log, stores, mailbox) = stores(MemoryConfig::default());
+        stores.store(put(1, 10));
+        stores.post_durable(mailbox.clone(), LinkCommand::Serve(1));
+        log.fail_next_write("no disk");
+        log.sync_now();
+        stores.pump(Duration::ZERO);
+        assert!(mailbox.0.lock().is_empty());
+    }
+}

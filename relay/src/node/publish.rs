@@ -54,11 +54,13 @@ impl Room {
     }
 }
 
+type Sites = Arc<[Site]>;
+
 /// The sites registered for each topic, as last asked.
 #[derive(Debug, Default)]
 pub(super) struct Registered {
     version: AtomicU64,
-    known: Mutex<HashMap<Topic, (u64, Arc<[Site]>)>>,
+    known: Mutex<HashMap<Topic, (u64, Sites)>>,
 }
 
 impl Registered {

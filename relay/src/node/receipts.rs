@@ -135,7 +135,7 @@ impl Waiter {
     }
 
     fn missing(&self) -> Vec<Site> {
-        self.names(|w, index| !w.holds.get(index) && !(w.need.all && w.excused.get(index)))
+        self.names(|w, index| !(w.holds.get(index) || (w.need.all && w.excused.get(index))))
     }
 
     fn meet(self, log: &LogName, place: Place) {

@@ -147,6 +147,9 @@ pub struct OriginConfig {
     pub report: Arc<dyn Fn(Report) + Send + Sync>,
 }
 
+/// The commit log's answer for a queue's oldest batch that is with it.
+type Answered = (Arc<OwnQueue>, Result<(), Poisoned>);
+
 /// The publish path; see the module's documentation. Lock order: producers, then a queue's state.
 pub struct Origin {
     config: OriginConfig,
@@ -157,7 +160,7 @@ pub struct Origin {
     closed: AtomicBool,
     clock_reported: AtomicBool,
     /// What the storage thread answered: in order for each queue.
-    answered: Mutex<Vec<(Arc<OwnQueue>, Result<(), Poisoned>)>>,
+    answered: Mutex<Vec<Answered>>,
     /// Queues to look after.
     listed: Mutex<Vec<Arc<OwnQueue>>>,
 }
@@ -308,7 +311,9 @@ impl Origin {
         }
         let queues: usize = topics.values().map(|t| t.queues().len()).sum();
         if queues.saturating_add(usize::try_from(settings.queues).unwrap_or(usize::MAX)) > OWN_QUEUES_MAX {
-            let text = format!("this site's topics have {queues} queues, and {OWN_QUEUES_MAX} are the most; give new topics fewer");
+            let text = format!(
+                "this site's topics have {queues} queues, and {OWN_QUEUES_MAX} are the most; give new topics fewer"
+            );
             return Err(Refusal::Error(PublishError::Unavailable(text)));
         }
         if stored.as_ref() != Some(&settings) {

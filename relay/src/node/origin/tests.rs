@@ -421,7 +421,8 @@ fn old_sequences_lose_their_place_but_are_never_stored_again() {
     b.answers();
     let rows = b.log.scan(Table::Producers, &[]).len();
     assert!(rows < 3_000, "{rows} rows");
-    for mut b in [b.crash(0, 8, 1)] {
+    let mut b = b.crash(0, 8, 1);
+    {
         let count = b.payloads(1).len();
         let last = producers::SEQUENCES_REMEMBERED + 49;
         assert!(matches!(
