@@ -22,8 +22,6 @@ use crate::log::contract::{CommitLog, Entry, Poisoned, RejectReason, Table, Unit
 const DISK_FULL_RETRY: Duration = Duration::from_secs(1);
 /// Most changes and posts waiting for room; past it what comes is dropped, and what it was for is asked again.
 const WAITING_MAX: usize = 65_536;
-/// Room asked for when the commit log was busy, bytes: changes are small.
-const ROOM_BYTES: usize = 64 * 1024;
 
 type Post = (Arc<dyn Mailbox>, LinkCommand);
 
@@ -177,6 +175,7 @@ impl Stores {
             }
         });
         let Err(rejected) = self.log.submit(Unit { entries }, done) else { return };
+        let room_bytes = rejected.unit.room_bytes();
         let mut entries = rejected.unit.entries;
         match rejected.reason {
             RejectReason::Busy => {
@@ -187,7 +186,7 @@ impl Stores {
                     busy.store(false, Ordering::Release);
                     wake();
                 };
-                self.log.ready(ROOM_BYTES, Box::new(room));
+                self.log.ready(room_bytes, Box::new(room));
             }
             RejectReason::DiskFull { .. } => {
                 state.disk_full = true;

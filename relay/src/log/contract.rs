@@ -145,6 +145,23 @@ pub struct Unit {
     pub entries: Vec<Entry>,
 }
 
+impl Unit {
+    /// Room to ask [`CommitLog::ready`] for when this unit was refused as busy: its content and ample framing, bytes.
+    pub fn room_bytes(&self) -> usize {
+        let content = |entry: &Entry| match entry {
+            Entry::Append { batch, .. } => batch.len(),
+            Entry::Put { key, value, .. } => key.len() + value.len(),
+            Entry::Delete { key, .. } => key.len(),
+            Entry::BeginCopy { .. }
+            | Entry::Hole { .. }
+            | Entry::Rekind { .. }
+            | Entry::Trim { .. }
+            | Entry::Drop { .. } => 1_024,
+        };
+        self.entries.iter().map(|entry| content(entry) + 256).sum::<usize>() + 4_096
+    }
+}
+
 /// The node stopped accepting because a write or fsync failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the commit log stopped: {why}; free or replace the disk, then restart the node")]

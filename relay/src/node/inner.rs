@@ -232,10 +232,11 @@ impl NodeInner {
             if rejected.reason != RejectReason::Busy {
                 return Err(PublishError::Unavailable(rejected.reason.to_string()));
             }
+            let room_bytes = rejected.unit.room_bytes();
             entries = rejected.unit.entries;
             let room = Arc::new(Notify::new());
             let wake = room.clone();
-            self.log.ready(64 * 1024, Box::new(move || wake.notify_one()));
+            self.log.ready(room_bytes, Box::new(move || wake.notify_one()));
             room.notified().await;
         }
     }

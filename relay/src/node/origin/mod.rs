@@ -459,7 +459,7 @@ impl Origin {
                     }
                     return self.fail_queue(queue, producers, state, ready.waiting, &reason);
                 }
-                let bytes = batch.len();
+                let bytes = rejected.unit.room_bytes();
                 state.blocked = Some(ready);
                 state.end_sealing();
                 drop(state);
