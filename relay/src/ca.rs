@@ -56,7 +56,7 @@ pub enum CaError {
         error: std::io::Error,
     },
     /// The directory holds no authority of a federation.
-    #[error("{path} is not the certificate of a Seaway authority: {why}; make one with `seaway ca create`")]
+    #[error("{path} is not the certificate of a Seaway authority: {why}; make one with `seaway ca init`")]
     NotAnAuthority {
         /// The file.
         path: PathBuf,
