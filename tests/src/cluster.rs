@@ -142,12 +142,8 @@ impl Federation {
 
 /// Starts a command with this on its standard input.
 pub fn spawn(mut command: Command, input: &[u8]) -> Child {
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("start a command");
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start a command");
     let mut stdin = child.stdin.take().expect("piped");
     let input = input.to_vec();
     std::thread::spawn(move || {

@@ -66,8 +66,7 @@ fn positions_of_a_group_survive_a_restart() {
     let mut federation = Federation::one_edge("");
     federation.run_with("eu/edge", &["pub", "jobs"], lines(10, "job").as_bytes()).ok();
     let take = |federation: &Federation, count: &str| {
-        let args =
-            ["sub", "jobs", "--group", "workers", "--from", "earliest", "--count", count, "--timeout", "120s"];
+        let args = ["sub", "jobs", "--group", "workers", "--from", "earliest", "--count", count, "--timeout", "120s"];
         federation.run("eu/edge", &args).ok().out
     };
     assert_eq!(take(&federation, "4"), lines(4, "job"));
@@ -87,9 +86,15 @@ fn json_goes_round_unchanged_and_positions_can_be_given_back() {
     let binary: Vec<u8> = (0..=255).collect();
     federation.run_with("eu/edge", &["pub", "raw/bin", "--whole", "--key", "k", "--header", "h=v"], &binary).ok();
     federation.run("eu/edge", &["pub", "raw/text", "plain"]).ok();
-    let json = federation.run("eu/edge", &["sub", "raw/#", "--from", "earliest", "--count", "2", "--output", "json", "--timeout", "60s"]).ok().out;
+    let json = federation
+        .run("eu/edge", &["sub", "raw/#", "--from", "earliest", "--count", "2", "--output", "json", "--timeout", "60s"])
+        .ok()
+        .out;
     federation.run_with("eu/edge", &["pub", "--input", "json"], json.as_bytes()).ok();
-    let all = federation.run("eu/edge", &["sub", "raw/#", "--from", "earliest", "--until-end", "--output", "json", "--timeout", "60s"]).ok().out;
+    let all = federation
+        .run("eu/edge", &["sub", "raw/#", "--from", "earliest", "--until-end", "--output", "json", "--timeout", "60s"])
+        .ok()
+        .out;
     let parsed: Vec<serde_json::Value> = all.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(parsed.len(), 4, "{all}");
     for field in ["path", "key", "headers", "payload", "payload_base64"] {
@@ -98,7 +103,8 @@ fn json_goes_round_unchanged_and_positions_can_be_given_back() {
     }
     assert!(parsed[0].get("payload_base64").is_some() && parsed[1]["payload"] == "plain");
     let position = parsed[3]["position"].as_str().unwrap();
-    let again = federation.run("eu/edge", &["sub", "raw/#", "--from", position, "--until-end", "--timeout", "60s"]).ok();
+    let again =
+        federation.run("eu/edge", &["sub", "raw/#", "--from", position, "--until-end", "--timeout", "60s"]).ok();
     assert_eq!(again.out, "plain\n");
     let last = federation.run("eu/edge", &["sub", "raw/#", "--last", "1", "--until-end", "--timeout", "60s"]).ok();
     assert_eq!(last.out, "plain\n");

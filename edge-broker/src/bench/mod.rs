@@ -5,6 +5,7 @@
 pub mod cluster;
 pub mod federation;
 mod load;
+pub mod log;
 mod process;
 
 use serde::Serialize;

@@ -449,6 +449,18 @@ pub(crate) enum LogCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchCommand {
+    /// The commit log, and plain sequential writes beside it with the same fdatasync policy.
+    Log {
+        /// How much is written for each figure, such as "1 GiB".
+        #[arg(long, value_name = "SIZE", value_parser = size, default_value = "1 GiB")]
+        size: u64,
+        /// Which disk: a directory in it is made and removed.
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+        /// How to print.
+        #[arg(long, value_enum, default_value = "table")]
+        output: Output,
+    },
     /// Two edge brokers, linked directly: published at one until durable at the other, over real processes.
     Federation {
         /// How long each figure is measured.
@@ -465,4 +477,9 @@ pub(crate) enum BenchCommand {
 
 fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|e| format!("{e}; write it with its unit, such as 500ms or 5s"))
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    use crate::config::values::{FromText, Size};
+    Size::from_text(text).map(|size| size.0).map_err(|e| format!("{e}; write it with its unit, such as 1GiB"))
 }

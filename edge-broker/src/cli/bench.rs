@@ -6,11 +6,19 @@ use super::{
     client::block_on,
     output::{self, Table},
 };
-use crate::bench::{BenchError, Figure, federation};
+use crate::bench::{BenchError, Figure, federation, log};
 
 /// Runs one of its commands.
 pub(crate) fn run(command: BenchCommand) -> Result<Exit, CliError> {
     match command {
+        BenchCommand::Log { size, dir, output } => {
+            let parent = dir.unwrap_or_else(std::env::temp_dir);
+            let dir = parent.join(format!("seaway-bench-log-{}", std::process::id()));
+            let figures = log::run(&dir, size, &mut tell);
+            // Whether it failed or not, nothing stays.
+            let _ = std::fs::remove_dir_all(&dir);
+            print(&figures.map_err(failed)?, output)
+        }
         BenchCommand::Federation { time, dir, output } => {
             let binary =
                 std::env::current_exe().map_err(|e| CliError::failed(format!("cannot find this program: {e}")))?;
