@@ -11,6 +11,7 @@ mod configuration;
 mod links;
 mod mutate;
 mod replication;
+mod segments;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -37,6 +38,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "control", run: links::control, corpus: links::controls },
     Target { name: "session", run: links::session, corpus: links::sessions },
     Target { name: "replication", run: replication::run, corpus: replication::corpus },
+    Target { name: "segment", run: segments::segment, corpus: segments::segments },
     Target { name: "configuration", run: configuration::run, corpus: configuration::corpus },
 ];
 

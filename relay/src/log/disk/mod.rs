@@ -109,6 +109,6 @@ pub use self::{
     log::{DiskConfig, DiskLog, WallClock},
     recover::Recovery,
     segment::FORMAT,
-    verify::{DumpFilter, DumpLine, VerifyReport, dump, verify},
+    verify::{DumpFilter, DumpLine, Inspected, VerifyReport, dump, inspect_segment, verify},
     writer::GROUP_BYTES_MAX,
 };

@@ -208,10 +208,11 @@ impl Scanner {
                 for sector in (0..window.len()).step_by(ALIGN as usize) {
                     let here = at + sector as u64;
                     let like = window.get(sector..).is_some_and(|bytes| bytes.starts_with(MAGIC));
-                    if like && here != from {
-                        if let Some(found) = self.header_at(here)? {
-                            return Ok((Some(found), written_to));
-                        }
+                    if like
+                        && here != from
+                        && let Some(found) = self.header_at(here)?
+                    {
+                        return Ok((Some(found), written_to));
                     }
                 }
             }

@@ -349,3 +349,72 @@ fn record_line(header: &GroupHeader, at: u64, stored_at_us: u64, record: &Record
         batch: record.batch().map(|(_, batch)| batch.clone()),
     }
 }
+
+/// What [`inspect_segment`] counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Inspected {
+    /// Groups whose header is good.
+    pub groups: usize,
+    /// Units in them that are good.
+    pub units: usize,
+    /// Batches in these that are good.
+    pub batches: usize,
+    /// Ranges of bytes that are not what was written.
+    pub bad: usize,
+}
+
+/// Reads bytes as those of segment `number`, whatever they are: for fuzzing, and for pieces saved from a broken disk.
+pub fn inspect_segment(number: u64, bytes: Vec<u8>) -> Inspected {
+    let mut found = Inspected::default();
+    let _ = segment::SegmentHeader::decode(&bytes);
+    let from = Position { segment: number, at: HEADER_BYTES };
+    let Ok(mut scanner) = Scanner::new(Arc::new(Memory(bytes)), from, 0, Depth::Bodies) else { return found };
+    while let Ok(step) = scanner.step() {
+        match step {
+            Step::Group(group) => {
+                found.groups += 1;
+                found.bad += group.bad().len();
+                for (_, _, record) in located(&group) {
+                    found.batches += usize::from(record.batch().is_some());
+                    if let Record::CheckpointPart { body, .. } = record {
+                        let _ = super::checkpoint::decode_part(body);
+                    }
+                }
+                found.units += group.units.iter().filter(|found| found.unit.is_some()).count();
+            }
+            Step::Bad(_) => found.bad += 1,
+            Step::End { .. } => break,
+        }
+    }
+    found
+}
+
+/// Bytes as a file that is only read.
+#[derive(Debug)]
+struct Memory(Vec<u8>);
+
+impl crate::log::files::LogFile for Memory {
+    fn write_all_at(&self, _: &mut [std::io::IoSlice<'_>], _: u64) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+    fn read_at(&self, into: &mut [u8], at: u64) -> std::io::Result<usize> {
+        let rest = usize::try_from(at).ok().and_then(|at| self.0.get(at..)).unwrap_or_default();
+        let len = rest.len().min(into.len());
+        if let (Some(into), Some(from)) = (into.get_mut(..len), rest.get(..len)) {
+            into.copy_from_slice(from);
+        }
+        Ok(len)
+    }
+    fn sync_data(&self) -> std::io::Result<()> {
+        Ok(())
+    }
+    fn len(&self) -> std::io::Result<u64> {
+        Ok(self.0.len() as u64)
+    }
+    fn truncate(&self, _: u64) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+    fn allocate(&self, _: u64) -> std::io::Result<()> {
+        Ok(())
+    }
+}
