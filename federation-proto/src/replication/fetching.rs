@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use super::{
     LinkId, Output, Replication,
-    lines::View,
+    lines::{Edge, View},
     logs::{FetchKey, LogState, OwnFetch},
 };
 use crate::{
@@ -45,8 +45,8 @@ struct Planned {
     newest: Incarnation,
     until: Option<Offset>,
     towards: Option<NodeName>,
-    /// It leaves the line on which our copy stands, inside what is held.
-    leaves: bool,
+    /// A fetch that runs for this is to be replaced.
+    anew: bool,
 }
 
 impl Replication {
@@ -78,14 +78,14 @@ impl Replication {
         }
         let planned = self.plan(log);
         let Some(state) = self.logs.get_mut(log) else { return };
+        let tip = state.remote.as_ref().map(|r| r.tip().incarnation);
         let mut stop = Vec::new();
         state.fetches.retain(|key, fetch| {
-            let keep = planned.iter().any(|p| {
-                let elsewhere = p.leaves && p.from != fetch.from;
-                p.key == *key && p.link == fetch.link && p.newest == fetch.newest && !elsewhere
-            });
+            let keep = planned.iter().any(|p| p.key == *key && p.link == fetch.link && !p.anew);
             if !keep {
                 stop.push((fetch.link, fetch.number));
+            } else if let Some(tip) = tip.filter(|_| *key == FetchKey::Main) {
+                fetch.newest = tip;
             }
             keep
         });
@@ -138,7 +138,7 @@ impl Replication {
                     newest: from.incarnation,
                     until: None,
                     towards: None,
-                    leaves: false,
+                    anew: false,
                 });
             }
         }
@@ -169,7 +169,7 @@ impl Replication {
                     newest: from.incarnation,
                     until: None,
                     towards: Some(offer.holder.clone()),
-                    leaves: false,
+                    anew: false,
                 });
             }
         }
@@ -203,6 +203,7 @@ impl Replication {
                 from: plan.from,
                 towards: plan.towards.clone(),
                 newest: plan.newest,
+                had: state.edges().iter().map(|e| e.incarnation).collect(),
             };
             state.fetches.insert(plan.key, fetch);
             state.moved_at = now;
@@ -339,13 +340,24 @@ impl Replication {
 fn plan_main(state: &LogState, remote: &View, link: LinkId, from: Place) -> Planned {
     let tip = remote.tip();
     let lane = if tip.offset.saturating_sub(from.offset) <= LIVE_LAG_MESSAGES { Lane::Live } else { Lane::Backlog };
-    // A fetch runs on by itself as long as the line that it was begun for is still part of the main line; but one that
-    // stands where that line was left has to be asked for anew.
-    let leaves = state.edges().iter().all(|e| e.incarnation != from.incarnation);
-    let running = state.fetches.get(&FetchKey::Main);
-    let goes_on = running.filter(|f| remote.on_main_line(f.newest) && (!leaves || f.from == from));
-    let newest = goes_on.map_or(tip.incarnation, |f| f.newest);
-    Planned { key: FetchKey::Main, link, from, line: FetchLine::Main, lane, newest, until: None, towards: None, leaves }
+    let anew = state.fetches.get(&FetchKey::Main).is_some_and(|f| has_left_line(f, &state.edges(), remote, from));
+    let newest = tip.incarnation;
+    Planned { key: FetchKey::Main, link, from, line: FetchLine::Main, lane, newest, until: None, towards: None, anew }
+}
+
+/// Whether the running main fetch no longer follows the upstream's main line, on which `from` is our next place. It runs
+/// on by itself as long as the line that its sender last followed is part of it.
+fn has_left_line(fetch: &OwnFetch, own: &[Edge], remote: &View, from: Place) -> bool {
+    if !remote.on_main_line(fetch.newest) {
+        return true;
+    }
+    // Our copy holds more than the line goes on from: only a fetch from there follows it.
+    let seam_inside = own.iter().all(|e| e.incarnation != from.incarnation);
+    // The fetch may have run on into an incarnation that is a fork now.
+    let ran_on = own.iter().any(|e| {
+        e.previous == Some(from) && !fetch.had.contains(&e.incarnation) && !remote.on_main_line(e.incarnation)
+    });
+    (seam_inside && fetch.from != from) || ran_on
 }
 
 /// Pending holes of our copy that a view covers.
@@ -367,7 +379,7 @@ fn plan_holes(state: &LogState, view: &View, link: LinkId, holder: Option<&NodeN
                 newest: h.incarnation,
                 until: Some(h.to),
                 towards: holder.cloned(),
-                leaves: false,
+                anew: false,
             }
         })
         .collect()

@@ -80,8 +80,11 @@ impl View {
                 && edge.begin == previous.offset
             {
                 let stands = own.iter().any(|e| e.incarnation == previous.incarnation && e.end == previous.offset);
+                // Where several incarnations go on from the seam, a holder may take another one than this view does.
+                let follows = |e: &&Edge| e.previous == Some(previous);
+                let forked = own.iter().any(|e| follows(&e)) || self.edges.iter().filter(follows).count() > 1;
                 // Standing exactly at the seam, the own end is a place that every holder knows.
-                return Some(if stands {
+                return Some(if stands && !forked {
                     previous
                 } else {
                     Place { incarnation: edge.incarnation, offset: previous.offset }

@@ -37,8 +37,10 @@ pub(super) struct OwnFetch {
     pub(super) from: Place,
     /// The holder that it was sent to, if it was not the origin.
     pub(super) towards: Option<NodeName>,
-    /// The newest incarnation of the line that it was begun for.
+    /// The newest incarnation of the line that its sender follows, as last announced.
     pub(super) newest: Incarnation,
+    /// The incarnations of our copy when it was begun.
+    pub(super) had: Vec<Incarnation>,
 }
 
 #[derive(Debug, Default)]

@@ -444,3 +444,64 @@ fn bounds_refuse_and_report() {
     assert_eq!(names.into_iter().collect::<Vec<_>>(), ["too-many-logs", "too-many-wants"]);
     assert_eq!(net.nodes[1].disk.copies.len(), 3);
 }
+
+/// As above, but edge brokers also lose their disks: what some site still holds must come to be everywhere.
+#[test]
+fn what_survives_lost_disks_comes_to_all_sites() {
+    let seeds = std::env::var("SEAWAY_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(60);
+    for seed in 0..seeds {
+        let mut net = Net::new(seed);
+        let count = 2 + net.pick(4);
+        let mut tree = Vec::new();
+        for n in 0..count {
+            let relay = n > 1 && net.pick(3) == 0;
+            let (name, kind) = if relay { ("relay", NodeKind::Relay) } else { ("edge", NodeKind::Edge) };
+            net.add(&format!("s{n}/{name}"), kind);
+            if n > 0 {
+                tree.push((net.pick(n), n));
+            }
+        }
+        let edges: Vec<usize> = (0..count).filter(|n| net.nodes[*n].config.kind == NodeKind::Edge).collect();
+        for n in &edges {
+            net.want(*n, want("all", "#", WantStart::Earliest));
+        }
+        for (a, b) in &tree {
+            net.connect(*a, *b);
+        }
+        for _ in 0..60 {
+            match net.pick(12) {
+                0 => {
+                    let node = net.pick(count);
+                    let disk = if net.pick(3) > 0 { net.nodes[node].disk.clone() } else { Disk::default() };
+                    for peer in net.restart(node, disk) {
+                        net.connect(node, peer);
+                    }
+                }
+                1 => net.run(1),
+                2 => net.some_steps(40),
+                _ => {
+                    let node = edges[net.pick(edges.len())];
+                    let messages = 1 + net.pick(3) as u32;
+                    net.publish(node, "t", 1, messages);
+                }
+            }
+        }
+        net.run(120);
+        for holder in &edges {
+            for (name, batches) in net.nodes[*holder].disk.batches.clone() {
+                for other in &edges {
+                    let held = net.nodes[*other].disk.batches.get(&name);
+                    let lacking: Vec<&Place> =
+                        batches.keys().filter(|p| !held.is_some_and(|h| h.contains_key(p))).collect();
+                    assert!(
+                        lacking.is_empty(),
+                        "seed {seed}: node {other} of {tree:?} lacks {lacking:?} of {name}, held by {holder}\nthere {:?}\nhere {:?}\n{:?}",
+                        net.info(*holder, &name),
+                        net.info(*other, &name),
+                        net.nodes[*other].machine.copy_status(net.now, &name),
+                    );
+                }
+            }
+        }
+    }
+}

@@ -587,6 +587,13 @@ impl Net {
         true
     }
 
+    /// Lets some of what is under way arrive, without time passing.
+    pub(super) fn some_steps(&mut self, most: usize) {
+        for _ in 0..self.pick(most) {
+            self.step();
+        }
+    }
+
     /// Runs for so long in the machines' time.
     pub(super) fn run(&mut self, seconds: u64) {
         let until = self.now + Duration::from_secs(seconds);
