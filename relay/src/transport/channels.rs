@@ -169,8 +169,8 @@ impl Writers {
     /// Writes what is pending on a channel; ready when the channel can take a next [`Transmit`].
     pub fn poll_ready(&mut self, cx: &mut Context<'_>, channel: Channel) -> Poll<Result<(), ChannelError>> {
         let slot = slot(channel);
-        let Some(writer) = self.channels.get_mut(slot) else { return Poll::Pending };
         loop {
+            let Some(writer) = self.channels.get_mut(slot) else { return Poll::Pending };
             if writer.pending.is_empty() {
                 return if writer.has_room() { Poll::Ready(Ok(())) } else { Poll::Pending };
             }
@@ -182,6 +182,8 @@ impl Writers {
                     let _ = finished.stopped().await;
                     (slot, bytes)
                 }));
+                // Polled at once: only then does it wake the task when the peer has acknowledged.
+                self.poll_acknowledged(cx);
             }
         }
     }
