@@ -40,7 +40,10 @@ bc_or_zero() {
 }
 
 lint() { cargo clippy --release --workspace --all-targets -- -D warnings; }
-document() { RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps; }
+# Links to private items are for those who read the sources.
+document() {
+    RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --release --workspace --no-deps
+}
 run_tests() { cargo test --release --workspace --no-fail-fast; }
 
 # Licences, sources and bans need no network; advisories need their database.

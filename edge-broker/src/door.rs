@@ -1,7 +1,7 @@
 //! The gRPC door: what it is told by the configuration, and how it is opened, served and drained.
 //!
 //! A door takes clients in over TLS (plain text only on loopback, or where the configuration asks for it by name),
-//! tells who they are ([`crate::auth`]), holds them to their limits ([`crate::limits`]) and hands their calls to the
+//! tells who they are (`auth`), holds them to their limits ([`crate::limits`]) and hands their calls to the
 //! services in [`crate::grpc`].
 
 mod incoming;

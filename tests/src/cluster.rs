@@ -3,6 +3,8 @@
 //! The binary is the one beside the test binary (`cargo build --release --workspace` makes it); clusters of one test
 //! binary run one after the other, since each is several processes.
 
+#![allow(clippy::expect_used, clippy::panic, reason = "a harness of tests: what fails here fails the test")]
+
 use std::{
     io::Write,
     path::PathBuf,

@@ -1,5 +1,7 @@
 //! End to end: what a user meets at the command line, mistakes first of all.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use seaway_edge_broker::bench::cluster::Kind;
 use seaway_tests::cluster::{Federation, lines, seaway};
 

@@ -1,5 +1,7 @@
 //! End to end: real processes, two sites and a relay, messages through every mode while things break.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use std::time::{Duration, Instant};
 
 use seaway_tests::cluster::{Federation, PATIENCE, finish, lines};

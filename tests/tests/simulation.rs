@@ -1,6 +1,8 @@
 //! Whole federations under one seed: trees of up to five nodes under loss, delay, reordering, cuts, crashes, restarts with the disk,
 //! without it and with an old copy of it. A failing seed prints itself; `sim --seed N` replays it.
 
+#![allow(clippy::panic, reason = "tests")]
+
 use std::time::Duration;
 
 use seaway_tests::sim::{self, Outcome, Sabotage, Scenario};

@@ -229,6 +229,7 @@ impl Loaded {
         Err(self.mistake(key, &format!("is \"{found}\", but at least \"{least}\" is expected")))
     }
 
+    #[allow(clippy::type_complexity, reason = "the two lists are exactly the node's two fields")]
     fn peers(&self, own: &NodeName) -> Result<(Vec<(NodeName, String)>, Vec<(NodeName, u32)>), ConfigError> {
         let (mut dial, mut costs, mut seen) = (Vec::new(), Vec::new(), BTreeSet::new());
         for (index, peer) in self.settings.link.peer.iter().enumerate() {

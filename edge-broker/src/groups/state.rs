@@ -261,7 +261,7 @@ impl GroupState {
             Taken::Gap(kind) if messages.is_empty() => Some(kind),
             _ => (!messages.is_empty()).then_some(Kind::Messages(Messages { messages })),
         };
-        if matches!(taken_is_full(log), true) {
+        if taken_is_full(log) {
             member.ready.remove(name);
         }
         if !log.feed.has_items() {

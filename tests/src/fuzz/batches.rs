@@ -59,11 +59,11 @@ pub(super) fn body(input: &[u8]) {
 
 fn messages() -> Vec<Message> {
     let message = |n: u32| Message {
-        path: (if n % 3 == 0 { "orders" } else { "orders/eu/new" }).parse().unwrap_or_else(|_| unreachable!()),
-        key: (n % 2 == 0).then(|| Bytes::from(vec![b'k'; n as usize])),
+        path: (if n.is_multiple_of(3) { "orders" } else { "orders/eu/new" }).parse().unwrap_or_else(|_| unreachable!()),
+        key: n.is_multiple_of(2).then(|| Bytes::from(vec![b'k'; n as usize])),
         headers: (0..n % 4).map(|h| (format!("name-{h}"), Bytes::from_static(b"value"))).collect(),
         time_us: 1_700_000_000_000_000 + u64::from(n) * 7,
-        producer: (n % 5 == 0).then_some(ProducerStamp { id: 1 << 100, epoch: n, sequence: u64::from(n) }),
+        producer: n.is_multiple_of(5).then_some(ProducerStamp { id: 1 << 100, epoch: n, sequence: u64::from(n) }),
         payload: vec![n as u8; n as usize * 3].into(),
     };
     (0..12).map(message).collect()

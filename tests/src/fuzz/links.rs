@@ -73,6 +73,7 @@ fn node(site: &str) -> Option<link::NodeName> {
 }
 
 /// One message of each kind that replication reads.
+#[allow(clippy::too_many_lines, reason = "a list of one example a kind")]
 fn messages() -> Vec<Kind> {
     let announce = || link::Announce {
         log: log(),
@@ -103,7 +104,7 @@ fn messages() -> Vec<Kind> {
         body_versions: vec![1],
     };
     let fetch = link::Fetch { number: 1, lane: 1, log: log(), from: Some(place(0)), ..Default::default() };
-    let (site, origin, sequence) = || -> (String, String, u64) { ("a".into(), "b".into(), 9) }();
+    let (site, origin, sequence): (String, String, u64) = ("a".into(), "b".into(), 9);
     let (hops, number) = (5, 7);
     vec![
         Kind::Record(link::Record { body: record.encode_to_vec().into(), age_ms: 10 }),
@@ -212,11 +213,11 @@ fn fetch_order(number: u64) -> Option<FetchOrder> {
     let batch = batches().into_iter().next()?;
     Some(FetchOrder {
         number,
-        lane: if number % 2 == 0 { Lane::Backlog } else { Lane::Live },
+        lane: if number.is_multiple_of(2) { Lane::Backlog } else { Lane::Live },
         log: batch.header().log.clone(),
         from: batch.begin(),
         line: FetchLine::Main,
-        passing: number % 3 == 0,
+        passing: number.is_multiple_of(3),
         hops: 4,
         allowance: 1000,
         until: None,

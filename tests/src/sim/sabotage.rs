@@ -54,7 +54,7 @@ impl SabotagedLog {
 /// The same place and chain value before it, other content.
 fn forge(batch: Batch) -> Batch {
     let header = batch.header();
-    if header.log.queue.0 == 0 || header.begin.offset % 5 != 0 {
+    if header.log.queue.0 == 0 || !header.begin.offset.is_multiple_of(5) {
         return batch;
     }
     let Ok(messages) = decode_messages(&batch, 64 << 20) else { return batch };

@@ -379,7 +379,7 @@ impl World {
 
     /// Whether every node is up and every edge holds the same ends; looked at now and then once the faults are over.
     fn is_whole(&mut self) -> bool {
-        if self.events % 256 != 0 || self.nodes.iter().any(|node| !node.is_up() || node.is_busy()) {
+        if !self.events.is_multiple_of(256) || self.nodes.iter().any(|node| !node.is_up() || node.is_busy()) {
             return false;
         }
         let mut found = Vec::new();

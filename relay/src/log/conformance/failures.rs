@@ -52,7 +52,9 @@ fn busy(harness: &mut dyn Harness) {
     let woken = Arc::new(AtomicUsize::new(0));
     let wake = |woken: &Arc<AtomicUsize>| {
         let woken = woken.clone();
-        Box::new(move || drop(woken.fetch_add(1, Ordering::SeqCst))) as Box<dyn FnOnce() + Send>
+        Box::new(move || {
+            woken.fetch_add(1, Ordering::SeqCst);
+        }) as Box<dyn FnOnce() + Send>
     };
     log.ready(1, wake(&woken));
     assert_eq!(woken.load(Ordering::SeqCst), 1, "there is room: it is told at once");

@@ -72,11 +72,11 @@ fn looking_up(harness: &mut dyn Harness) {
     let time = |n: usize| batches[n].header().origin_time_us;
     let find = |time_us| log.find_time(origin.log(), time_us).unwrap();
     assert_eq!(find(0), Some(batches[0].begin()));
-    for n in 1..batches.len() {
+    for (n, batch) in batches.iter().enumerate().skip(1) {
         let found = find(time(n)).unwrap();
-        assert_eq!(found.offset, batches[n].begin().offset);
+        assert_eq!(found.offset, batch.begin().offset);
         let found = find(time(n - 1) + 1).unwrap();
-        assert_eq!(found.offset, batches[n].begin().offset);
+        assert_eq!(found.offset, batch.begin().offset);
     }
     assert_eq!(find(time(7) + 1), Some(batches[7].end()));
     assert_eq!(log.find_time(&log_name("none", "west", 1), 0).unwrap(), None);

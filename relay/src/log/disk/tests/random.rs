@@ -20,7 +20,8 @@ struct World {
 
 impl World {
     fn new(seed: u64) -> Self {
-        let origin = |n: u16| Origin::new(log_name("t", if n % 2 == 0 { "s1" } else { "s2" }, n), u64::from(n) + seed);
+        let origin =
+            |n: u16| Origin::new(log_name("t", if n.is_multiple_of(2) { "s1" } else { "s2" }, n), u64::from(n) + seed);
         Self { rng: StdRng::seed_from_u64(seed), origins: (0..4).map(origin).collect() }
     }
 
