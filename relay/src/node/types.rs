@@ -31,7 +31,7 @@ pub struct NodeConfig {
     pub dial: Vec<(NodeName, String)>,
     /// Certificate chain, key and authorities, PEM files.
     pub tls: LinkTls,
-    /// Wants that are configured (id, pattern, …); those of groups come and go by [`Node::put_want`].
+    /// Wants that are configured (id, pattern, …); those of groups come and go by [`super::Node::put_want`].
     pub wants: Vec<Want>,
     /// Which sites count as registered: see [`seaway_federation_proto::replication::ReplicationConfig::replicate`].
     pub replicate: Vec<(Pattern, Option<Vec<Site>>)>,
@@ -204,7 +204,7 @@ pub enum PublishError {
     },
 }
 
-/// A publish that was accepted in order; resolves to its receipt. Accepting happens when [`Node::publish`] returns,
+/// A publish that was accepted in order; resolves to its receipt. Accepting happens when [`super::Node::publish`] returns,
 /// so a caller that publishes in sequence is stored in that order, pipelined.
 pub type PendingReceipt = tokio::sync::oneshot::Receiver<Result<Receipt, PublishError>>;
 
@@ -227,7 +227,7 @@ impl OneWayMessage {
     }
 }
 
-/// What log readers are told; a receiver that lags takes [`Node::info`] anew.
+/// What log readers are told; a receiver that lags takes [`super::Node::info`] anew.
 #[derive(Debug, Clone)]
 pub struct LogEvent {
     /// The log that moved, appeared, or went.
