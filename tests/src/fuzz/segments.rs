@@ -17,9 +17,11 @@ pub(super) fn segment(input: &[u8]) {
     assert!(found.groups <= input.len() / 512 + 1, "more groups than sectors: {found:?}");
 }
 
-/// A true segment, with a checkpoint in it.
+/// A true segment with a checkpoint in it, and what a crash could have left of it: half, and little more than the header.
 pub(super) fn segments() -> Vec<Vec<u8>> {
-    write_segment().into_iter().collect()
+    let Some(whole) = write_segment() else { return Vec::new() };
+    let cut = |sectors: usize| whole.iter().take(sectors * 512).copied().collect();
+    vec![cut(whole.len() / 1024), cut(9), whole]
 }
 
 fn write_segment() -> Option<Vec<u8>> {
