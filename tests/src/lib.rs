@@ -2,6 +2,10 @@
 
 pub mod bulk;
 pub mod cluster;
+pub mod damage;
+pub mod faults;
 pub mod fuzz;
+pub mod kill;
+pub mod power_loss;
 pub mod proxy;
 pub mod sim;

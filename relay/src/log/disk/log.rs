@@ -51,6 +51,8 @@ pub struct DiskConfig {
     pub flush_bytes: u64,
     /// … or after this time, whichever comes first.
     pub flush_interval: Duration,
+    /// How long nothing must have come before the log writes its idle durable point.
+    pub idle_after: Duration,
     /// A checkpoint is written after so many bytes of segments since the last.
     pub checkpoint_bytes: u64,
     /// The disk.
@@ -89,6 +91,7 @@ impl DiskConfig {
             tail_bytes_max: 64 << 20,
             flush_bytes: 1 << 30,
             flush_interval: Duration::from_secs(60),
+            idle_after: Duration::from_millis(100),
             checkpoint_bytes: 1 << 30,
             files: Arc::new(OsFiles),
             clock: Arc::new(wall_us),

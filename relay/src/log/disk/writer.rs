@@ -24,8 +24,6 @@ use crate::log::{contract::Poisoned, files::LogFile};
 
 /// Bytes of units that one group takes at most, unless one unit alone is larger.
 pub const GROUP_BYTES_MAX: usize = 8 << 20;
-/// How long nothing must have come before the log writes its idle durable point.
-const IDLE_AFTER: Duration = Duration::from_millis(100);
 /// How often the room on the disk is measured, and no more often.
 const MEASURE_EVERY: Duration = Duration::from_millis(250);
 /// How often RocksDB is asked how large its files are.
@@ -75,7 +73,7 @@ impl Writer {
     /// Works until the log is closed or poisoned.
     pub(crate) fn run(mut self) {
         loop {
-            match self.shared.queue.take(GROUP_BYTES_MAX, UNITS_MAX, IDLE_AFTER) {
+            match self.shared.queue.take(GROUP_BYTES_MAX, UNITS_MAX, self.shared.config.idle_after) {
                 Taken::Jobs(jobs) => self.handle_jobs(jobs),
                 Taken::Idle => self.handle_idle(),
                 Taken::Closed => break,

@@ -1,0 +1,567 @@
+//! The power-loss test: the real commit log over a [`FaultDisk`], driven by one seed.
+//!
+//! A seed is some lives of one node: it opens the log, submits units (own appends with their producers'
+//! sequences, copies, holes, trims, drops, positions), lets space be reclaimed and checkpoints be written, and
+//! meets its end at a random operation of the disk: the power goes, a write or sync fails, or the process
+//! is killed. Each next life finds what [`FaultDisk::power_loss`] left, and an index that is as it
+//! was, as it was at an earlier moment, or gone. RocksDB's own files lie on a real file system, outside of
+//! the fault layer: what the power does to them is covered by those three variants, since the log
+//! takes an index as old as it may be, and rebuilds one that is missing or unreadable.
+//!
+//! What is checked after each opening, against the memory twin that was fed the same units:
+//! * the log holds exactly a prefix of the accepted units, with every unit whose `done` was `Ok`: bounds, holes,
+//!   chain values, every batch byte for byte, every pair of every table (positions and producers' sequences
+//!   among them);
+//! * no damage is reported, since nothing that was certain was touched;
+//! * no place was ever used for two different batches;
+//! * the log takes new appends.
+//!
+//! One seed gives one sequence of operations on the disk and one result; a failure names it. Only how far RocksDB
+//! had flushed by itself at a given moment is not the seed's to say.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test, called by tests and by the crash command only"
+)]
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, mpsc},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use seaway_federation_proto::{
+    copies::{Hole, HoleKind},
+    envelope::Batch,
+    ids::{LogName, NodeName, Place, Start},
+};
+use seaway_relay::log::{
+    conformance::fixture::{Origin, bytes_of, log_name},
+    contract::{CommitLog, Entry, Line, Outside, Poisoned, Read, RejectReason, Role, Table, Unit},
+    disk::{DiskConfig, DiskLog},
+    memory::{MemoryConfig, MemoryDisk, MemoryLog, Survive},
+};
+
+use crate::faults::{FaultDisk, Survival};
+
+/// Logs of this node's own.
+const OWN: usize = 3;
+/// Copies of another's.
+const COPIES: usize = 2;
+/// Batches that the other origin has in all, for each copy.
+const FOREIGN_BATCHES: usize = 60;
+/// Long enough for any machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What a run of one seed came across; summed up over seeds, it shows that the test tests.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Lives ended by a loss of power.
+    pub power_losses: u64,
+    /// Lives ended by a failed write or sync.
+    pub failures: u64,
+    /// Lives ended by a kill.
+    pub kills: u64,
+    /// Openings that met their end themselves.
+    pub interrupted_openings: u64,
+    /// Units accepted.
+    pub units: u64,
+    /// Units answered `Ok`.
+    pub answered: u64,
+    /// Units not answered that were there all the same.
+    pub survivors: u64,
+    /// Openings that cut torn bytes.
+    pub torn: u64,
+    /// Openings that rebuilt the index.
+    pub rebuilt: u64,
+    /// Openings with an index of an earlier moment.
+    pub old_index: u64,
+    /// Segments seen at openings.
+    pub segments: u64,
+}
+
+impl Tally {
+    /// Adds another's.
+    pub fn add(&mut self, other: Tally) {
+        self.power_losses += other.power_losses;
+        self.failures += other.failures;
+        self.kills += other.kills;
+        self.interrupted_openings += other.interrupted_openings;
+        self.units += other.units;
+        self.answered += other.answered;
+        self.survivors += other.survivors;
+        self.torn += other.torn;
+        self.rebuilt += other.rebuilt;
+        self.old_index += other.old_index;
+        self.segments += other.segments;
+    }
+}
+
+/// A directory in memory where the machine has one.
+pub fn scratch() -> io::Result<tempfile::TempDir> {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { tempfile::Builder::new().prefix("seaway-").tempdir_in(memory) } else { tempfile::tempdir() }
+}
+
+/// Runs one seed. What is wrong comes as a panic that names the seed.
+pub fn run_seed(seed: u64) -> Tally {
+    run_on(seed, FaultDisk::default())
+}
+
+/// As [`run_seed`], on a disk that may have a vice.
+pub fn run_on(seed: u64, disk: FaultDisk) -> Tally {
+    let scratch = scratch().expect("a directory for the index");
+    let mut world = World::new(seed, scratch.path());
+    world.disk = disk;
+    let lives = world.rng.random_range(1..=3);
+    for _ in 0..lives {
+        world.live();
+    }
+    world.last_life();
+    world.tally
+}
+
+/// Runs `count` seeds from `first` on, on so many threads; the sum of what they met. A seed that fails is
+/// printed, and its panic goes on.
+pub fn run_seeds(first: u64, count: u64, threads: u64) -> Tally {
+    let work = |thread: u64| {
+        let mut tally = Tally::default();
+        for seed in (first + thread..first + count).step_by(threads as usize) {
+            let run = std::panic::catch_unwind(|| run_seed(seed));
+            match run {
+                Ok(found) => tally.add(found),
+                Err(panic) => {
+                    print_seed(seed);
+                    std::panic::resume_unwind(panic);
+                }
+            }
+        }
+        tally
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|thread| scope.spawn(move || work(thread))).collect();
+        let mut tally = Tally::default();
+        for thread in threads {
+            match thread.join() {
+                Ok(found) => tally.add(found),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        tally
+    })
+}
+
+#[allow(clippy::print_stderr, reason = "the seed of a failure must be seen")]
+fn print_seed(seed: u64) {
+    eprintln!(
+        "power loss: seed {seed} failed; again: cargo run --release -p seaway-tests --bin crash -- power-loss --seed {seed} --seeds 1"
+    );
+}
+
+struct World {
+    seed: u64,
+    rng: StdRng,
+    disk: FaultDisk,
+    index: PathBuf,
+    old_index: PathBuf,
+    twin: Arc<MemoryLog>,
+    own: Vec<Origin>,
+    foreign: Vec<(LogName, Vec<Batch>)>,
+    /// Units accepted, and of these answered with `Ok`, since the first life.
+    accepted: u64,
+    answered: u64,
+    starts: u64,
+    places: BTreeMap<(LogName, Place), Vec<u8>>,
+    tally: Tally,
+}
+
+fn copy_dir(from: &Path, to: &Path) -> io::Result<()> {
+    let _ = fs::remove_dir_all(to);
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        if entry.file_name() != "LOCK" {
+            fs::copy(entry.path(), to.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
+}
+
+fn pair(table: Table, key: &str, value: u64) -> Entry {
+    Entry::Put { table, key: Bytes::from(key.to_owned()), value: Bytes::copy_from_slice(&value.to_be_bytes()) }
+}
+
+impl World {
+    fn new(seed: u64, scratch: &Path) -> Self {
+        let foreign = (0..COPIES).map(|n| {
+            let mut origin = Origin::new(log_name("orders", "far", n as u16 + 1), seed ^ 0xfa4 ^ n as u64);
+            let batches = (0..FOREIGN_BATCHES).map(|at| {
+                if at % 17 == 16 {
+                    origin.restart();
+                }
+                origin.next(1 + at as u32 % 3, 40 + at * 7)
+            });
+            (log_name("orders", "far", n as u16 + 1), batches.collect())
+        });
+        let foreign = foreign.collect();
+        Self {
+            seed,
+            rng: StdRng::seed_from_u64(seed),
+            disk: FaultDisk::default(),
+            index: scratch.join("index"),
+            old_index: scratch.join("old-index"),
+            twin: MemoryLog::open(MemoryDisk::default(), MemoryConfig::default()),
+            own: Vec::new(),
+            foreign,
+            accepted: 0,
+            answered: 0,
+            starts: 0,
+            places: BTreeMap::new(),
+            tally: Tally::default(),
+        }
+    }
+
+    fn config(&mut self) -> DiskConfig {
+        self.starts += 1;
+        let start = Start { time_us: self.starts, random: self.seed };
+        let name = NodeName::new("near".parse().expect("a site"), "one").expect("a node's name");
+        let mut config = DiskConfig::new("/data".into(), "test", name, start);
+        config.index_dir = Some(self.index.clone());
+        config.segment_bytes = [12 << 10, 16 << 10, 40 << 10][self.seed as usize % 3];
+        config.reserve_bytes = 0;
+        config.queue_bytes_max = 16 << 20;
+        config.tail_bytes_max = [0, 8 << 10, 1 << 20][self.seed as usize / 3 % 3];
+        config.flush_bytes = [2 << 10, 20 << 10, 1 << 30][self.seed as usize / 9 % 3];
+        config.flush_interval = Duration::from_secs(3600);
+        config.idle_after = Duration::from_secs(3600);
+        config.checkpoint_bytes = 10 << 10;
+        config.files = Arc::new(self.disk.clone());
+        config.clock = Arc::new(|| 1_700_000_000_000_000);
+        config
+    }
+
+    /// One life, up to its end.
+    fn live(&mut self) {
+        let cut = match self.rng.random_range(0..8) {
+            0 => self.rng.random_range(0..12),
+            1 => u64::MAX / 2,
+            _ => self.rng.random_range(0..120),
+        };
+        self.disk.cut_after(cut);
+        let Some(log) = self.open() else {
+            self.tally.interrupted_openings += 1;
+            self.end_of_life(None);
+            return;
+        };
+        let failing = self.rng.random_range(0..8);
+        for round in 0..40 {
+            if round == 3 && failing < 2 {
+                match failing {
+                    0 => self.disk.fail_next_sync(),
+                    _ => self.disk.fail_next_write(io::ErrorKind::StorageFull),
+                }
+            }
+            match self.rng.random_range(0..20) {
+                0 => _ = log.reclaim(),
+                1 | 2 => {
+                    // Nothing is under way: what is on the disk now is what a crash here would leave.
+                    let _ = copy_dir(&self.index, &self.old_index);
+                }
+                _ => self.round(&*log),
+            }
+            if log.stats().poisoned.is_some() || self.disk.is_dead() {
+                break;
+            }
+        }
+        self.end_of_life(Some(log));
+    }
+
+    /// Ends the process in some way, and leaves the disk as the next one finds it.
+    fn end_of_life(&mut self, log: Option<Arc<DiskLog>>) {
+        let poisoned = log.as_ref().is_some_and(|log| log.stats().poisoned.is_some());
+        let kill = self.rng.random_bool(0.3);
+        if poisoned && !self.disk.is_dead() {
+            self.tally.failures += 1;
+        } else if kill {
+            self.tally.kills += 1;
+        } else {
+            self.tally.power_losses += 1;
+        }
+        let survivals = [Survival::Nothing, Survival::Prefix, Survival::Sectors, Survival::Everything];
+        let survival = survivals[self.rng.random_range(0..4)];
+        if self.rng.random_range(0..4) == 0
+            && let Some(log) = &log
+        {
+            let _ = log.close(); // writes its idle point, as far as it gets
+        }
+        self.disk.cut_now();
+        drop(log);
+        self.disk = if kill { self.disk.killed() } else { self.disk.power_loss(survival, &mut self.rng) };
+        match self.rng.random_range(0..4) {
+            0 => _ = fs::remove_dir_all(&self.index),
+            1 | 2 if self.old_index.exists() => {
+                self.tally.old_index += 1;
+                let _ = fs::remove_dir_all(&self.index);
+                fs::rename(&self.old_index, &self.index).expect("renaming the old index");
+            }
+            _ => {}
+        }
+    }
+
+    /// Opens the log and checks it; `None` if the power went meanwhile.
+    fn open(&mut self) -> Option<Arc<DiskLog>> {
+        let (log, recovery) = match DiskLog::open(self.config()) {
+            Ok(opened) => opened,
+            Err(e) => {
+                assert!(self.disk.is_dead(), "seed {}: the log does not open: {e}", self.seed);
+                return None;
+            }
+        };
+        assert_eq!(recovery.damage, [], "seed {}: damage is reported where nothing was damaged", self.seed);
+        self.tally.torn += u64::from(recovery.torn_bytes > 0);
+        self.tally.rebuilt += u64::from(recovery.rebuilt.is_some());
+        let disk_is_dead = self.disk.is_dead();
+        if !disk_is_dead {
+            self.tally.segments += log.stats().segments;
+            self.check(&log);
+        }
+        Some(log)
+    }
+
+    /// Compares what was found with what it must be, and makes that the state from which all goes on.
+    fn check(&mut self, log: &DiskLog) {
+        let seed = self.seed;
+        let found = log.get(Table::Node, b"unit").map_or(0, |v| u64::from_be_bytes(v[..].try_into().expect("8 bytes")));
+        assert!(
+            (self.answered..=self.accepted).contains(&found),
+            "seed {seed}: units up to {} were answered and {} accepted, but the log holds {found}",
+            self.answered,
+            self.accepted
+        );
+        self.tally.survivors += found - self.answered;
+        let kept = usize::try_from(found - self.answered).expect("few");
+        let disk = self.twin.crash(Survive::Units(kept));
+        self.twin = MemoryLog::open(disk, MemoryConfig::default());
+        (self.accepted, self.answered) = (found, found);
+        compare(seed, log, &*self.twin);
+        self.own = (0..OWN)
+            .map(|n| {
+                let name = log_name("orders", "near", n as u16 + 1);
+                let chain = |end| self.twin.chain_at(&name, end).ok().flatten().unwrap_or_default();
+                let end = self.twin.info(&name, true).map(|info| (info.end, chain(info.end)));
+                Origin::at(name.clone(), end, self.seed ^ (self.starts << 20) ^ n as u64)
+            })
+            .collect();
+    }
+
+    /// Submits one unit, or several that become one group, and waits for their answers.
+    fn round(&mut self, log: &DiskLog) {
+        let (tell, told) = mpsc::channel::<Result<(), Poisoned>>();
+        let units = if self.rng.random_bool(0.3) { self.rng.random_range(2..6) } else { 1 };
+        let mut waiting = 0;
+        if units > 1 {
+            self.disk.hold();
+        }
+        for _ in 0..units {
+            let accepted = self.submit(log, &tell);
+            if accepted && waiting == 0 && units > 1 {
+                self.disk.wait_for_held();
+            }
+            waiting += u64::from(accepted);
+        }
+        self.disk.release();
+        for _ in 0..waiting {
+            match told.recv_timeout(PATIENCE).expect("done must be called") {
+                Ok(()) => {
+                    self.answered += 1;
+                    self.tally.answered += 1;
+                    self.twin.sync_units(1);
+                }
+                Err(_) => break,
+            }
+        }
+    }
+
+    fn submit(&mut self, log: &DiskLog, tell: &mpsc::Sender<Result<(), Poisoned>>) -> bool {
+        let mut own = self.own.clone();
+        let mut entries = Vec::new();
+        for _ in 0..self.rng.random_range(1..=3) {
+            self.entry(&mut own, &mut entries);
+        }
+        entries.push(pair(Table::Node, "unit", self.accepted + 1));
+        let unit = Unit { entries };
+        let tell = tell.clone();
+        let real = log.submit(unit.clone(), Box::new(move |result| drop(tell.send(result))));
+        let twin = |unit| self.twin.submit(unit, Box::new(|_| {}));
+        match real {
+            Ok(()) => {
+                for entry in &unit.entries {
+                    if let Entry::Append { batch, .. } = entry {
+                        let key = (batch.header().log.clone(), batch.begin());
+                        let before = self.places.insert(key, bytes_of(batch));
+                        let fits = before.is_none_or(|before| before == bytes_of(batch));
+                        assert!(fits, "seed {}: {} is used a second time", self.seed, batch.begin());
+                    }
+                }
+                let same = twin(unit).map_err(|rejected| rejected.reason);
+                assert_eq!(same, Ok(()), "seed {}: the disk accepts what the twin refuses", self.seed);
+                self.own = own;
+                self.accepted += 1;
+                self.tally.units += 1;
+                true
+            }
+            Err(rejected) => {
+                if let RejectReason::Refused { .. } | RejectReason::Invalid { .. } = rejected.reason {
+                    let same = twin(rejected.unit).map_err(|rejected| rejected.reason);
+                    assert_eq!(same, Err(rejected.reason), "seed {}: disk and twin disagree", self.seed);
+                }
+                false
+            }
+        }
+    }
+
+    fn entry(&mut self, own: &mut [Origin], entries: &mut Vec<Entry>) {
+        let rng = &mut self.rng;
+        let n = rng.random_range(0..OWN);
+        match rng.random_range(0..24) {
+            0..12 => {
+                let Some(origin) = own.get_mut(n) else { return };
+                let size = if rng.random_range(0..12) == 0 {
+                    rng.random_range(3000..20_000)
+                } else {
+                    rng.random_range(1..600)
+                };
+                let batch = origin.next(rng.random_range(1..4), size);
+                // The producer's last sequence stands beside the messages it counts.
+                entries.push(pair(Table::Producers, &format!("producer-{n}"), batch.end_offset()));
+                entries.push(Entry::Append { role: Role::Own, batch });
+            }
+            12..17 => self.copy_entry(entries),
+            17..19 => entries.push(pair(Table::Groups, &format!("group-{n}"), rng.random())),
+            19 => entries.push(Entry::Delete { table: Table::Groups, key: Bytes::from(format!("group-{n}")) }),
+            20 => entries.push(pair(Table::Held, &format!("far/{n}"), rng.random())),
+            21 | 22 => {
+                let Some(origin) = own.get(n) else { return };
+                let Some(info) = self.twin.info(origin.log(), false) else { return };
+                let incarnation = &info.incarnations[rng.random_range(0..info.incarnations.len())];
+                let offset = rng.random_range(incarnation.begin..=incarnation.end);
+                let to = Place { incarnation: incarnation.incarnation, offset };
+                entries.push(Entry::Trim { log: origin.log().clone(), to });
+            }
+            _ => {
+                let (log, _) = &self.foreign[n % COPIES];
+                if self.twin.info(log, false).is_some() && rng.random_bool(0.3) {
+                    entries.push(Entry::Drop { log: log.clone() });
+                }
+            }
+        }
+    }
+
+    /// The next batch of a copy, or its beginning, or a hole instead of the batch.
+    fn copy_entry(&mut self, entries: &mut Vec<Entry>) {
+        let n = self.rng.random_range(0..COPIES);
+        let (log, batches) = &self.foreign[n];
+        let touched = |entry: &Entry| match entry {
+            Entry::Append { batch, .. } => batch.header().log == *log,
+            Entry::BeginCopy { log: name, .. } | Entry::Hole { log: name, .. } | Entry::Drop { log: name } => {
+                name == log
+            }
+            _ => false,
+        };
+        if entries.iter().any(touched) {
+            return;
+        }
+        let Some(info) = self.twin.info(log, false) else {
+            let first = &batches[self.rng.random_range(0..batches.len() / 2)];
+            let chain = Some(first.header().chain_before).filter(|_| self.rng.random());
+            entries.push(Entry::BeginCopy { log: log.clone(), at: first.begin(), chain });
+            entries.push(Entry::Append { role: Role::Copy, batch: first.clone() });
+            return;
+        };
+        let at = info.end;
+        let pending = info.holes.iter().find(|hole| hole.kind == HoleKind::Pending);
+        let place = match pending {
+            Some(hole) if self.rng.random() => Place { incarnation: hole.incarnation, offset: hole.from },
+            _ => at,
+        };
+        let next = batches.iter().find(|b| b.begin() == place || b.header().previous == Some(place));
+        let Some(next) = next else { return };
+        let hole = next.begin() == at && self.rng.random_range(0..6) == 0;
+        let kind = if self.rng.random() { HoleKind::Pending } else { HoleKind::Lost };
+        entries.push(if hole {
+            let hole = Hole { incarnation: at.incarnation, from: at.offset, to: next.end_offset(), kind };
+            Entry::Hole { log: log.clone(), hole }
+        } else {
+            Entry::Append { role: Role::Copy, batch: next.clone() }
+        });
+    }
+
+    /// No more faults: opens, appends, closes, opens again.
+    fn last_life(&mut self) {
+        let log = self.open().expect("the power stays on");
+        for _ in 0..4 {
+            self.round(&log);
+        }
+        assert!(log.stats().poisoned.is_none(), "seed {}: {:?}", self.seed, log.stats().poisoned);
+        assert_eq!(self.answered, self.accepted);
+        compare(self.seed, &*log, &*self.twin);
+        log.close().expect("closing in order");
+        drop(log);
+        let log = self.open().expect("the power stays on");
+        drop(log);
+    }
+}
+
+/// Every batch that is held, incarnation by incarnation.
+fn batches_of(log: &dyn CommitLog, name: &LogName) -> Vec<Batch> {
+    let mut all = Vec::new();
+    for held in log.info(name, true).expect("held").incarnations {
+        let mut at = Place { incarnation: held.incarnation, offset: held.begin };
+        while at.offset < held.end {
+            match log.read(name, at, Line::Incarnation, 1 << 20).expect("a read must not fail") {
+                Read::Batches { batches, next } => {
+                    all.extend(batches);
+                    at = next;
+                }
+                Read::Outside(Outside::Hole { hole }) => at.offset = hole.to,
+                other => panic!("{name} cannot be read at {at}: {other:?}"),
+            }
+        }
+    }
+    all
+}
+
+/// Whether two logs hold the same, to the last byte.
+pub fn compare(seed: u64, found: &dyn CommitLog, expected: &dyn CommitLog) {
+    assert_eq!(found.logs(), expected.logs(), "seed {seed}: the logs held");
+    for name in expected.logs() {
+        assert_eq!(found.info(&name, true), expected.info(&name, true), "seed {seed}: {name}");
+        assert_eq!(found.info(&name, false), expected.info(&name, false), "seed {seed}: {name} as submitted");
+        let (a, b) = (batches_of(found, &name), batches_of(expected, &name));
+        let places = |batches: &[Batch]| batches.iter().map(Batch::begin).collect::<Vec<_>>();
+        assert_eq!(places(&a), places(&b), "seed {seed}: the batches of {name}");
+        for (a, b) in a.iter().zip(&b) {
+            assert!(bytes_of(a) == bytes_of(b), "seed {seed}: {name} holds other bytes at {}", a.begin());
+        }
+    }
+    for table in [
+        Table::Node,
+        Table::Wants,
+        Table::Starts,
+        Table::Registrations,
+        Table::Held,
+        Table::Producers,
+        Table::Groups,
+        Table::Topics,
+        Table::Tokens,
+    ] {
+        assert_eq!(found.scan(table, b""), expected.scan(table, b""), "seed {seed}: table {table:?}");
+    }
+}
