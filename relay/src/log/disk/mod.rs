@@ -47,7 +47,9 @@
 //! headers that can be read (looking past bad bytes, sector by sector) and of the index's *applied*
 //! position. Bad bytes before it are **damage**: reported with file and position, fenced, never cut. Bad
 //! bytes at or after it are **torn**: everything from there on is cut, valid or not, the cut is durable before
-//! the next append, and its size is reported. A stale header (not its own position, another sequence) counts as
+//! the next append, and its size is reported. What is good after the durable point (one group at most) is
+//! written once more and synced, since after a failed fsync and a restart of the process the system may
+//! show bytes that are on no disk. A stale header (not its own position, another sequence) counts as
 //! bad bytes.
 //!
 //! # Index and applied position

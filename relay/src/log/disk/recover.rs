@@ -73,6 +73,7 @@ pub(crate) fn open(config: DiskConfig) -> Result<(Arc<Shared>, Writer, Recovery)
         );
         survey::cut(&files, &dir, &mut numbers, cut)?;
     }
+    survey::settle(&files, &dir, &end)?;
     let shared = Arc::new(share(config, identity, index, lock));
     shared.figures.torn_bytes.store(recovery.torn_bytes, Ordering::Relaxed);
     let mut replay = Replay::new(&shared, numbers, end);

@@ -11,6 +11,9 @@ use super::{
 };
 use crate::log::files::{Files, LogFile};
 
+/// Bytes that [`settle`] writes at once.
+const SETTLE_BYTES: usize = 1 << 20;
+
 /// The segment files of a directory, in order.
 pub(crate) fn list(files: &Arc<dyn Files>, dir: &Path) -> Result<Vec<u64>, OpenError> {
     let path = dir.join(segment::DIRECTORY);
@@ -78,7 +81,7 @@ struct Tail {
 }
 
 /// What the end of the log looks like.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct End {
     /// The greatest durable point.
     pub(crate) durable: Position,
@@ -86,6 +89,8 @@ pub(crate) struct End {
     pub(crate) cut: Option<Position>,
     /// How many bytes that are.
     pub(crate) torn_bytes: u64,
+    /// Good bytes after the durable point, by segment: from, to.
+    pub(crate) unsettled: Vec<(u64, u64, u64)>,
 }
 
 /// Looks at the last segments until the greatest durable point is known.
@@ -113,7 +118,42 @@ pub(crate) fn survey(
     tails.reverse();
     let cut = tails.iter().find_map(|tail| cut_in(tail, durable));
     let torn_bytes = cut.map_or(0, |cut| tails.iter().map(|tail| torn_in(tail, cut)).sum());
-    Ok(End { durable, cut, torn_bytes })
+    let unsettled = tails.iter().filter_map(|tail| unsettled_in(tail, durable, cut)).collect();
+    Ok(End { durable, cut, torn_bytes, unsettled })
+}
+
+/// What of a segment is good, stays, and is not known to be durable.
+fn unsettled_in(tail: &Tail, durable: Position, cut: Option<Position>) -> Option<(u64, u64, u64)> {
+    let from = match tail.number.cmp(&durable.segment) {
+        std::cmp::Ordering::Less => return None,
+        std::cmp::Ordering::Equal => durable.at,
+        std::cmp::Ordering::Greater => 0,
+    };
+    let to = match cut {
+        Some(cut) if cut.segment < tail.number => return None,
+        Some(cut) if cut.segment == tail.number => tail.end.min(cut.at),
+        _ => tail.end,
+    };
+    (from < to).then_some((tail.number, from, to))
+}
+
+/// Writes once more what was found good after the durable point, and makes it durable: after an fsync that failed, the
+/// system may show bytes that are on no disk, and call them clean.
+pub(crate) fn settle(files: &Arc<dyn Files>, dir: &Path, end: &End) -> Result<(), OpenError> {
+    for (number, from, to) in end.unsettled.iter().copied() {
+        let path = dir.join(segment::relative_path(number));
+        let file = files.open(&path).map_err(io_failed("opening", &path))?;
+        let mut at = from;
+        while at < to {
+            let mut bytes = vec![0; usize::try_from(to - at).unwrap_or(usize::MAX).min(SETTLE_BYTES)];
+            file.read_exact_at(&mut bytes, at).map_err(io_failed("reading", &path))?;
+            file.write_all_at(&mut [io::IoSlice::new(&bytes)], at).map_err(io_failed("writing", &path))?;
+            at += bytes.len() as u64;
+        }
+        file.sync_data().map_err(io_failed("syncing", &path))?;
+    }
+    let path = dir.join(segment::DIRECTORY);
+    files.sync_dir(&path).map_err(io_failed("syncing", &path))
 }
 
 fn survey_one(open: &OpenSegment, number: u64, applied: Option<&Applied>) -> io::Result<(Tail, Position)> {
