@@ -274,7 +274,7 @@ impl World {
                     // Nothing is under way: what is on the disk now is what a crash here would leave.
                     let _ = copy_dir(&self.index, &self.old_index);
                 }
-                _ => self.round(&*log),
+                _ => self.round(&log),
             }
             if log.stats().poisoned.is_some() || self.disk.is_dead() {
                 break;
