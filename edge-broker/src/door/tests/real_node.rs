@@ -17,7 +17,7 @@ use crate::{
 fn config(dir: &std::path::Path) -> NodeConfig {
     let name: seaway_federation_proto::ids::NodeName = "east/edge-1".parse().unwrap();
     let lifetime = Duration::from_secs(3600);
-    Authority::create(dir, "test", lifetime).unwrap();
+    Authority::create(dir, "test", lifetime * 2).unwrap();
     let holder = Holder::Member(Identity::node("test", name.clone()).unwrap());
     let request = CertificateRequest { holder, hosts: vec!["localhost".into()], lifetime };
     let issued = Authority::open(dir).unwrap().issue(&request, dir, "edge").unwrap();

@@ -160,7 +160,7 @@ struct Pki {
 impl Pki {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        Authority::create(dir.path(), "test", LIFETIME).unwrap();
+        Authority::create(dir.path(), "test", LIFETIME * 2).unwrap();
         let authority = Authority::open(dir.path()).unwrap();
         Self { dir, authority }
     }
