@@ -294,3 +294,110 @@ pub(crate) fn read_beside(at: Place, info: &LogInfo) -> BTreeMap<Incarnation, Of
     let later = |i: &Incarnation| *i >= at.incarnation && line.iter().any(|s| s.incarnation == *i);
     info.incarnations.iter().filter(|i| !later(&i.incarnation)).map(|i| (i.incarnation, i.end)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use seaway_federation_proto::copies::IncarnationInfo;
+
+    use super::*;
+
+    fn incarnation(counter: u64) -> Incarnation {
+        Incarnation { counter, random: 7 }
+    }
+
+    fn at(counter: u64, offset: u64) -> Place {
+        Place { incarnation: incarnation(counter), offset }
+    }
+
+    fn held(counter: u64, previous: Option<Place>, begin: u64, end: u64) -> IncarnationInfo {
+        IncarnationInfo { incarnation: incarnation(counter), previous, begin, end, chain_at_end: None }
+    }
+
+    fn info(incarnations: Vec<IncarnationInfo>, end: Place, fork_tips: Vec<Place>) -> LogInfo {
+        let first = &incarnations[0];
+        LogInfo {
+            begin: Place { incarnation: first.incarnation, offset: first.begin },
+            end,
+            fork_tips,
+            incarnations,
+            holes: Vec::new(),
+            messages: 0,
+            bytes: 0,
+            newest_origin_time_us: 0,
+        }
+    }
+
+    /// Carries steps out until the cursor waits.
+    fn follow(cursor: &mut Cursor, info: &LogInfo) -> Vec<Step> {
+        let mut steps = Vec::new();
+        loop {
+            let step = cursor.plan(info);
+            match &step {
+                Step::Wait => return steps,
+                Step::Read { from, until, late } => cursor.advance(Place { offset: *until, ..*from }, *late),
+                Step::Hop { .. } | Step::Gap { .. } | Step::Side(_) => {}
+            }
+            steps.push(step);
+            assert!(steps.len() < 100, "no end: {steps:?}");
+        }
+    }
+
+    fn read(counter: u64, from: u64, until: u64, late: bool) -> Step {
+        Step::Read { from: at(counter, from), until, late }
+    }
+
+    #[test]
+    fn follows_the_main_line_through_restarts_of_the_origin() {
+        let log = info(vec![held(1, None, 0, 5), held(2, Some(at(1, 5)), 5, 9)], at(2, 9), vec![]);
+        let mut cursor = Cursor::new(at(1, 0), BTreeMap::new());
+        let expected = [read(1, 0, 5, false), Step::Hop { from: at(1, 5), to: at(2, 5) }, read(2, 5, 9, false)];
+        assert_eq!(follow(&mut cursor, &log), expected);
+        assert_eq!(cursor.at(), at(2, 9));
+    }
+
+    #[test]
+    fn what_retention_took_is_a_gap_told_once() {
+        let log = info(vec![held(2, Some(at(1, 5)), 7, 9)], at(2, 9), vec![]);
+        let mut cursor = Cursor::new(at(1, 3), BTreeMap::new());
+        let steps = follow(&mut cursor, &log);
+        assert!(matches!(&steps[0], Step::Gap { from, to, .. } if (*from, *to) == (at(1, 3), at(2, 7))), "{steps:?}");
+        assert_eq!(steps[1..], [read(2, 7, 9, false)]);
+    }
+
+    #[test]
+    fn a_position_that_the_copy_has_not_reached_waits_for_it() {
+        let log = info(vec![held(1, None, 0, 5)], at(1, 5), vec![]);
+        assert_eq!(Cursor::new(at(2, 7), BTreeMap::new()).plan(&log), Step::Wait);
+        assert_eq!(Cursor::new(at(1, 7), BTreeMap::new()).plan(&log), Step::Wait);
+    }
+
+    #[test]
+    fn what_turns_out_to_be_a_fork_is_not_read_twice() {
+        let before = info(vec![held(1, None, 0, 5)], at(1, 5), vec![]);
+        let mut cursor = Cursor::new(at(1, 0), BTreeMap::new());
+        assert_eq!(follow(&mut cursor, &before), [read(1, 0, 5, false)]);
+        // The origin went back to 3; what lies above in its first life is a fork, read already, and grows by one.
+        let after = info(vec![held(1, None, 0, 6), held(2, Some(at(1, 3)), 3, 4)], at(2, 4), vec![at(1, 6)]);
+        let steps = follow(&mut cursor, &after);
+        let reads: Vec<_> = steps.into_iter().filter(|s| matches!(s, Step::Read { .. })).collect();
+        assert_eq!(reads, [read(1, 5, 6, true), read(2, 3, 4, false)]);
+    }
+
+    #[test]
+    fn a_range_that_is_missing_for_now_is_read_late_when_it_comes() {
+        let log = info(vec![held(1, None, 0, 9)], at(1, 9), vec![]);
+        let mut cursor = Cursor::new(at(1, 2), BTreeMap::new());
+        assert!(cursor.pass_over(at(1, 2), 4, false));
+        assert_eq!(follow(&mut cursor, &log), [read(1, 4, 9, false)]);
+        cursor.wake();
+        assert_eq!(follow(&mut cursor, &log), [read(1, 2, 4, true)]);
+        cursor.wake();
+        assert_eq!(follow(&mut cursor, &log), []);
+    }
+
+    #[test]
+    fn whoever_begins_in_the_middle_gets_no_forks_of_before() {
+        let log = info(vec![held(1, None, 0, 6), held(2, Some(at(1, 3)), 3, 4)], at(2, 4), vec![at(1, 6)]);
+        assert_eq!(follow(&mut Cursor::from_here(at(2, 4), &log), &log), []);
+    }
+}
