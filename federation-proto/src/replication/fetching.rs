@@ -114,7 +114,7 @@ impl Replication {
     fn plan(&self, log: &LogName) -> Vec<Planned> {
         let Some(state) = self.logs.get(log) else { return Vec::new() };
         let own_log = log.origin == self.config.node.site;
-        if !own_log && (state.submitted.is_none() || !self.needs(log)) {
+        if state.submitted.is_none() || (!own_log && !self.needs(log)) {
             return Vec::new();
         }
         let edges = state.edges();
@@ -351,13 +351,18 @@ fn has_left_line(fetch: &OwnFetch, own: &[Edge], remote: &View, from: Place) -> 
     if !remote.on_main_line(fetch.newest) {
         return true;
     }
-    // Our copy holds more than the line goes on from: only a fetch from there follows it.
-    let seam_inside = own.iter().all(|e| e.incarnation != from.incarnation);
+    // Our copy holds more than the line goes on from: a fetch begun below may stand past the seam, where nothing follows.
+    let overshot = remote.main_line().iter().any(|(edge, leave)| {
+        fetch.from.incarnation <= edge.incarnation
+            && leave.is_some_and(|leave| own.iter().any(|o| o.incarnation == edge.incarnation && o.end > leave))
+    });
     // The fetch may have run on into an incarnation that is a fork now.
     let ran_on = own.iter().any(|e| {
         e.previous == Some(from) && !fetch.had.contains(&e.incarnation) && !remote.on_main_line(e.incarnation)
     });
-    (seam_inside && fetch.from != from) || ran_on
+    // The next place is in an incarnation that is named because several go on from the seam.
+    let named = own.iter().all(|e| e.incarnation != from.incarnation) && fetch.from != from;
+    overshot || ran_on || named
 }
 
 /// Pending holes of our copy that a view covers.

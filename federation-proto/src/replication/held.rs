@@ -36,6 +36,8 @@ const LOGS_PER_STATEMENT: usize = 256;
 const ANSWERS_MAX: usize = 1024;
 /// Boundaries of an own log whose chain value is remembered, to compare statements with.
 const BOUNDARIES_MAX: usize = 64;
+/// What stands beyond our own log is asked for again after so many mark intervals.
+const ASK_TICKS: u32 = 30;
 /// Holes and forks' tips that one statement about a log may list.
 const PARTS_MAX: usize = 1024;
 
@@ -321,7 +323,9 @@ impl Replication {
         });
         self.held.sites.entry(log.clone()).or_default().insert(site.clone(), stated);
         self.held.changed.insert((log.clone(), site.clone()));
-        if self.is_ahead(&log, &tips) {
+        // An empty copy is begun at a place that was announced once: nothing of it can be fetched.
+        let empty = tips.len() == 1 && held.from == Some(held.below);
+        if !empty && self.is_ahead(&log, &tips) {
             let ahead = Ahead { site: site.clone(), tips, ticks: 0, reported: false };
             let known = self.held.ahead.entry((log, site.clone())).or_insert(ahead);
             known.tips.sort_unstable();
@@ -351,11 +355,10 @@ impl Replication {
     /// Whether somebody's tips lie beyond what we hold of our own log.
     fn is_ahead(&self, log: &LogName, tips: &[Place]) -> bool {
         let Some(info) = self.logs.get(log).and_then(|s| s.submitted.as_ref()) else { return true };
-        let oldest = info.incarnations.first().map(|i| i.incarnation);
+        let edges = lines::edges_of(info);
         tips.iter().any(|tip| match info.incarnations.iter().find(|i| i.incarnation == tip.incarnation) {
             Some(own) => own.end < tip.offset,
-            // Older than all that is retained here: forgotten, not lost.
-            None => oldest.is_some_and(|o| tip.incarnation >= o),
+            None => !lines::is_forgotten(&edges, *tip),
         })
     }
 
@@ -370,19 +373,21 @@ impl Replication {
                 continue;
             }
             let Some(ahead) = self.held.ahead.get_mut(&key) else { continue };
-            ahead.ticks += 1;
+            ahead.ticks = ahead.ticks.saturating_add(1);
             // The first tick may come before our own log's news.
-            if ahead.ticks < 2 || ahead.reported {
+            if ahead.ticks % ASK_TICKS != 2 {
                 continue;
             }
-            ahead.reported = true;
+            ask = true;
+            if std::mem::replace(&mut ahead.reported, true) {
+                continue;
+            }
             let site = ahead.site.clone();
             let text = format!(
                 "site {site} holds {} up to {tips:?}, beyond what this origin holds: its data was restored or lost; the difference is fetched",
                 key.0
             );
             self.report("origin-went-back", text);
-            ask = true;
         }
         if ask {
             self.ask_about_own();

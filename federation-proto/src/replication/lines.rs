@@ -139,6 +139,12 @@ fn next_of(edge: &Edge, own: &[Edge]) -> Option<Place> {
     }
 }
 
+/// Whether a place in an incarnation that is not held lies below all that is retained: trimmed here, not lost. What is
+/// older but reaches higher is a fork's.
+pub(super) fn is_forgotten(own: &[Edge], place: Place) -> bool {
+    own.first().is_some_and(|oldest| place.incarnation < oldest.incarnation && place.offset <= oldest.begin)
+}
+
 pub(super) fn edges_of(info: &LogInfo) -> Vec<Edge> {
     info.incarnations
         .iter()

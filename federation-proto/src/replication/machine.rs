@@ -60,6 +60,8 @@ pub struct Replication {
     pub(super) marks: Marks,
     pub(super) questions: Questions,
     pub(super) gaps: BTreeSet<LogName>,
+    /// Own logs of which nothing is left here but others offered, and for how many ticks answers have been gathered.
+    pub(super) regaining: BTreeMap<LogName, u32>,
     pub(super) one_ways: OneWays,
     pub(super) traces: Traces,
     /// Logs whose begin moved: announced with the next tick.
@@ -93,6 +95,7 @@ impl Replication {
             marks: Marks::default(),
             questions: Questions::default(),
             gaps: BTreeSet::new(),
+            regaining: BTreeMap::new(),
             one_ways: OneWays::default(),
             traces: Traces::default(),
             trimmed: BTreeSet::new(),
@@ -389,6 +392,7 @@ impl Replication {
         self.check_ahead();
         self.repeat_registrations();
         self.send_traces();
+        self.begin_regaining();
         self.check_gaps();
         self.age_records();
         for log in std::mem::take(&mut self.trimmed) {

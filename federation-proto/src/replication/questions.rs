@@ -26,6 +26,8 @@ const REMEMBERED_MAX: usize = 4096;
 const LOGS_PER_QUESTION: usize = 512;
 /// An origin asks about its own logs at most this often.
 const ASK_INTERVAL: Duration = Duration::from_secs(5);
+/// Mark intervals that an origin without a log waits for answers before it begins with what was offered.
+const REGAIN_TICKS: u32 = 2;
 /// Holders remembered for one log.
 const OFFERS_MAX: usize = 16;
 
@@ -268,20 +270,18 @@ impl Replication {
         if own {
             self.check_went_back(log, &offer);
         }
+        if offer.view.edges.iter().all(|e| e.end <= e.begin) {
+            return;
+        }
         let Some(state) = self.logs.entry(log, max) else { return };
-        if own && state.submitted.is_none() && !state.beginning {
-            // Our own log of which nothing is left here: it begins where the holder's does.
-            state.beginning = true;
-            self.out.push_back(Output::Store(vec![Change::BeginCopy {
-                log: log.clone(),
-                at: offer.view.begin,
-                chain: None,
-            }]));
+        if own && state.submitted.is_none() {
+            // Our own log of which nothing is left here: who holds most of it is known only when all have answered.
+            self.regaining.entry(log.clone()).or_insert(0);
         }
         let pending = self.has_pending_hole(log);
         let Some(state) = self.logs.get_mut(log) else { return };
         state.offers.retain(|o| o.holder != offer.holder);
-        if !pending && !state.beginning && offer.view.missing_anywhere(&state.edges()).is_empty() {
+        if !pending && state.submitted.is_some() && offer.view.missing_anywhere(&state.edges()).is_empty() {
             return;
         }
         if state.offers.len() < OFFERS_MAX {
@@ -300,10 +300,12 @@ impl Replication {
             return;
         }
         let own = state.edges();
-        let oldest = own.first().map(|e| e.incarnation);
         let more = offer.view.edges.iter().any(|e| match own.iter().find(|o| o.incarnation == e.incarnation) {
             Some(o) => o.end < e.end && state.at_start.contains(&e.incarnation),
-            None => e.end > e.begin && oldest.is_none_or(|o| e.incarnation >= o),
+            None => {
+                let tip = Place { incarnation: e.incarnation, offset: e.end };
+                e.end > e.begin && !super::lines::is_forgotten(&own, tip)
+            }
         });
         if more {
             self.report_went_back(log, offer);
@@ -370,6 +372,25 @@ impl Replication {
         };
         self.out.push_back(Output::Store(vec![Change::Hole { log: log.clone(), hole }]));
         self.retry_later(log, None);
+    }
+
+    /// Each interval: own logs of which nothing is left here begin where the holder does that reaches back farthest.
+    pub(super) fn begin_regaining(&mut self) {
+        for (log, ticks) in std::mem::take(&mut self.regaining) {
+            let Some(state) = self.logs.get_mut(&log) else { continue };
+            if state.submitted.is_some() || state.beginning {
+                continue;
+            }
+            if ticks < REGAIN_TICKS {
+                self.regaining.insert(log, ticks + 1);
+                continue;
+            }
+            let held = state.offers.iter().filter_map(|o| o.view.edges.iter().find(|e| e.end > e.begin));
+            let Some(oldest) = held.min_by_key(|e| (e.begin, e.incarnation)) else { continue };
+            let at = Place { incarnation: oldest.incarnation, offset: oldest.begin };
+            state.beginning = true;
+            self.out.push_back(Output::Store(vec![Change::BeginCopy { log, at, chain: None }]));
+        }
     }
 
     /// Each interval: gaps that nobody can fill are stated as lost, and the copy goes on above them.

@@ -120,10 +120,11 @@ impl Replication {
         if let Mode::Pass { link, number, .. } = served.mode {
             self.stop_fetch(link, number);
         }
-        if self.readable(&order.log, at, order.line, false) {
+        // What is sent to a named holder is answered by nobody else: the asker wants all that this one has.
+        let named_me = order.towards.as_ref() == Some(&self.config.node);
+        if (named_me || order.towards.is_none()) && self.readable(&order.log, at, order.line, false) {
             return self.serve(asker);
         }
-        let named_me = order.towards.as_ref() == Some(&self.config.node);
         if order.log.origin == self.config.node.site && (order.towards.is_none() || named_me) {
             return self.answer_as_origin(asker, &order.log, at);
         }

@@ -449,7 +449,8 @@ fn bounds_refuse_and_report() {
 #[test]
 fn what_survives_lost_disks_comes_to_all_sites() {
     let seeds = std::env::var("SEAWAY_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(60);
-    for seed in 0..seeds {
+    let first = std::env::var("SEAWAY_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(0);
+    for seed in first..first + seeds {
         let mut net = Net::new(seed);
         let count = 2 + net.pick(4);
         let mut tree = Vec::new();
@@ -493,12 +494,13 @@ fn what_survives_lost_disks_comes_to_all_sites() {
                     let held = net.nodes[*other].disk.batches.get(&name);
                     let lacking: Vec<&Place> =
                         batches.keys().filter(|p| !held.is_some_and(|h| h.contains_key(p))).collect();
+                    let views = || (0..count).map(|n| (n, net.info(n, &name))).collect::<Vec<_>>();
                     assert!(
                         lacking.is_empty(),
-                        "seed {seed}: node {other} of {tree:?} lacks {lacking:?} of {name}, held by {holder}\nthere {:?}\nhere {:?}\n{:?}",
-                        net.info(*holder, &name),
-                        net.info(*other, &name),
+                        "seed {seed}: node {other} of {tree:?} lacks {lacking:?} of {name}, held by {holder}\n{:#?}\n{:?}\n{:?}",
+                        views(),
                         net.nodes[*other].machine.copy_status(net.now, &name),
+                        net.nodes.iter().map(|n| &n.reports).collect::<Vec<_>>(),
                     );
                 }
             }
