@@ -65,6 +65,15 @@ impl Replication {
         }
     }
 
+    /// Whether the copy's end lies past the place where its upstream's main line goes on into a later incarnation: what
+    /// was under way before that was announced came after it.
+    pub(super) fn has_overshot(&self, log: &LogName) -> bool {
+        let Some(state) = self.logs.get(log) else { return false };
+        let (Some(remote), Some(end)) = (&state.remote, state.end()) else { return false };
+        let leaves = |p: Place| p.incarnation == end.incarnation && p.offset < end.offset;
+        remote.tip().incarnation != end.incarnation && remote.edges.iter().any(|e| e.previous.is_some_and(leaves))
+    }
+
     pub(super) fn evaluate_origin(&mut self, origin: &Site) {
         for log in self.logs.names_of_origin(origin) {
             self.evaluate(&log);

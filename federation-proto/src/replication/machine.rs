@@ -332,7 +332,7 @@ impl Replication {
         if own && change.holes && self.has_pending_hole(&log) {
             self.ask_about_own();
         }
-        if appeared || gone || change.line || change.holes {
+        if appeared || gone || change.line || change.holes || (grew && self.has_overshot(&log)) {
             self.evaluate(&log);
         }
     }

@@ -181,6 +181,12 @@ impl SimNode {
         all
     }
 
+    /// What its status says of a log, if its process runs.
+    pub fn status(&self, log: &LogName) -> Option<String> {
+        let status = self.running.as_ref()?.hub.copy_status(self.clock.now(), log)?;
+        Some(format!("{} {} lag {:?}", status.state, status.reason, status.lag_messages))
+    }
+
     /// Its disk for the checkers: what is durable.
     pub fn disk(&self) -> Disk<'_> {
         let log: &dyn CommitLog = match (&self.running, &self.resting) {

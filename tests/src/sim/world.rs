@@ -413,16 +413,16 @@ impl World {
                 *all.entry(name).or_default() += count;
                 all
             }),
-            holdings: describe(&disks),
+            holdings: describe(&disks, &self.nodes),
             fingerprint: holdings.fingerprint(),
             violations,
         }
     }
 }
 
-fn describe(disks: &[Disk<'_>]) -> Vec<String> {
+fn describe(disks: &[Disk<'_>], nodes: &[SimNode]) -> Vec<String> {
     let mut lines = Vec::new();
-    for disk in disks {
+    for (disk, node) in disks.iter().zip(nodes) {
         for log in disk.log.logs() {
             let Some(info) = disk.log.info(&log, true) else { continue };
             let held: Vec<String> = info
@@ -431,12 +431,13 @@ fn describe(disks: &[Disk<'_>]) -> Vec<String> {
                 .map(|i| format!("{}:{}..{} after {:?}", i.incarnation, i.begin, i.end, i.previous))
                 .collect();
             lines.push(format!(
-                "{log} at {}: {} | end {} forks {:?} holes {:?}",
+                "{log} at {}: {} | end {} forks {:?} holes {:?} | {}",
                 disk.name,
                 held.join(", "),
                 info.end,
                 info.fork_tips,
-                info.holes
+                info.holes,
+                node.status(&log).unwrap_or_default()
             ));
         }
     }
