@@ -17,7 +17,7 @@ use super::{
 };
 
 /// Sizes of messages, bytes, with their names in figures.
-const SIZES: [(&str, usize); 3] = [("100B", 100), ("1KiB", 1024), ("64KiB", 64 * 1024)];
+pub const SIZES: [(&str, usize); 3] = [("100B", 100), ("1KiB", 1024), ("64KiB", 64 * 1024)];
 /// The size that the latency figures without a size in their name are for.
 const LATENCY_SIZE: &str = "1KiB";
 /// How long the two nodes may take to find each other.
@@ -29,6 +29,7 @@ const WARM_UP: Duration = Duration::from_secs(1);
 pub async fn run(
     binary: PathBuf,
     parent: &Path,
+    sizes: &[(&str, usize)],
     time: Duration,
     tell: &mut (dyn FnMut(String) + Send),
 ) -> Result<Vec<Figure>, BenchError> {
@@ -39,7 +40,7 @@ pub async fn run(
     cluster.start("b/edge")?;
     wait_ready(&mut cluster).await?;
     let mut figures = Vec::new();
-    for (name, size) in SIZES {
+    for &(name, size) in sizes {
         tell(format!("messages of {name}: rate"));
         let load = Load {
             url: cluster.member("a/edge")?.url(),

@@ -1,5 +1,5 @@
 //! `seaway bench log`: the commit log, and in the same run plain sequential writes of the same bytes with the same
-//! fdatasync policy, which is what the disk itself can do.
+//! fdatasync policy, which is what the disk itself can do: through the page cache, and directly.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use super::{BenchError, Figure};
 /// Sizes of batches, bytes, with their names in figures.
 const SIZES: [(&str, usize); 3] = [("4KiB", 4 << 10), ("256KiB", 256 << 10), ("1MiB", 1 << 20)];
 
-/// Measures in `dir`, which must not exist yet; writes `bytes` for each size, twice.
+/// Measures in `dir`, which must not exist yet; writes `bytes` for each size, three times.
 pub fn run(dir: &Path, bytes: u64, tell: &mut dyn FnMut(String)) -> Result<Vec<Figure>, BenchError> {
     let mut figures = Vec::new();
     for (name, size) in SIZES {
@@ -23,6 +23,8 @@ pub fn run(dir: &Path, bytes: u64, tell: &mut dyn FnMut(String)) -> Result<Vec<F
             "MB/s",
             found.plain_bytes_per_s / 1e6,
         ));
+        let direct = found.direct_bytes_per_s / 1e6;
+        figures.push(Figure::limited(format!("{append}.direct"), found.log_bytes_per_s / 1e6, "MB/s", direct));
         figures.push(Figure::new(format!("{append}.batches"), found.batches_per_s, "batches/s"));
         figures.push(Figure::new(format!("{append}.sync"), found.bytes_per_sync as f64 / 1e3, "kB/fdatasync"));
         // Less is better here: the ratio says how many times the plain file's CPU the log takes.

@@ -463,6 +463,9 @@ pub(crate) enum BenchCommand {
     },
     /// Two edge brokers, linked directly: published at one until durable at the other, over real processes.
     Federation {
+        /// Sizes of messages to measure, of 100B, 1KiB and 64KiB; all of them unless told otherwise.
+        #[arg(long, value_name = "SIZE", value_delimiter = ',', value_parser = bench_size)]
+        size: Vec<(&'static str, usize)>,
         /// How long each figure is measured.
         #[arg(long, value_name = "D", value_parser = duration, default_value = "10s")]
         time: Duration,
@@ -473,6 +476,12 @@ pub(crate) enum BenchCommand {
         #[arg(long, value_enum, default_value = "table")]
         output: Output,
     },
+}
+
+fn bench_size(text: &str) -> Result<(&'static str, usize), String> {
+    use crate::bench::federation::SIZES;
+    let found = SIZES.into_iter().find(|(name, _)| name.eq_ignore_ascii_case(text));
+    found.ok_or_else(|| format!("is none of {}", SIZES.map(|(name, _)| name).join(", ")))
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -19,11 +19,13 @@ pub(crate) fn run(command: BenchCommand) -> Result<Exit, CliError> {
             let _ = std::fs::remove_dir_all(&dir);
             print(&figures.map_err(failed)?, output)
         }
-        BenchCommand::Federation { time, dir, output } => {
+        BenchCommand::Federation { size, time, dir, output } => {
+            let sizes = if size.is_empty() { federation::SIZES.to_vec() } else { size };
             let binary =
                 std::env::current_exe().map_err(|e| CliError::failed(format!("cannot find this program: {e}")))?;
             let parent = dir.unwrap_or_else(std::env::temp_dir);
-            let figures = block_on(async { federation::run(binary, &parent, time, &mut tell).await.map_err(failed) })?;
+            let figures =
+                block_on(async { federation::run(binary, &parent, &sizes, time, &mut tell).await.map_err(failed) })?;
             print(&figures, output)
         }
     }

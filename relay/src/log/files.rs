@@ -13,7 +13,17 @@
 //! RocksDB's files do not go through this layer: the index may be old, or gone, after a loss of power,
 //! and is brought up to date from the log.
 
-use std::{fmt, fs, io, io::IoSlice, os::unix::fs::FileExt, path::Path, sync::Arc};
+mod direct;
+
+use std::{
+    fmt, fs, io,
+    io::IoSlice,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+};
+
+use direct::DirectWriter;
 
 /// A directory tree that the commit log works in.
 pub trait Files: fmt::Debug + Send + Sync + 'static {
@@ -96,7 +106,12 @@ pub trait LogFile: fmt::Debug + Send + Sync {
 pub struct OsFiles;
 
 #[derive(Debug)]
-struct OsFile(fs::File);
+struct OsFile {
+    file: fs::File,
+    path: PathBuf,
+    /// Past the page cache; opened with the first write, `None` where the file system cannot.
+    direct: OnceLock<Option<DirectWriter>>,
+}
 
 #[derive(Debug)]
 struct OsLock(#[allow(dead_code, reason = "held for its lock")] fs::File);
@@ -110,12 +125,12 @@ impl Files for OsFiles {
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn LogFile>> {
         let file = fs::OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
-        Ok(Arc::new(OsFile(file)))
+        Ok(Arc::new(OsFile { file, path: path.to_owned(), direct: OnceLock::new() }))
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn LogFile>> {
         let file = fs::OpenOptions::new().read(true).write(true).open(path)?;
-        Ok(Arc::new(OsFile(file)))
+        Ok(Arc::new(OsFile { file, path: path.to_owned(), direct: OnceLock::new() }))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -154,12 +169,17 @@ const PARTS_MAX: usize = 1024;
 
 impl LogFile for OsFile {
     fn write_all_at(&self, parts: &mut [IoSlice<'_>], at: u64) -> io::Result<()> {
+        if let Some(direct) = self.direct.get_or_init(|| DirectWriter::open(&self.path, &self.file))
+            && direct.write_all_at(parts, at)?
+        {
+            return Ok(());
+        }
         let mut rest = parts;
         let mut at = at;
         IoSlice::advance_slices(&mut rest, 0); // drops empty parts in front
         while !rest.is_empty() {
             let now = rest.get(..PARTS_MAX).unwrap_or(rest);
-            match rustix::io::pwritev(&self.0, now, at) {
+            match rustix::io::pwritev(&self.file, now, at) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(count) => {
                     at += count as u64;
@@ -173,24 +193,24 @@ impl LogFile for OsFile {
     }
 
     fn read_at(&self, into: &mut [u8], at: u64) -> io::Result<usize> {
-        FileExt::read_at(&self.0, into, at)
+        FileExt::read_at(&self.file, into, at)
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
+        self.file.sync_data()
     }
 
     fn len(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
 
     fn truncate(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+        self.file.set_len(len)
     }
 
     fn allocate(&self, len: u64) -> io::Result<()> {
         use rustix::{fs::FallocateFlags, io::Errno};
-        match rustix::fs::fallocate(&self.0, FallocateFlags::empty(), 0, len) {
+        match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, len) {
             Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) | Ok(()) => Ok(()),
             Err(e) => Err(e.into()),
         }
