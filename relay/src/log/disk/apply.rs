@@ -10,7 +10,7 @@ use std::{
 };
 
 use seaway_federation_proto::{
-    copies::{AppendRefusal, Facts, Hole, HoleKind, LogCopy},
+    copies::{Accepted, AppendRefusal, Facts, Hole, HoleKind, LogCopy},
     envelope::{Batch, Chain},
     ids::{Incarnation, LogName, Offset, Place},
 };
@@ -157,9 +157,7 @@ impl<'a> Applier<'a> {
         if state.durable.is_none() {
             match first_copy(&facts) {
                 Ok(copy) => self.create(&mut state, copy)?,
-                Err(_) if self.tolerant => {
-                    self.create(&mut state, LogCopy::begin(facts.begin, Some(facts.chain_before)))?;
-                }
+                Err(_) if self.tolerant => self.create_above_damage(&mut state, &facts)?,
                 Err(e) => return self.misfit(&cell.name, &e.to_string()),
             }
         }
@@ -188,21 +186,72 @@ impl<'a> Applier<'a> {
         }
     }
 
-    /// Appends to the durable copy and the index; answers whether the shape changed.
-    fn append_to(&mut self, state: &mut CellState, facts: &Facts, stored: Stored) -> Result<bool, Misfit> {
-        let begin = facts.begin;
-        let mut damaged = false;
+    /// Makes the copy that a batch goes into whose predecessors were damaged. A log of this node's own began at its first
+    /// offset; of another's only its first batch would say where the copy began.
+    fn create_above_damage(&mut self, state: &mut CellState, facts: &Facts) -> Result<(), IndexError> {
+        if state.role == Role::Own {
+            let incarnation = facts.previous.unwrap_or(facts.begin).incarnation;
+            return self.create(state, LogCopy::begin(Place { incarnation, offset: 0 }, None));
+        }
+        self.misfits.push(format!("where the copy began is not known: it begins at {} now", facts.begin));
+        self.create(state, LogCopy::begin(facts.begin, Some(facts.chain_before)))
+    }
+
+    /// A batch that is bad, of which the envelope is known: the copy holds its range as one that is fenced.
+    pub(crate) fn lost(&mut self, role: Role, log: &LogName, facts: &Facts) -> Result<(), IndexError> {
+        let cell = self.shared.cell_or_new(log, role);
+        let mut state = cell.state.lock();
+        if role == Role::Own || state.durable.is_none() {
+            state.role = role;
+        }
+        if state.durable.is_none() {
+            match first_copy(facts) {
+                Ok(copy) => self.create(&mut state, copy)?,
+                Err(_) => self.create_above_damage(&mut state, facts)?,
+            }
+        }
+        let accepted = self.accept(&mut state, facts);
+        let CellState { durable: Some(durable), damaged: fenced, .. } = &mut *state else { return Ok(()) };
+        let Place { incarnation, offset: from } = facts.begin;
+        let hole = Hole { incarnation, from, to: facts.end, kind: HoleKind::Pending };
+        match accepted {
+            Ok((accepted, _)) => {
+                let (below, above) = (Some(facts.chain_before), Some(facts.chain_after));
+                if durable.copy.damage(hole, below, above, facts.bytes).is_ok() {
+                    fenced.insert((incarnation, from), hole.to);
+                    let key = batch_key(durable.id, incarnation, from);
+                    self.changes.put(Family::Damage, &key, &hole.to.to_le_bytes())?;
+                }
+                durable.shape_changed = true;
+                let id = durable.id;
+                for hole in accepted.dropped {
+                    self.forget(id, hole)?;
+                }
+            }
+            Err(Misfit::Refused(AppendRefusal::Repeat(_))) => {} // another copy of it is held
+            Err(Misfit::Refused(e)) => return self.misfit(log, &e.to_string()),
+            Err(Misfit::Index(e)) => return Err(e),
+        }
+        drop(state);
+        self.touch(&cell, true);
+        Ok(())
+    }
+
+    /// Accepts a batch into the durable copy, tolerantly above a fenced hole; answers whether one was made.
+    fn accept(&mut self, state: &mut CellState, facts: &Facts) -> Result<(Accepted, bool), Misfit> {
         let CellState { durable: Some(durable), pending, damaged: fenced, .. } = state else {
             return Err(Misfit::Index(IndexError("a copy is missing".to_owned())));
         };
         let middle = Middle { index: &self.shared.index, id: Some(durable.id), pending };
         let mut accepted = durable.copy.append(facts, &middle);
+        let mut damaged = false;
         if self.tolerant
             && let Err(AppendRefusal::Gap { .. }) = accepted
-            && let Some(hole) = hole_below(&durable.copy, begin)
+            && let Some(hole) = hole_below(&durable.copy, facts)
             && durable.copy.hole(hole).is_ok()
         {
             damaged = true;
+            durable.shape_changed = true;
             if hole.from < hole.to {
                 fenced.insert((hole.incarnation, hole.from), hole.to);
                 let key = batch_key(durable.id, hole.incarnation, hole.from);
@@ -210,8 +259,17 @@ impl<'a> Applier<'a> {
             }
             accepted = durable.copy.append(facts, &middle);
         }
+        Ok((accepted.map_err(Misfit::Refused)?, damaged))
+    }
+
+    /// Appends to the durable copy and the index; answers whether the shape changed.
+    fn append_to(&mut self, state: &mut CellState, facts: &Facts, stored: Stored) -> Result<bool, Misfit> {
+        let begin = facts.begin;
+        let (accepted, damaged) = self.accept(state, facts)?;
+        let CellState { durable: Some(durable), .. } = state else {
+            return Err(Misfit::Index(IndexError("a copy is missing".to_owned())));
+        };
         let end_before = durable.copy.range_of(begin.incarnation).map(|(_, end)| end);
-        let accepted = accepted.map_err(Misfit::Refused)?;
         // A batch that is not at the end of its incarnation after being accepted filled a hole.
         let is_fill = end_before.is_some_and(|end| end > facts.end);
         let bytes_before = self.bytes_before(durable, facts, is_fill).map_err(Misfit::Index)?;
@@ -475,14 +533,16 @@ pub(crate) fn first_copy(facts: &Facts) -> Result<LogCopy, AppendRefusal> {
     Ok(LogCopy::begin(zero, Some(Chain::default())))
 }
 
-/// The hole that damage left below a batch which lies above what is held.
-fn hole_below(copy: &LogCopy, begin: Place) -> Option<Hole> {
-    let incarnation = begin.incarnation;
+/// The hole that damage left below a batch which lies above what is held: up to the batch, or up to the place that it
+/// names as the one before its incarnation.
+fn hole_below(copy: &LogCopy, facts: &Facts) -> Option<Hole> {
+    let is_new = facts.first_of_incarnation && copy.range_of(facts.begin.incarnation).is_none();
+    let Place { incarnation, offset: to } = facts.previous.filter(|_| is_new).unwrap_or(facts.begin);
     let from = match copy.range_of(incarnation) {
         Some((_, end)) => end,
-        None => copy.end().offset.min(begin.offset),
+        None => copy.end().offset.min(to),
     };
-    (from <= begin.offset).then_some(Hole { incarnation, from, to: begin.offset, kind: HoleKind::Pending })
+    (from <= to).then_some(Hole { incarnation, from, to, kind: HoleKind::Pending })
 }
 
 /// Whether the batch lies within what the copy holds, no hole included.

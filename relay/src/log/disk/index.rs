@@ -15,7 +15,10 @@
 //! A log's id is its own within this index; it is new each time that a copy is made, so that what an
 //! earlier copy left behind never mixes with a later one.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
 
 use bytes::Bytes;
 use rocksdb::{
@@ -37,6 +40,8 @@ const WRITE_BUFFER_BYTES: usize = 64 << 20;
 const OPEN_FILES_MAX: i32 = 512;
 /// Format of the keys and values here; another one is thrown away and rebuilt.
 const INDEX_FORMAT: u32 = 1;
+/// Made in the index directory when the index could not be read: the next opening makes it anew.
+const UNREADABLE: &str = "UNREADABLE";
 
 /// The column families.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -171,6 +176,8 @@ pub(crate) struct Index {
     db: DB,
     dir: PathBuf,
     no_wal: WriteOptions,
+    /// What the first read said that failed.
+    unreadable: OnceLock<String>,
 }
 
 impl std::fmt::Debug for Index {
@@ -183,6 +190,9 @@ impl Index {
     /// Opens the index, empty if there is none.
     pub(crate) fn open(dir: &Path) -> Result<Self, IndexError> {
         std::fs::create_dir_all(dir).map_err(|e| IndexError(format!("making {} failed: {e}", dir.display())))?;
+        if let Ok(why) = std::fs::read_to_string(dir.join(UNREADABLE)) {
+            return Err(IndexError(format!("it could not be read before ({why})")));
+        }
         let mut options = Options::default();
         options.create_if_missing(true);
         options.create_missing_column_families(true);
@@ -198,7 +208,41 @@ impl Index {
         let db = DB::open_cf_descriptors(&options, dir, families)?;
         let mut no_wal = WriteOptions::default();
         no_wal.disable_wal(true);
-        Ok(Self { db, dir: dir.to_owned(), no_wal })
+        let index = Self { db, dir: dir.to_owned(), no_wal, unreadable: OnceLock::new() };
+        index.check_files()?;
+        Ok(index)
+    }
+
+    /// Whether all files that it consists of are there with their lengths: RocksDB itself looks at them only when it reads.
+    fn check_files(&self) -> Result<(), IndexError> {
+        for file in self.db.live_files()? {
+            let path = self.dir.join(file.name.trim_start_matches('/'));
+            let len = std::fs::metadata(&path).map(|found| found.len());
+            match len {
+                Ok(len) if len == file.size as u64 => {}
+                Ok(len) => {
+                    let expected = file.size;
+                    return Err(IndexError(format!("{} has {len} bytes instead of {expected}", path.display())));
+                }
+                Err(e) => return Err(IndexError(format!("{} cannot be found: {e}", path.display()))),
+            }
+        }
+        Ok(())
+    }
+
+    /// Why the index can no longer be trusted to answer, if so: a read of it failed.
+    pub(crate) fn unreadable(&self) -> Option<&str> {
+        self.unreadable.get().map(String::as_str)
+    }
+
+    /// A read failed: nobody must take that for "not there", and the next opening must not meet it again.
+    fn read_failed(&self, e: rocksdb::Error) -> IndexError {
+        let e = IndexError::from(e);
+        let why = self.unreadable.get_or_init(|| e.0.clone());
+        if let Err(e) = std::fs::write(self.dir.join(UNREADABLE), why) {
+            tracing::warn!("the index could not be marked for rebuilding: {e}; delete {} by hand", self.dir.display());
+        }
+        e
     }
 
     /// Deletes an index that is not open.
@@ -238,7 +282,8 @@ impl Index {
     }
 
     pub(crate) fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, IndexError> {
-        Ok(self.db.get_cf(self.family(family)?, key)?.map(Bytes::from))
+        let found = self.db.get_cf(self.family(family)?, key).map_err(|e| self.read_failed(e))?;
+        Ok(found.map(Bytes::from))
     }
 
     /// Begins a set of changes.
@@ -275,7 +320,7 @@ impl Index {
             }
             iterator.next();
         }
-        Ok(iterator.status()?)
+        iterator.status().map_err(|e| self.read_failed(e))
     }
 
     fn iterator(&self, family: Family, prefix: &[u8]) -> Result<DBRawIterator<'_>, IndexError> {
@@ -296,7 +341,7 @@ impl Index {
         let mut iterator = self.iterator(Family::Batches, &incarnation_key(id, incarnation))?;
         iterator.seek_for_prev(batch_key(id, incarnation, offset));
         let found = iterator.item().and_then(|(key, value)| Some((offset_of(key)?, BatchEntry::decode(value)?)));
-        iterator.status()?;
+        iterator.status().map_err(|e| self.read_failed(e))?;
         Ok(found)
     }
 
@@ -394,7 +439,8 @@ pub(crate) struct Snapshot<'a> {
 impl Snapshot<'_> {
     /// *Applied* as of the snapshot.
     pub(crate) fn applied(&self) -> Result<Option<Applied>, IndexError> {
-        let found = self.snapshot.get_cf(self.index.family(Family::Meta)?, b"applied")?;
+        let found = self.snapshot.get_cf(self.index.family(Family::Meta)?, b"applied");
+        let found = found.map_err(|e| self.index.read_failed(e))?;
         Ok(found.and_then(|bytes| Applied::decode(&bytes)))
     }
 
@@ -410,7 +456,7 @@ impl Snapshot<'_> {
             visit(key, value)?;
             iterator.next();
         }
-        Ok(iterator.status().map_err(IndexError::from)?)
+        Ok(iterator.status().map_err(|e| self.index.read_failed(e))?)
     }
 }
 

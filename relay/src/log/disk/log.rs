@@ -185,6 +185,7 @@ impl CommitLog for DiskLog {
         let found = self.shared.index.get(Family::State, &state_key(table as u8, key));
         found.unwrap_or_else(|e| {
             tracing::error!("a value cannot be read: {e}");
+            self.shared.stop_if_unreadable();
             None
         })
     }
@@ -199,6 +200,7 @@ impl CommitLog for DiskLog {
         });
         if let Err(e) = found {
             tracing::error!("a table cannot be read: {e}");
+            self.shared.stop_if_unreadable();
         }
         pairs
     }

@@ -25,8 +25,9 @@
 
 use bytes::Bytes;
 use seaway_federation_proto::{
-    copies::{Hole, HoleKind},
+    copies::{Facts, Hole, HoleKind},
     envelope::{Batch, Chain},
+    ids::LogName,
 };
 
 use super::codec::{Fields, Position, PutFields};
@@ -308,8 +309,12 @@ pub(crate) struct Located {
 }
 
 /// A batch in a good unit whose own bytes are bad.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) struct BadBatch {
+    /// How many good records stand before it in the unit.
+    pub(crate) after: usize,
+    /// What its envelope says, which the unit's CRC covers: whose it is, and where it belongs.
+    pub(crate) lost: Option<(Role, LogName, Facts)>,
     /// First byte in the unit.
     pub(crate) from: u32,
     /// Byte after the last.
@@ -369,7 +374,12 @@ impl DecodedUnit {
                 };
                 self.records.push(Located { record, batch_at: from as u32 });
             }
-            Err(e) => self.bad.push(BadBatch { from: from as u32, to: end as u32, detail: e.to_string() }),
+            Err(e) => {
+                let envelope = Batch::decode(payload.slice(payload.len() - (end - from)..), usize::MAX, true).ok();
+                let lost = envelope.map(|batch| (role, batch.header().log.clone(), Facts::from(&batch)));
+                let after = self.records.len();
+                self.bad.push(BadBatch { after, lost, from: from as u32, to: end as u32, detail: e.to_string() });
+            }
         }
         Some(())
     }

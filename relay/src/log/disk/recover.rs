@@ -18,15 +18,18 @@ use super::{
     index::{Applied, Family, Index, IndexError, split_batch_key},
     queue::Queue,
     rebuild,
-    record::{Record, role_of},
-    scan::{Depth, FoundGroup, Scanner, Step},
+    record::{DecodedUnit, Record, role_of},
+    scan::{Depth, FoundGroup, Scanner, Step, read_padded},
     segment::{self, HEADER_BYTES},
     shared::{Checkpoints, Figures, Notify, SegmentSpace, Shared},
     survey::{self, End, OpenSegment},
     tail::Tail,
     writer::{Writer, begin_segment},
 };
-use crate::log::{contract::Damage, files::LogFile};
+use crate::log::{
+    contract::Damage,
+    files::{LockGuard, LogFile},
+};
 
 /// Bytes that are replayed in one go before they are written to the index.
 const REPLAY_BYTES: u64 = 16 << 20;
@@ -52,7 +55,7 @@ pub(crate) fn open(config: DiskConfig) -> Result<(Arc<Shared>, Writer, Recovery)
     let dir = config.dir.clone();
     let segments = dir.join(segment::DIRECTORY);
     files.create_dir_all(&segments).map_err(io_failed("making", &segments))?;
-    let lock = identity::lock(&files, &dir)?;
+    let lock = Arc::new(identity::lock(&files, &dir)?);
     let mut id = [0; 16];
     getrandom::fill(&mut id)
         .map_err(|e| OpenError::Io { what: "asking for random bytes".into(), why: e.to_string() })?;
@@ -60,6 +63,7 @@ pub(crate) fn open(config: DiskConfig) -> Result<(Arc<Shared>, Writer, Recovery)
     files.sync_dir(&dir).map_err(io_failed("syncing", &dir))?;
     let mut numbers = survey::list(&files, &dir)?;
     let (index, applied, rebuild_because) = open_index(&config, &identity, &numbers)?;
+    let mut index = Some(index);
     let end = survey::survey(&files, &dir, &numbers, applied.as_ref(), Some(&identity.directory))?;
     let mut recovery = Recovery { rebuilt: rebuild_because, ..Recovery::default() };
     if let Some(cut) = end.cut {
@@ -74,21 +78,49 @@ pub(crate) fn open(config: DiskConfig) -> Result<(Arc<Shared>, Writer, Recovery)
         survey::cut(&files, &dir, &mut numbers, cut)?;
     }
     survey::settle(&files, &dir, &end)?;
-    let shared = Arc::new(share(config, identity, index, lock));
-    shared.figures.torn_bytes.store(recovery.torn_bytes, Ordering::Relaxed);
-    let mut replay = Replay::new(&shared, numbers, end);
+    loop {
+        let index = match index.take() {
+            Some(index) => index,
+            None => new_index(&config, &identity)?,
+        };
+        let shared = Arc::new(share(config.clone(), identity.clone(), index, Arc::clone(&lock)));
+        shared.figures.torn_bytes.store(recovery.torn_bytes, Ordering::Relaxed);
+        let replayed = replay(&shared, numbers.clone(), end.clone(), applied.as_ref(), &mut recovery);
+        match replayed {
+            Ok(writer) => {
+                recovery.damage = shared.damage.lock().clone();
+                shared.measure_disk();
+                return Ok((shared, writer, recovery));
+            }
+            // Its contents are no better than its files: the segments are what counts.
+            Err(OpenError::Index { why, .. }) if recovery.rebuilt.is_none() => recovery.rebuilt = Some(why),
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Brings index and memory up to the segments.
+fn replay(
+    shared: &Arc<Shared>,
+    numbers: Vec<u64>,
+    end: End,
+    applied: Option<&Applied>,
+    recovery: &mut Recovery,
+) -> Result<Writer, OpenError> {
+    let mut replay = Replay::new(shared, numbers, end);
     if let Some(why) = &recovery.rebuilt {
         tracing::warn!("the index is rebuilt from the segments: {why}");
         rebuild::rebuild(&mut replay)?;
     } else {
-        load(&shared).map_err(|e| index_failed(&shared, &e))?;
-        replay.from(&applied.unwrap_or_default())?;
+        load(shared).map_err(|e| index_failed(shared, &e))?;
+        replay.from(&applied.copied().unwrap_or_default())?;
+    }
+    if let Some(why) = shared.index.unreadable() {
+        return Err(index_failed(shared, &IndexError(why.to_owned())));
     }
     let writer = replay.finish()?;
     recovery.replayed_bytes = replay.bytes;
-    recovery.damage = shared.damage.lock().clone();
-    shared.measure_disk();
-    Ok((shared, writer, recovery))
+    Ok(writer)
 }
 
 pub(crate) fn index_failed(shared: &Shared, e: &IndexError) -> OpenError {
@@ -102,7 +134,6 @@ fn open_index(
     numbers: &[u64],
 ) -> Result<(Index, Option<Applied>, Option<String>), OpenError> {
     let dir = config.index_dir();
-    let failed = |why: String| OpenError::Index { dir: dir.display().to_string(), why };
     let reason = match Index::open(&dir) {
         Err(e) => e.to_string(),
         Ok(index) => match check_index(config, identity, &index, numbers) {
@@ -111,10 +142,17 @@ fn open_index(
             Err(why) => why,
         },
     };
+    Ok((new_index(config, identity)?, None, Some(reason)))
+}
+
+/// An empty index in place of what there is.
+fn new_index(config: &DiskConfig, identity: &Identity) -> Result<Index, OpenError> {
+    let dir = config.index_dir();
+    let failed = |why: String| OpenError::Index { dir: dir.display().to_string(), why };
     Index::destroy(&dir).map_err(|e| failed(format!("it cannot be removed: {e}")))?;
     let index = Index::open(&dir).map_err(|e| failed(e.0))?;
     index.claim(&identity.directory).map_err(|e| failed(e.0))?;
-    Ok((index, None, Some(reason)))
+    Ok(index)
 }
 
 /// How far the index was brought, or why it cannot be used with these segments.
@@ -154,10 +192,8 @@ fn check_index(
 }
 
 fn header_at(file: &dyn LogFile, position: Position) -> Option<(GroupHeader, u32)> {
-    let mut bytes = vec![0; FIXED_BYTES];
-    file.read_exact_at(&mut bytes, position.at).ok()?;
-    bytes.resize(GroupHeader::claimed_bytes(&bytes)?, 0);
-    file.read_exact_at(&mut bytes, position.at).ok()?;
+    let bytes = read_padded(file, position.at, FIXED_BYTES).ok()?;
+    let bytes = read_padded(file, position.at, GroupHeader::claimed_bytes(&bytes)?).ok()?;
     GroupHeader::decode(&bytes, position)
 }
 
@@ -166,7 +202,7 @@ fn is_damaged(file: &Arc<dyn LogFile>, applied: &Applied) -> bool {
     header_at(file.as_ref(), applied.to).is_some_and(|(next, _)| next.sequence == applied.sequence + 1)
 }
 
-fn share(config: DiskConfig, identity: Identity, index: Index, lock: Box<dyn crate::log::files::LockGuard>) -> Shared {
+fn share(config: DiskConfig, identity: Identity, index: Index, lock: Arc<Box<dyn LockGuard>>) -> Shared {
     Shared {
         queue: Queue::new(config.queue_bytes_max),
         tail: Mutex::new(Tail::new(config.tail_bytes_max)),
@@ -412,17 +448,19 @@ impl<'a> Replay<'a> {
         }
         for found in &group.units {
             let Some(unit) = &found.unit else { continue };
-            for located in &unit.records {
+            for (at, located) in unit.records.iter().enumerate() {
+                take_lost(applier, unit, at).map_err(|e| index_failed(self.shared, &e))?;
                 if let Record::Reclaimed { segment } = located.record {
                     self.reclaimed.insert(segment);
                 }
                 let at = found.from + u64::from(located.batch_at);
                 let stored = Stored { position: Position { at, ..header.position }, at_us: unit.stored_at_us };
                 applier.apply(&located.record, stored).map_err(|e| index_failed(self.shared, &e))?;
-                for what in applier.misfits.drain(..) {
-                    let file = self.shared.segment_name(header.position.segment);
-                    self.shared.report_damage(misfit_damage(&file, header.position, what));
-                }
+            }
+            take_lost(applier, unit, unit.records.len()).map_err(|e| index_failed(self.shared, &e))?;
+            for what in applier.misfits.drain(..) {
+                let file = self.shared.segment_name(header.position.segment);
+                self.shared.report_damage(misfit_damage(&file, header.position, what));
             }
         }
         self.bytes += header.length;
@@ -482,4 +520,10 @@ impl<'a> Replay<'a> {
         };
         Ok(Writer::new(Arc::clone(shared), file, end, sequence))
     }
+}
+
+/// Fences the bad batches that stand in a unit after so many good records.
+fn take_lost(applier: &mut Applier<'_>, unit: &DecodedUnit, after: usize) -> Result<(), IndexError> {
+    let lost = unit.bad.iter().filter(|bad| bad.after == after).filter_map(|bad| bad.lost.as_ref());
+    lost.into_iter().try_for_each(|(role, log, facts)| applier.lost(*role, log, facts))
 }

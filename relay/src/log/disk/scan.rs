@@ -117,7 +117,8 @@ pub(crate) struct Scanner {
 impl Scanner {
     /// Begins at byte `at`; only groups with a sequence above `after_sequence` count.
     pub(crate) fn new(file: Arc<dyn LogFile>, from: Position, after_sequence: u64, depth: Depth) -> io::Result<Self> {
-        let len = file.len()?;
+        // Padding is zeros, and so is what was never written: a last sector that is not whole lacks nothing but those.
+        let len = align_up(file.len()?);
         Ok(Self { file, segment: from.segment, len, at: from.at, last_sequence: after_sequence, depth, pending: None })
     }
 
@@ -175,12 +176,10 @@ impl Scanner {
         Ok(units)
     }
 
-    /// Reads up to `len` bytes, fewer at the end of the file.
+    /// Reads up to `len` bytes, fewer at the end of the file's last sector.
     fn read(&self, at: u64, len: usize) -> io::Result<Bytes> {
         let left = usize::try_from(self.len.saturating_sub(at)).unwrap_or(usize::MAX);
-        let mut bytes = vec![0; len.min(left)];
-        self.file.read_exact_at(&mut bytes, at)?;
-        Ok(bytes.into())
+        Ok(read_padded(self.file.as_ref(), at, len.min(left))?.into())
     }
 
     fn header_at(&self, at: u64) -> io::Result<Option<(GroupHeader, u32)>> {
@@ -220,4 +219,19 @@ impl Scanner {
         }
         Ok((None, written_to))
     }
+}
+
+/// Reads `len` bytes; what lies past the end of the file is zeros.
+pub(crate) fn read_padded(file: &dyn LogFile, at: u64, len: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; len];
+    let mut done = 0;
+    while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, at.saturating_add(done as u64)) {
+            Ok(0) => break,
+            Ok(count) => done += count,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(bytes)
 }

@@ -23,7 +23,7 @@ use super::{
     tail::Tail,
 };
 use crate::log::{
-    contract::{Advanced, Damage, Listener, Role},
+    contract::{Advanced, Damage, Listener, Poisoned, Role},
     files::{LockGuard, LogFile},
 };
 
@@ -55,7 +55,7 @@ pub(crate) struct Shared {
     pub(crate) figures: Figures,
     pub(crate) damage: Mutex<Vec<Damage>>,
     /// Held as long as anything here is used: RocksDB must be closed before another may open it.
-    pub(crate) _lock: Box<dyn LockGuard>,
+    pub(crate) _lock: Arc<Box<dyn LockGuard>>,
 }
 
 /// The listener, and the order in which it is told.
@@ -204,6 +204,14 @@ impl Shared {
             && !advanced.is_empty()
         {
             listener(&advanced);
+        }
+    }
+
+    /// Stops accepting where the index could not be read: what depends on it must not be decided without it.
+    pub(crate) fn stop_if_unreadable(&self) {
+        if let Some(why) = self.index.unreadable() {
+            let why = format!("the index cannot be read ({why}); it is made anew at the next start");
+            self.queue.begin_poison(Poisoned { why: why.into() });
         }
     }
 

@@ -91,7 +91,10 @@ impl Shared {
             }
             let mut check = Check { shared: self, undo: Undo::default(), touched: Vec::new(), boundaries: Vec::new() };
             let checked = unit.entries.iter().enumerate().try_for_each(|(index, entry)| check.entry(index, entry));
-            if let Err(reason) = checked {
+            // A look-up that failed was taken as "not known": no unit may pass on that.
+            self.stop_if_unreadable();
+            let stopped = self.queue.poisoned().map_or(Ok(()), |poisoned| Err(RejectReason::Poisoned(poisoned)));
+            if let Err(reason) = checked.and(stopped) {
                 check.undo.roll_back(self);
                 return reject(unit, done, reason);
             }

@@ -6,7 +6,7 @@ use super::{
     codec::Position,
     identity::{OpenError, io_failed},
     index::Applied,
-    scan::{Depth, Scanner, Step},
+    scan::{Depth, Scanner, Step, read_padded},
     segment::{self, HEADER_BYTES, SegmentError, SegmentHeader},
 };
 use crate::log::files::{Files, LogFile};
@@ -145,8 +145,8 @@ pub(crate) fn settle(files: &Arc<dyn Files>, dir: &Path, end: &End) -> Result<()
         let file = files.open(&path).map_err(io_failed("opening", &path))?;
         let mut at = from;
         while at < to {
-            let mut bytes = vec![0; usize::try_from(to - at).unwrap_or(usize::MAX).min(SETTLE_BYTES)];
-            file.read_exact_at(&mut bytes, at).map_err(io_failed("reading", &path))?;
+            let len = usize::try_from(to - at).unwrap_or(usize::MAX).min(SETTLE_BYTES);
+            let bytes = read_padded(file.as_ref(), at, len).map_err(io_failed("reading", &path))?;
             file.write_all_at(&mut [io::IoSlice::new(&bytes)], at).map_err(io_failed("writing", &path))?;
             at += bytes.len() as u64;
         }

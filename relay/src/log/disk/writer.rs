@@ -78,8 +78,10 @@ impl Writer {
                 Taken::Idle => self.handle_idle(),
                 Taken::Closed => break,
             }
-            if self.shared.queue.poisoned().is_some() {
-                return;
+            self.shared.stop_if_unreadable();
+            if let Some(poisoned) = self.shared.queue.poisoned() {
+                tracing::error!("the commit log has stopped: {poisoned}");
+                return self.shared.queue.poison(poisoned); // tells those who still wait
             }
         }
         if !self.settled {

@@ -8,12 +8,16 @@ use std::{
     sync::Arc,
 };
 
-use seaway_federation_proto::{copies::LogInfo, envelope::Batch, ids::LogName};
+use seaway_federation_proto::{
+    copies::{HoleKind, LogInfo},
+    envelope::Batch,
+    ids::{LogName, Place},
+};
 
 use super::{DiskLog, config, open, snapshot, store};
 use crate::log::{
     conformance::fixture::{Origin, bytes_of, log_name},
-    contract::{CommitLog, Entry, Line, Outside, Read, Role, Table},
+    contract::{CommitLog, Entry, Line, Outside, Read, Role, Table, Unit},
     disk::{DumpFilter, OpenError, dump, segment, verify},
 };
 
@@ -405,4 +409,140 @@ fn a_torn_new_segment_is_removed() {
     assert_eq!(recovery.damage, []);
     assert!(!torn.exists());
     assert!(matches!(read_all(&log, &name, &batches), (Read::AtEnd { .. }, 30)));
+}
+
+/// Reads from a place on and answers the first thing that is no batch, or the first batch.
+fn at(log: &DiskLog, name: &LogName, place: Place) -> Read {
+    log.read(name, place, Line::Main, 1).unwrap()
+}
+
+#[test]
+fn the_very_first_batch_is_fenced_too() {
+    for (what, offset) in [("body", 100), ("envelope", -40)] {
+        let (dir, name, batches) = filled(30);
+        let (path, byte) = find(dir.path(), &batches[0]);
+        let byte = byte.checked_add_signed(offset).unwrap();
+        flip(&path, byte);
+        fs::remove_dir_all(dir.path().join("index")).unwrap();
+        let (log, recovery) = open(dir.path());
+        assert_eq!(recovery.torn_bytes, 0, "{what}");
+        let found = recovery.damage.iter().find(|d| d.file == path.display().to_string());
+        assert!(found.is_some_and(|d| d.from <= byte && byte < d.to), "{what}: {:?}", recovery.damage);
+        let info = log.info(&name, true).unwrap();
+        assert_eq!(info.begin, batches[0].begin(), "{what}: the begin is not raised in silence");
+        let hole = info.holes[0];
+        assert_eq!((hole.from, hole.to, hole.kind), (0, batches[0].end_offset(), HoleKind::Pending), "{what}");
+        let first = at(&log, &name, batches[0].begin());
+        assert!(matches!(first, Read::Outside(Outside::Damaged { to }) if to == hole.to), "{what}: {first:?}");
+        assert!(matches!(at(&log, &name, batches[1].begin()), Read::Batches { .. }), "{what}");
+        // It is fetched again like any other.
+        store(&*log, vec![Entry::Append { role: Role::Copy, batch: batches[0].clone() }]).unwrap();
+        assert!(matches!(read_all(&log, &name, &batches), (Read::AtEnd { .. }, 30)), "{what}");
+    }
+}
+
+#[test]
+fn a_first_incarnation_that_is_wholly_damaged_is_fenced() {
+    for offset in [100, -40] {
+        let (dir, name, batches) = filled(1);
+        let mut origin = Origin::at(name.clone(), Some((batches[0].end(), batches[0].chain_after())), 9);
+        let second = origin.next(2, 500);
+        let (log, _) = open(dir.path());
+        store(&*log, vec![own(&second)]).unwrap();
+        log.close().unwrap();
+        drop(log);
+        let (path, byte) = find(dir.path(), &batches[0]);
+        flip(&path, byte.checked_add_signed(offset).unwrap());
+        fs::remove_dir_all(dir.path().join("index")).unwrap();
+        let (log, recovery) = open(dir.path());
+        assert_eq!(recovery.damage.len(), 1, "{:?}", recovery.damage);
+        let first = at(&log, &name, batches[0].begin());
+        assert!(matches!(first, Read::Outside(Outside::Damaged { to }) if to == batches[0].end_offset()), "{first:?}");
+        assert!(matches!(at(&log, &name, second.begin()), Read::Batches { .. }));
+        assert_eq!(log.info(&name, true).unwrap().end, second.end());
+    }
+}
+
+#[test]
+fn the_last_batch_of_a_log_is_fenced_too() {
+    let (dir, name, batches) = filled(5);
+    let (path, byte) = find(dir.path(), &batches[4]);
+    flip(&path, byte + 100);
+    fs::remove_dir_all(dir.path().join("index")).unwrap();
+    let (log, recovery) = open(dir.path());
+    assert_eq!((recovery.damage.len(), recovery.torn_bytes), (1, 0));
+    assert_eq!(log.info(&name, true).unwrap().end, batches[4].end(), "the end does not go back");
+    let last = at(&log, &name, batches[4].begin());
+    assert!(matches!(last, Read::Outside(Outside::Damaged { to }) if to == batches[4].end_offset()), "{last:?}");
+}
+
+/// The table files of an index.
+fn tables(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir.join("index")).unwrap().map(|entry| entry.unwrap().path());
+    entries.filter(|path| path.extension().is_some_and(|e| e == "sst")).collect()
+}
+
+#[test]
+fn an_index_that_lacks_a_file_or_cannot_be_read_is_rebuilt() {
+    let damages: [fn(&Path); 3] = [
+        |path| fs::remove_file(path).unwrap(),
+        |path| fs::OpenOptions::new().write(true).open(path).unwrap().set_len(100).unwrap(),
+        |path| fs::write(path, vec![0x5a; fs::metadata(path).unwrap().len() as usize]).unwrap(),
+    ];
+    let (dir, name, batches) = filled(40);
+    for damage in damages {
+        let files = tables(dir.path());
+        assert!(files.len() > 3);
+        for n in (0..files.len()).step_by(4) {
+            let (log, _) = open(dir.path());
+            let before = snapshot(&*log);
+            log.close().unwrap();
+            drop(log);
+            damage(&tables(dir.path())[n]);
+            let (log, recovery) = open(dir.path());
+            // Of what was not needed to open, the first look-up finds out; then the next opening rebuilds.
+            if recovery.rebuilt.is_none() {
+                let end = batches[3].begin();
+                let looked = (log.scan(Table::Producers, b""), log.read(&name, end, Line::Main, 1));
+                if log.submit(Unit::default(), Box::new(|_| {})).is_err() || looked.1.is_err() {
+                    drop(log);
+                    let (log, recovery) = open(dir.path());
+                    assert!(recovery.rebuilt.is_some());
+                    snapshot(&*log).assert_same(before, "rebuilt at the next opening");
+                    continue;
+                }
+            }
+            snapshot(&*log).assert_same(before, "rebuilt at once, or not needed");
+        }
+    }
+    let (log, _) = open(dir.path());
+    log.close().unwrap();
+    drop(log);
+    fs::remove_file(&tables(dir.path())[0]).unwrap();
+    let (_, recovery) = open(dir.path());
+    assert!(recovery.rebuilt.is_some(), "a file that is missing is noticed at opening");
+}
+
+#[test]
+fn padding_cut_off_a_segment_is_no_loss() {
+    for keep_index in [true, false] {
+        let (dir, name, batches) = filled(30);
+        for path in segments(dir.path()) {
+            let bytes = fs::read(&path).unwrap();
+            let end = bytes.iter().rposition(|byte| *byte != 0).unwrap() as u64 + 1;
+            fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(end).unwrap();
+        }
+        if !keep_index {
+            fs::remove_dir_all(dir.path().join("index")).unwrap();
+        }
+        let (log, recovery) = open(dir.path());
+        assert_eq!((recovery.torn_bytes, recovery.damage), (0, vec![]));
+        assert!(matches!(read_all(&log, &name, &batches), (Read::AtEnd { .. }, 30)));
+        let mut origin = Origin::at(name.clone(), Some((batches[29].end(), batches[29].chain_after())), 9);
+        store(&*log, vec![own(&origin.next(2, 500))]).unwrap();
+        log.close().unwrap();
+        drop(log);
+        let (_, recovery) = open(dir.path());
+        assert_eq!((recovery.torn_bytes, recovery.damage), (0, vec![]));
+    }
 }
