@@ -66,7 +66,8 @@ pub(crate) fn failure(error: &PublishError) -> PublishFailure {
     let code = match error {
         PublishError::Invalid(_) | PublishError::Internal(_) => Code::Invalid,
         PublishError::NobodyToAcknowledge(_) => Code::NobodyToAcknowledge,
-        PublishError::Deadline { .. } => Code::Deadline,
+        // Stored, but not known to be acknowledged.
+        PublishError::Deadline { .. } | PublishError::StoredBefore { .. } => Code::Deadline,
         PublishError::Unavailable(_) => Code::Unavailable,
         PublishError::ProducerUnknown => Code::ProducerUnknown,
         PublishError::ProducerSequence { .. } => Code::ProducerSequence,

@@ -165,6 +165,7 @@ async fn finish(taken: Taken) -> Result<Receipt, PublishFailure> {
     };
     match pending.await {
         Ok(Ok(receipt)) => Ok(convert::receipt(receipt)),
+        Ok(Err(PublishError::StoredBefore { asked: false })) => Ok(Receipt { repeated: true, ..Receipt::default() }),
         Ok(Err(error)) => Err(errors::failure(&error)),
         Err(_) => {
             let text = "the node stopped before the message was durable; it may be stored or not, publish it again";

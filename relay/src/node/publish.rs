@@ -107,6 +107,9 @@ impl NodeInner {
             drop(room);
             let (stored, need) = match (stored, need) {
                 (Ok(stored), Some(need)) => (stored, need),
+                (Err(PublishError::StoredBefore { .. }), Some(_)) => {
+                    return drop(sender.send(Err(PublishError::StoredBefore { asked: true })));
+                }
                 // A publisher that no longer waits is told nothing.
                 (result, _) => return drop(sender.send(result.map(local_receipt))),
             };

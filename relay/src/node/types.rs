@@ -180,6 +180,14 @@ pub enum PublishError {
         /// Who, in words.
         missing: String,
     },
+    /// A producer's sequence that was stored before, so long ago that its place is no longer remembered.
+    #[error(
+        "the message was stored before, so long ago that its place is no longer remembered; which sites hold it cannot be told"
+    )]
+    StoredBefore {
+        /// Whether other sites were to acknowledge it; if not, nothing is amiss.
+        asked: bool,
+    },
     /// Disk full, draining, poisoned; the sentence says which.
     #[error("{0}")]
     Unavailable(String),

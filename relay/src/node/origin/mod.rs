@@ -233,6 +233,10 @@ impl Origin {
                 let log = LogName { topic: topic.topic.clone(), origin: self.config.site.clone(), queue };
                 tell(Ok(Stored { log, place, repeated: true }));
             }
+            Verdict::StoredBefore(tell) => {
+                drop(producers);
+                tell(Err(PublishError::StoredBefore { asked: false }));
+            }
             Verdict::Refused(tell, error) => {
                 return Err(Box::new(NotTaken { message, tell, refusal: Refusal::Error(error) }));
             }
@@ -534,6 +538,10 @@ impl Origin {
         let mut retries: HashMap<u64, Vec<Tell>> = HashMap::new();
         if !stamps.is_empty() {
             let mut producers = self.producers.lock();
+            if let Err(poisoned) = &result {
+                // Under the same lock as what follows, or a retry would find a place that never was durable.
+                producers.poison(&poisoned.to_string());
+            }
             for Stamped { stamp, index } in stamps {
                 let waiting = producers.stored(queue.topic(), stamp);
                 if !waiting.is_empty() {

@@ -7,8 +7,12 @@
 //! again, lowest first, and nothing new before it. Every unit that stores a producer's messages carries the
 //! floor and the batch's places ([`ProducerHead`], [`ProducerRow`]), so a restart knows exactly what is stored.
 //!
-//! Bounds: [`PRODUCERS_MAX`] producers, [`RUNS_MAX`] remembered runs in all, the places of the last
-//! [`SEQUENCES_REMEMBERED`] sequences of each producer and topic, [`REMEMBERED_FOR`] since the last use.
+//! A sequence below the floor is always known to be stored; where it stands is remembered for the last
+//! [`SEQUENCES_REMEMBERED`]. A row grows while its producer's batches follow each other in one queue, so that the usual
+//! producer has one row, however long it goes on.
+//!
+//! Bounds: [`PRODUCERS_MAX`] producers, [`RUNS_MAX`] remembered runs in all (past it the places of those unused longest go first),
+//! [`REMEMBERED_FOR`] since the last use.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -33,8 +37,9 @@ use crate::{
 pub(super) const PRODUCERS_MAX: usize = 10_000;
 /// Most runs of sequences remembered over all producers (about 100 bytes each).
 pub(super) const RUNS_MAX: usize = 500_000;
-/// For how many of the last sequences of a producer in a topic the place is remembered.
-pub(super) const SEQUENCES_REMEMBERED: u64 = 4_096;
+/// For how many of the last sequences of a producer in a topic the place is remembered: twice what one stream of a door may
+/// have on the way (65,536), since all of it may be stored and in doubt when a connection breaks.
+pub(super) const SEQUENCES_REMEMBERED: u64 = 131_072;
 /// How long an unused producer is remembered, by the monotonic clock; a restart begins it anew.
 pub(super) const REMEMBERED_FOR: Duration = Duration::from_secs(24 * 3600);
 /// Most retries that wait for one pending message.
@@ -48,6 +53,8 @@ pub(super) enum Verdict {
     Accept(Tell),
     /// Stored before, durable, at this place.
     Repeated(Tell, Queue, Place),
+    /// Stored before, durable; so long ago that its place is no longer remembered.
+    StoredBefore(Tell),
     /// The first call's message is on its way; this one is told with it.
     Waits,
     /// Refused; nothing is stored.
@@ -90,6 +97,8 @@ struct Sequences {
     runs: BTreeMap<u64, Run>,
     /// Rows in the table: first sequence to last.
     rows: BTreeMap<u64, u64>,
+    /// The row written last in this process.
+    newest: Option<(u64, ProducerRow)>,
 }
 
 struct Producer {
@@ -109,6 +118,8 @@ pub(super) struct Producers {
     runs: usize,
     /// Keys of rows to be deleted with the next units, unless they are written again before.
     garbage: BTreeSet<Bytes>,
+    /// Why nothing can become durable any more: what was submitted then may never have been.
+    poisoned: Option<String>,
 }
 
 fn key_prefix(topic: &Topic, id: u128) -> Vec<u8> {
@@ -215,6 +226,9 @@ impl Sequences {
         if let Some((queue, place)) = self.place(found) {
             return Verdict::Repeated(tell, queue, place);
         }
+        if found < self.floor {
+            return Verdict::StoredBefore(tell);
+        }
         match self.lowest_missing() {
             Some(lowest) if found == lowest => self.fill_lowest_missing(),
             Some(lowest) => {
@@ -239,7 +253,12 @@ impl Sequences {
 
     /// Forgets places outside the window; answers the first sequences of rows to delete, and how many runs went.
     fn forget_old(&mut self) -> (Vec<u64>, usize) {
-        let low = self.floor.min(self.next.saturating_sub(SEQUENCES_REMEMBERED));
+        self.forget_places_below(self.next.saturating_sub(SEQUENCES_REMEMBERED))
+    }
+
+    /// Forgets places below, but none above the floor, where they say what is stored.
+    fn forget_places_below(&mut self, low: u64) -> (Vec<u64>, usize) {
+        let low = low.min(self.floor);
         let before = self.runs.len();
         while let Some(first) = self.runs.first_entry() {
             if first.key().saturating_add(first.get().count) > low {
@@ -248,8 +267,40 @@ impl Sequences {
             first.remove();
         }
         let rows: Vec<u64> = self.rows.range(..low).filter(|(_, last)| **last < low).map(|(first, _)| *first).collect();
-        self.rows.retain(|_, last| *last >= low);
+        for first in &rows {
+            self.rows.remove(first);
+            self.newest.take_if(|(newest, _)| newest == first);
+        }
         (rows, before - self.runs.len())
+    }
+
+    /// The row for a batch with these runs, and its first sequence: the newest row once more where they go on in it.
+    fn row_with(&self, queue: Queue, begin: Place, runs: Vec<ProducerRun>) -> (u64, ProducerRow) {
+        if let (Some((first, row)), [more]) = (&self.newest, runs.as_slice())
+            && row.queue == u32::from(queue.0)
+            && row.first.as_ref().is_some_and(|place| decode_place(place).incarnation == begin.incarnation)
+            && let [run] = row.runs.as_slice()
+            && run.sequence.saturating_add(run.count) == more.sequence
+            && run.offset.saturating_add(run.count) == more.offset
+        {
+            let run = ProducerRun { count: run.count.saturating_add(more.count), ..*run };
+            return (*first, ProducerRow { runs: vec![run], ..row.clone() });
+        }
+        let first = runs.first().map_or(0, |run| run.sequence);
+        (first, ProducerRow { queue: u32::from(queue.0), first: Some(encode_place(begin)), runs })
+    }
+
+    /// Remembers a row that was submitted; answers how many runs there are more.
+    fn remember(&mut self, queue: Queue, begin: Place, first: u64, row: ProducerRow) -> usize {
+        let before = self.runs.len();
+        for run in &row.runs {
+            let first = Place { offset: run.offset, ..begin };
+            self.runs.insert(run.sequence, Run { count: run.count, queue, first });
+        }
+        let last = row.runs.iter().map(|run| run.sequence.saturating_add(run.count)).max().unwrap_or(first + 1) - 1;
+        self.rows.insert(first, last);
+        self.newest = Some((first, row));
+        self.runs.len() - before
     }
 }
 
@@ -338,6 +389,9 @@ impl Producers {
 
     /// Decides about a stamped message; what is accepted is pending until [`Producers::stored`] or [`Producers::failed`].
     pub(super) fn judge(&mut self, topic: &Topic, stamp: ProducerStamp, now: Duration, tell: Tell) -> Verdict {
+        if let Some(poisoned) = &self.poisoned {
+            return Verdict::Refused(tell, PublishError::Unavailable(poisoned.clone()));
+        }
         self.uses += 1;
         let uses = self.uses;
         if let Some(producer) = self.by_id.get_mut(&stamp.id) {
@@ -399,12 +453,7 @@ impl Producers {
                 }
             }
             sequences.raise_floor();
-            let first = messages.first().map_or(0, |m| m.stamp.sequence);
-            let row = ProducerRow {
-                queue: u32::from(queue.0),
-                first: Some(encode_place(begin)),
-                runs: runs_of(begin, &messages),
-            };
+            let (first, row) = sequences.row_with(queue, begin, runs_of(begin, &messages));
             let head = ProducerHead { epoch, floor: sequences.floor };
             for (key, value) in
                 [(head_key(topic, id), head.encode_to_vec()), (row_key(topic, id, epoch, first), row.encode_to_vec())]
@@ -430,16 +479,14 @@ impl Producers {
             let epoch = producer.epoch;
             let Some(sequences) = producer.topics.get_mut(topic) else { continue };
             messages.sort_unstable_by_key(|m| m.stamp.sequence);
-            let (Some(first), Some(last)) = (messages.first(), messages.last()) else { continue };
-            sequences.rows.insert(first.stamp.sequence, last.stamp.sequence);
-            for run in runs_of(begin, &messages) {
-                let first = Place { offset: run.offset, ..begin };
-                sequences.runs.insert(run.sequence, Run { count: run.count, queue, first });
-                self.runs += 1;
-            }
+            let (first, row) = sequences.row_with(queue, begin, runs_of(begin, &messages));
+            self.runs += sequences.remember(queue, begin, first, row);
             let (rows, gone) = sequences.forget_old();
             self.runs = self.runs.saturating_sub(gone);
             self.garbage.extend(rows.into_iter().map(|first| row_key(topic, id, epoch, first)));
+        }
+        if self.runs > RUNS_MAX {
+            self.forget_places();
         }
     }
 
@@ -524,8 +571,30 @@ impl Producers {
         }
     }
 
+    /// Too many places are remembered: those of the producers unused longest go, down to seven eighths. That they are stored
+    /// stays known.
+    fn forget_places(&mut self) {
+        for id in self.by_use.values() {
+            let Some(producer) = self.by_id.get_mut(id) else { continue };
+            for (topic, sequences) in &mut producer.topics {
+                let (rows, gone) = sequences.forget_places_below(u64::MAX);
+                self.runs = self.runs.saturating_sub(gone);
+                self.garbage.extend(rows.into_iter().map(|first| row_key(topic, *id, producer.epoch, first)));
+            }
+            if self.runs <= RUNS_MAX / 8 * 7 {
+                return;
+            }
+        }
+    }
+
+    /// The commit log is poisoned: from now on nothing is taken, and nothing is called stored, since places were
+    /// remembered when they were submitted.
+    pub(super) fn poison(&mut self, why: &str) {
+        self.poisoned.get_or_insert_with(|| why.to_owned());
+    }
+
     fn make_room(&mut self) {
-        while self.by_id.len() >= PRODUCERS_MAX || self.runs >= RUNS_MAX {
+        while self.by_id.len() >= PRODUCERS_MAX {
             let idle = self.by_use.values().find(|id| self.by_id.get(id).is_some_and(|p| !p.is_busy()));
             let Some(id) = idle.copied() else { return };
             self.forget(id, true);
