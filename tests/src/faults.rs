@@ -10,11 +10,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{self, IoSlice},
+    ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use rand::{Rng, rngs::StdRng};
 use seaway_relay::log::files::{Files, LockGuard, LogFile};
 
@@ -72,8 +73,6 @@ struct State {
     lies: bool,
     fail_write: Option<io::ErrorKind>,
     capacity: Option<u64>,
-    held: bool,
-    waiting: usize,
 }
 
 /// See the module's documentation. Clones share the disk.
@@ -85,7 +84,6 @@ pub struct FaultDisk {
 #[derive(Debug, Default)]
 struct Shared {
     state: Mutex<State>,
-    changed: Condvar,
 }
 
 /// An open file of a [`FaultDisk`].
@@ -138,20 +136,6 @@ impl State {
     }
 }
 
-impl Shared {
-    /// The state, once nothing is held.
-    fn passing(&self) -> parking_lot::MutexGuard<'_, State> {
-        let mut state = self.state.lock();
-        state.waiting += 1;
-        self.changed.notify_all();
-        while state.held && !state.dead {
-            self.changed.wait(&mut state);
-        }
-        state.waiting -= 1;
-        state
-    }
-}
-
 impl FaultDisk {
     /// The power goes in the middle of the operation after so many more.
     pub fn cut_after(&self, operations: u64) {
@@ -167,7 +151,6 @@ impl FaultDisk {
     /// Lets the power go now.
     pub fn cut_now(&self) {
         self.shared.state.lock().dead = true;
-        self.shared.changed.notify_all();
     }
 
     /// Operations so far that changed something.
@@ -195,28 +178,14 @@ impl FaultDisk {
         self.shared.state.lock().capacity = bytes;
     }
 
+    /// See [`FaultDisk::set_capacity`].
+    pub fn capacity(&self) -> Option<u64> {
+        self.shared.state.lock().capacity
+    }
+
     /// Bytes of all files.
     pub fn used(&self) -> u64 {
         self.shared.state.lock().used()
-    }
-
-    /// Makes whoever changes something wait, until [`FaultDisk::release`] or the power goes.
-    pub fn hold(&self) {
-        self.shared.state.lock().held = true;
-    }
-
-    /// See [`FaultDisk::hold`].
-    pub fn release(&self) {
-        self.shared.state.lock().held = false;
-        self.shared.changed.notify_all();
-    }
-
-    /// Waits until somebody is held.
-    pub fn wait_for_held(&self) {
-        let mut state = self.shared.state.lock();
-        while state.waiting == 0 && !state.dead {
-            self.shared.changed.wait(&mut state);
-        }
     }
 
     /// What a new process finds when the power is back. This disk stays dead.
@@ -246,7 +215,7 @@ impl FaultDisk {
             lies: state.lies,
             ..State::default()
         };
-        FaultDisk { shared: Arc::new(Shared { state: Mutex::new(found), ..Shared::default() }) }
+        FaultDisk { shared: Arc::new(Shared { state: Mutex::new(found) }) }
     }
 
     /// What a new process finds after this one was killed: everything, synced or not.
@@ -261,7 +230,7 @@ impl FaultDisk {
             capacity: state.capacity,
             ..State::default()
         };
-        FaultDisk { shared: Arc::new(Shared { state: Mutex::new(found), ..Shared::default() }) }
+        FaultDisk { shared: Arc::new(Shared { state: Mutex::new(found) }) }
     }
 
     /// Names and lengths of all files.
@@ -291,6 +260,19 @@ impl FaultDisk {
     }
 }
 
+impl Change {
+    /// What is left of a write where a range was written anew.
+    fn without(self, over: &Range<usize>) -> Vec<Change> {
+        let Change::Write { at, bytes } = self else { return vec![self] };
+        let end = at + bytes.len();
+        let piece = |from: usize, to: usize| {
+            let part = bytes.get(from.saturating_sub(at)..to.saturating_sub(at))?;
+            (from < to).then(|| Change::Write { at: from, bytes: part.to_vec() })
+        };
+        [piece(at, end.min(over.start)), piece(at.max(over.end), end)].into_iter().flatten().collect()
+    }
+}
+
 fn write_into(file: &mut Vec<u8>, at: usize, bytes: &[u8]) {
     let end = at + bytes.len();
     if file.len() < end {
@@ -315,13 +297,23 @@ impl Node {
         if self.doomed == 0 {
             self.synced.clone_from(&self.live);
         } else {
-            // What a failed sync threw away stays uncertain; what came after it is written.
+            // What a failed sync threw away stays uncertain, but for what was written or cut since.
             for change in certain {
-                match change {
-                    Change::Write { at, bytes } => write_into(&mut self.synced, at, &bytes),
-                    Change::Length(len) => self.synced.resize(len, 0),
-                }
+                let over = match &change {
+                    Change::Write { at, bytes } => {
+                        write_into(&mut self.synced, *at, bytes);
+                        *at..at + bytes.len()
+                    }
+                    Change::Length(len) => {
+                        self.synced.resize(*len, 0);
+                        *len..usize::MAX
+                    }
+                };
+                self.pending = self.pending.drain(..).flat_map(|doomed| doomed.without(&over)).collect();
             }
+            // The length is written anew with each sync.
+            self.pending.retain(|doomed| matches!(doomed, Change::Write { .. }));
+            self.doomed = self.pending.len();
         }
     }
 
@@ -386,7 +378,7 @@ impl Files for FaultDisk {
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn LogFile>> {
-        let mut state = self.shared.passing();
+        let mut state = self.shared.state.lock();
         if state.names.contains_key(path) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
@@ -406,7 +398,7 @@ impl Files for FaultDisk {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut state = self.shared.passing();
+        let mut state = self.shared.state.lock();
         let node = *state.names.get(from).ok_or(io::ErrorKind::NotFound)?;
         let cut = state.count()?;
         state.names.remove(from);
@@ -418,7 +410,7 @@ impl Files for FaultDisk {
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.shared.passing();
+        let mut state = self.shared.state.lock();
         if !state.names.contains_key(path) {
             return Err(io::ErrorKind::NotFound.into());
         }
@@ -436,7 +428,7 @@ impl Files for FaultDisk {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        let mut state = self.shared.passing();
+        let mut state = self.shared.state.lock();
         if state.count()? {
             return Err(no_power());
         }
@@ -486,7 +478,7 @@ impl LogFile for FaultFile {
     fn write_all_at(&self, parts: &mut [IoSlice<'_>], at: u64) -> io::Result<()> {
         let bytes = parts.iter().map(|part| part.to_vec()).collect::<Vec<_>>().concat();
         let at = usize::try_from(at).map_err(io::Error::other)?;
-        let mut state = self.shared.passing();
+        let mut state = self.shared.state.lock();
         let cut = state.count()?;
         let grows = (at + bytes.len()).saturating_sub(self.length(&state));
         let failure = state.fail_write.take().map(io::Error::from).or_else(|| state.room_for(grows).err());
@@ -512,7 +504,7 @@ impl LogFile for FaultFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        let mut state = self.shared.passing();
+        let mut state = self.shared.state.lock();
         if state.count()? {
             return Err(no_power());
         }
@@ -538,7 +530,7 @@ impl LogFile for FaultFile {
 
     fn truncate(&self, len: u64) -> io::Result<()> {
         let len = usize::try_from(len).map_err(io::Error::other)?;
-        let mut state = self.shared.passing();
+        let mut state = self.shared.state.lock();
         let cut = state.count()?;
         self.change(&mut state, Change::Length(len));
         if cut { Err(no_power()) } else { Ok(()) }
@@ -546,7 +538,7 @@ impl LogFile for FaultFile {
 
     fn allocate(&self, len: u64) -> io::Result<()> {
         let len = usize::try_from(len).map_err(io::Error::other)?;
-        let mut state = self.shared.passing();
+        let mut state = self.shared.state.lock();
         let cut = state.count()?;
         let have = self.length(&state);
         if len > have {
@@ -626,6 +618,24 @@ mod tests {
         file.sync_data().unwrap();
         let after = disk.power_loss(Survival::Nothing, &mut rng);
         assert_eq!(after.contents(Path::new("/d/a")).unwrap(), b"");
+    }
+
+    #[test]
+    fn what_a_failed_sync_threw_away_does_not_come_back_over_what_was_written_since() {
+        let mut rng = StdRng::seed_from_u64(0);
+        let disk = FaultDisk::default();
+        let file = disk.create(Path::new("/d/a")).unwrap();
+        disk.sync_dir(Path::new("/d")).unwrap();
+        write(&*file, 0, b"aaaaaaaa");
+        disk.fail_next_sync();
+        file.sync_data().unwrap_err();
+        file.truncate(6).unwrap();
+        write(&*file, 2, b"bb");
+        file.sync_data().unwrap();
+        let after = disk.power_loss(Survival::Everything, &mut rng);
+        assert_eq!(after.contents(Path::new("/d/a")).unwrap(), b"aabbaa");
+        let after = disk.power_loss(Survival::Nothing, &mut rng);
+        assert_eq!(after.contents(Path::new("/d/a")).unwrap(), b"\0\0bb\0\0");
     }
 
     #[test]

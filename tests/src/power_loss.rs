@@ -2,8 +2,8 @@
 //!
 //! A seed is some lives of one node: it opens the log, submits units (own appends with their producers'
 //! sequences, copies, holes, trims, drops, positions), lets space be reclaimed and checkpoints be written, and
-//! meets its end at a random operation of the disk: the power goes, a write or sync fails, or the process
-//! is killed. Each next life finds what [`FaultDisk::power_loss`] left, and an index that is as it
+//! meets its end at a random operation of the disk: the power goes, a write or sync fails, the disk is full, or
+//! the process is killed. A disk that is nearly full gets its room back after a while. Each next life finds what [`FaultDisk::power_loss`] left, and an index that is as it
 //! was, as it was at an earlier moment, or gone. RocksDB's own files lie on a real file system, outside of
 //! the fault layer: what the power does to them is covered by those three variants, since the log
 //! takes an index as old as it may be, and rebuilds one that is missing or unreadable.
@@ -16,8 +16,8 @@
 //! * no place was ever used for two different batches;
 //! * the log takes new appends.
 //!
-//! One seed gives one sequence of operations on the disk and one result; a failure names it. Only how far RocksDB
-//! had flushed by itself at a given moment is not the seed's to say.
+//! One seed gives one sequence of operations on the disk and one result, since the log is stepped by the test
+//! instead of by a thread of its own; a failure names the seed.
 
 #![allow(
     clippy::unwrap_used,
@@ -29,7 +29,9 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs,
+    hash::{Hash, Hasher},
+    io,
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
     time::Duration,
@@ -57,8 +59,6 @@ const OWN: usize = 3;
 const COPIES: usize = 2;
 /// Batches that the other origin has in all, for each copy.
 const FOREIGN_BATCHES: usize = 60;
-/// Long enough for any machine.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What a run of one seed came across; summed up over seeds, it shows that the test tests.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -85,6 +85,14 @@ pub struct Tally {
     pub old_index: u64,
     /// Segments seen at openings.
     pub segments: u64,
+    /// Units refused since the disk's reserve was reached.
+    pub full: u64,
+    /// Openings that found no room.
+    pub full_openings: u64,
+    /// Operations of the disk that changed something.
+    pub operations: u64,
+    /// Names and lengths of all files at all ends of lives, hashed.
+    pub image: u64,
 }
 
 impl Tally {
@@ -101,6 +109,10 @@ impl Tally {
         self.rebuilt += other.rebuilt;
         self.old_index += other.old_index;
         self.segments += other.segments;
+        self.full += other.full;
+        self.full_openings += other.full_openings;
+        self.operations += other.operations;
+        self.image ^= other.image;
     }
 }
 
@@ -235,7 +247,9 @@ impl World {
         let mut config = DiskConfig::new("/data".into(), "test", name, start);
         config.index_dir = Some(self.index.clone());
         config.segment_bytes = [12 << 10, 16 << 10, 40 << 10][self.seed as usize % 3];
-        config.reserve_bytes = 0;
+        config.reserve_bytes = [0, 24 << 10][self.seed as usize / 27 % 2];
+        config.measure_interval = Duration::ZERO;
+        config.stepped = true;
         config.queue_bytes_max = 16 << 20;
         config.tail_bytes_max = [0, 8 << 10, 1 << 20][self.seed as usize / 3 % 3];
         config.flush_bytes = [2 << 10, 20 << 10, 1 << 30][self.seed as usize / 9 % 3];
@@ -261,7 +275,11 @@ impl World {
             return;
         };
         let failing = self.rng.random_range(0..8);
+        let mut full = if self.rng.random_range(0..4) == 0 { self.rng.random_range(1..20) } else { u64::MAX };
         for round in 0..40 {
+            if round == full {
+                full = self.fill_or_free(&log, round);
+            }
             if round == 3 && failing < 2 {
                 match failing {
                     0 => self.disk.fail_next_sync(),
@@ -270,6 +288,7 @@ impl World {
             }
             match self.rng.random_range(0..20) {
                 0 => _ = log.reclaim(),
+                3 => log.step(true),
                 1 | 2 => {
                     // Nothing is under way: what is on the disk now is what a crash here would leave.
                     let _ = copy_dir(&self.index, &self.old_index);
@@ -281,6 +300,20 @@ impl World {
             }
         }
         self.end_of_life(Some(log));
+    }
+
+    /// Leaves the disk hardly any room, or gives it all back; answers when to do the other.
+    fn fill_or_free(&mut self, log: &DiskLog, round: u64) -> u64 {
+        if self.disk.capacity().is_none() {
+            self.disk.set_capacity(Some(self.disk.used() + self.rng.random_range(0..60_000)));
+            return round + self.rng.random_range(1..12);
+        }
+        self.disk.set_capacity(None);
+        log.step(false);
+        if log.stats().poisoned.is_none() {
+            assert!(!log.stats().disk_full, "seed {}: it does not go on though there is room", self.seed);
+        }
+        u64::MAX
     }
 
     /// Ends the process in some way, and leaves the disk as the next one finds it.
@@ -303,6 +336,12 @@ impl World {
         }
         self.disk.cut_now();
         drop(log);
+        self.tally.operations += self.disk.operations();
+        for (path, len) in self.disk.files() {
+            let mut hasher = std::hash::DefaultHasher::new();
+            (self.tally.image, path, len).hash(&mut hasher);
+            self.tally.image = hasher.finish();
+        }
         self.disk = if kill { self.disk.killed() } else { self.disk.power_loss(survival, &mut self.rng) };
         match self.rng.random_range(0..4) {
             0 => _ = fs::remove_dir_all(&self.index),
@@ -319,6 +358,13 @@ impl World {
     fn open(&mut self) -> Option<Arc<DiskLog>> {
         let (log, recovery) = match DiskLog::open(self.config()) {
             Ok(opened) => opened,
+            Err(e) if self.disk.capacity().is_some() && !self.disk.is_dead() => {
+                let why = io::Error::from(io::ErrorKind::StorageFull).to_string();
+                assert!(e.to_string().contains(&why), "seed {}: the log does not open: {e}", self.seed);
+                self.disk.set_capacity(None);
+                self.tally.full_openings += 1;
+                return None;
+            }
             Err(e) => {
                 assert!(self.disk.is_dead(), "seed {}: the log does not open: {e}", self.seed);
                 return None;
@@ -366,27 +412,20 @@ impl World {
         let (tell, told) = mpsc::channel::<Result<(), Poisoned>>();
         let units = if self.rng.random_bool(0.3) { self.rng.random_range(2..6) } else { 1 };
         let mut waiting = 0;
-        if units > 1 {
-            self.disk.hold();
-        }
         for _ in 0..units {
-            let accepted = self.submit(log, &tell);
-            if accepted && waiting == 0 && units > 1 {
-                self.disk.wait_for_held();
-            }
-            waiting += u64::from(accepted);
-        }
-        self.disk.release();
-        for _ in 0..waiting {
-            match told.recv_timeout(PATIENCE).expect("done must be called") {
-                Ok(()) => {
-                    self.answered += 1;
-                    self.tally.answered += 1;
-                    self.twin.sync_units(1);
-                }
-                Err(_) => break,
+            waiting += usize::from(self.submit(log, &tell));
+            if self.rng.random_range(0..4) == 0 {
+                log.step(false);
             }
         }
+        log.step(false);
+        let answers: Vec<_> = told.try_iter().collect();
+        assert_eq!(answers.len(), waiting, "seed {}: each unit is answered once", self.seed);
+        let good = answers.iter().take_while(|answer| answer.is_ok()).count();
+        assert!(answers[good..].iter().all(Result::is_err), "seed {}: a unit outlives the one before it", self.seed);
+        self.answered += good as u64;
+        self.tally.answered += good as u64;
+        self.twin.sync_units(good);
     }
 
     fn submit(&mut self, log: &DiskLog, tell: &mpsc::Sender<Result<(), Poisoned>>) -> bool {
@@ -418,6 +457,11 @@ impl World {
                 true
             }
             Err(rejected) => {
+                if let RejectReason::DiskFull { free, needed } = rejected.reason {
+                    let fits = self.disk.capacity().is_some() && free < needed;
+                    assert!(fits, "seed {}: refused with {free} of {needed} bytes free", self.seed);
+                    self.tally.full += 1;
+                }
                 if let RejectReason::Refused { .. } | RejectReason::Invalid { .. } = rejected.reason {
                     let same = twin(rejected.unit).map_err(|rejected| rejected.reason);
                     assert_eq!(same, Err(rejected.reason), "seed {}: disk and twin disagree", self.seed);
@@ -505,6 +549,7 @@ impl World {
 
     /// No more faults: opens, appends, closes, opens again.
     fn last_life(&mut self) {
+        self.disk.set_capacity(None);
         let log = self.open().expect("the power stays on");
         for _ in 0..4 {
             self.round(&log);

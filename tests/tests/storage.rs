@@ -10,7 +10,6 @@ fn first_seed() -> u64 {
 }
 
 #[test]
-#[ignore = "2 of 2,000 seeds fail: a first segment cut inside its header, and an index copied while its files change, do not open"]
 fn two_thousand_losses_of_power_lose_nothing_that_was_certain() {
     let first = first_seed();
     println!("power loss: seeds from {first}");
@@ -20,15 +19,14 @@ fn two_thousand_losses_of_power_lose_nothing_that_was_certain() {
     assert!(tally.power_losses > 500 && tally.failures > 50 && tally.kills > 300, "{tally:?}");
     assert!(tally.torn > 50 && tally.rebuilt > 300 && tally.old_index > 50, "{tally:?}");
     assert!(tally.interrupted_openings > 50 && tally.survivors > 100, "{tally:?}");
+    assert!(tally.full > 100 && tally.full_openings > 0, "{tally:?}");
     assert!(tally.answered > 10_000, "{tally:?}");
 }
 
 #[test]
-#[ignore = "the number of answered units differs between runs of one seed"]
 fn one_seed_is_one_run() {
-    for seed in first_seed()..first_seed() + 5 {
-        let run = || power_loss::Tally { rebuilt: 0, ..power_loss::run_seed(seed) };
-        assert_eq!(run(), run(), "seed {seed}");
+    for seed in first_seed()..first_seed() + 40 {
+        assert_eq!(power_loss::run_seed(seed), power_loss::run_seed(seed), "seed {seed}");
     }
 }
 

@@ -354,6 +354,12 @@ impl LogCopy {
         Ok(())
     }
 
+    /// Corrects the bytes retained: where a copy was brought back from a checkpoint, what a later trim took away may be
+    /// gone already and cannot be counted any more.
+    pub fn recount(&mut self, bytes: u64) {
+        self.bytes = bytes;
+    }
+
     /// Makes a hole of a range that is held wholly.
     fn punch(&mut self, hole: Hole, below: Option<Chain>, above: Option<Chain>, bytes: u64) {
         self.messages = self.messages.saturating_sub(hole.to - hole.from);

@@ -176,6 +176,7 @@ impl Shared {
     fn wait_for_room(&self, bytes: usize) {
         let (woken, wake) = crossbeam_channel::bounded(1);
         self.queue.wake_when(bytes, Box::new(move || _ = woken.try_send(())));
+        self.step();
         let _ = wake.recv();
     }
 
@@ -183,6 +184,7 @@ impl Shared {
     pub(crate) fn write_own(&self, record: Record) -> Result<(), Poisoned> {
         let (told, answer) = crossbeam_channel::bounded(1);
         self.submit_own(vec![record], 64, Box::new(move |done| _ = told.try_send(done)))?;
+        self.step();
         answer.recv().unwrap_or_else(|_| Err(Poisoned { why: "the storage thread has ended".into() }))
     }
 

@@ -23,7 +23,7 @@ use std::{
 use bytes::Bytes;
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBRawIterator, FlushOptions, Options,
-    ReadOptions, WriteBatch, WriteOptions,
+    ReadOptions, WaitForCompactOptions, WriteBatch, WriteOptions,
 };
 use seaway_federation_proto::{
     envelope::Chain,
@@ -176,6 +176,7 @@ pub(crate) struct Index {
     db: DB,
     dir: PathBuf,
     no_wal: WriteOptions,
+    stepped: bool,
     /// What the first read said that failed.
     unreadable: OnceLock<String>,
 }
@@ -187,8 +188,8 @@ impl std::fmt::Debug for Index {
 }
 
 impl Index {
-    /// Opens the index, empty if there is none.
-    pub(crate) fn open(dir: &Path) -> Result<Self, IndexError> {
+    /// Opens the index, empty if there is none; see [`super::DiskConfig::stepped`].
+    pub(crate) fn open(dir: &Path, stepped: bool) -> Result<Self, IndexError> {
         std::fs::create_dir_all(dir).map_err(|e| IndexError(format!("making {} failed: {e}", dir.display())))?;
         if let Ok(why) = std::fs::read_to_string(dir.join(UNREADABLE)) {
             return Err(IndexError(format!("it could not be read before ({why})")));
@@ -208,8 +209,9 @@ impl Index {
         let db = DB::open_cf_descriptors(&options, dir, families)?;
         let mut no_wal = WriteOptions::default();
         no_wal.disable_wal(true);
-        let index = Self { db, dir: dir.to_owned(), no_wal, unreadable: OnceLock::new() };
+        let index = Self { db, dir: dir.to_owned(), no_wal, stepped, unreadable: OnceLock::new() };
         index.check_files()?;
+        index.settle()?;
         Ok(index)
     }
 
@@ -301,7 +303,16 @@ impl Index {
         let mut options = FlushOptions::default();
         options.set_wait(wait);
         let families = Family::ALL.iter().map(|family| self.family(*family)).collect::<Result<Vec<_>, _>>()?;
-        Ok(self.db.flush_cfs_opt(&families, &options)?)
+        self.db.flush_cfs_opt(&families, &options)?;
+        self.settle()
+    }
+
+    /// In a log that is stepped: waits until RocksDB's own threads have nothing to do.
+    fn settle(&self) -> Result<(), IndexError> {
+        if self.stepped {
+            self.db.wait_for_compact(&WaitForCompactOptions::default())?;
+        }
+        Ok(())
     }
 
     /// Calls `visit` with each pair whose key begins with `prefix`, in order, until it answers false.

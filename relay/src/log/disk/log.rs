@@ -15,7 +15,9 @@ use seaway_federation_proto::{
     ids::{LogName, NodeName, Place, Start},
 };
 
-use super::{OpenError, Recovery, apply::state_key, cell::CellState, index::Family, recover, shared::Shared};
+use super::{
+    OpenError, Recovery, apply::state_key, cell::CellState, index::Family, recover, shared::Shared, writer::Writer,
+};
 use crate::log::{
     contract::{
         CommitLog, Done, Line, Listener, LogStats, Poisoned, Read, ReadError, Rejected, Retention, Table, Unit,
@@ -55,6 +57,12 @@ pub struct DiskConfig {
     pub idle_after: Duration,
     /// A checkpoint is written after so many bytes of segments since the last.
     pub checkpoint_bytes: u64,
+    /// How often the room on the disk is measured, and no more often.
+    pub measure_interval: Duration,
+    /// Works without a thread of its own: what is queued is written by [`DiskLog::step`] and by whoever waits for it, and
+    /// RocksDB's flushes are waited for. One sequence of calls is then one sequence of operations on the disk: for
+    /// tests that must replay.
+    pub stepped: bool,
     /// The disk.
     pub files: Arc<dyn Files>,
     /// Wall clock for times of storing.
@@ -93,6 +101,8 @@ impl DiskConfig {
             flush_interval: Duration::from_secs(60),
             idle_after: Duration::from_millis(100),
             checkpoint_bytes: 1 << 30,
+            measure_interval: Duration::from_millis(250),
+            stepped: false,
             files: Arc::new(OsFiles),
             clock: Arc::new(wall_us),
         }
@@ -113,20 +123,38 @@ fn wall_us() -> u64 {
 pub struct DiskLog {
     pub(super) shared: Arc<Shared>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+    /// In place of the thread; see [`DiskConfig::stepped`].
+    stepped: Option<Arc<Mutex<Writer>>>,
 }
 
 impl DiskLog {
     /// Opens the log in a directory, or makes one. Waits on the disk. What was found is answered, and logged.
     pub fn open(config: DiskConfig) -> Result<(Arc<DiskLog>, Recovery), OpenError> {
-        let (shared, writer, recovery) = recover::open(config)?;
+        let (shared, mut writer, recovery) = recover::open(config)?;
+        if shared.config.stepped {
+            let writer = Arc::new(Mutex::new(writer));
+            *shared.stepped.lock() = Arc::downgrade(&writer);
+            return Ok((Arc::new(Self { shared, thread: Mutex::new(None), stepped: Some(writer) }), recovery));
+        }
         let thread = std::thread::Builder::new().name("seaway-log".into()).spawn(move || writer.run());
         let thread =
             thread.map_err(|e| OpenError::Io { what: "starting the storage thread".into(), why: e.to_string() })?;
-        Ok((Arc::new(Self { shared, thread: Mutex::new(Some(thread)) }), recovery))
+        Ok((Arc::new(Self { shared, thread: Mutex::new(Some(thread)), stepped: None }), recovery))
+    }
+
+    /// Writes what is queued, as one group if it fits, and with `idle` also what a log writes that falls idle. Only for a
+    /// log that is [stepped](DiskConfig::stepped); of others it does nothing.
+    pub fn step(&self, idle: bool) {
+        if let Some(writer) = &self.stepped {
+            writer.lock().step(idle);
+        }
     }
 
     fn end(&self) -> Result<(), Poisoned> {
         self.shared.queue.close();
+        if let Some(writer) = &self.stepped {
+            writer.lock().run();
+        }
         if let Some(thread) = self.thread.lock().take()
             && thread.join().is_err()
         {

@@ -55,6 +55,7 @@ pub(crate) fn rebuild(replay: &mut Replay<'_>) -> Result<(), OpenError> {
             }
             let applied = Applied { to: found.as_of, sequence: found.sequence, ..Applied::default() };
             replay.from(&applied)?;
+            recount(&shared).map_err(|e| index_failed(&shared, &e))?;
         }
     }
     replay.missing.extend(named);
@@ -244,6 +245,33 @@ fn old_group(applier: &mut Applier<'_>, group: &FoundGroup) -> Result<(), IndexE
             let at = found.from + u64::from(located.batch_at);
             applier.old_batch(batch, Stored { position: Position { at, ..group.header.position }, at_us })?;
         }
+    }
+    Ok(())
+}
+
+/// Counts the bytes that copies retain: a trim after the checkpoint took away batches whose segment went since, so that
+/// replaying it could not subtract them.
+fn recount(shared: &Shared) -> Result<(), IndexError> {
+    let cells: Vec<_> = shared.cells.read().values().cloned().collect();
+    for cell in cells {
+        let mut state = cell.state.lock();
+        let Some(durable) = state.durable.as_mut() else { continue };
+        let mut bytes = 0;
+        for held in durable.copy.info().incarnations {
+            shared.index.visit_batches(durable.id, held.incarnation, held.begin, |_, entry| {
+                bytes += u64::from(entry.length);
+                true
+            })?;
+        }
+        if bytes == durable.copy.bytes() {
+            continue;
+        }
+        durable.copy.recount(bytes);
+        durable.shape_changed = true;
+        drop(state);
+        let mut changes = shared.index.changes();
+        super::apply::store_copy(&mut changes, &cell)?;
+        shared.index.write(changes)?;
     }
     Ok(())
 }

@@ -134,7 +134,7 @@ fn open_index(
     numbers: &[u64],
 ) -> Result<(Index, Option<Applied>, Option<String>), OpenError> {
     let dir = config.index_dir();
-    let reason = match Index::open(&dir) {
+    let reason = match Index::open(&dir, config.stepped) {
         Err(e) => e.to_string(),
         Ok(index) => match check_index(config, identity, &index, numbers) {
             Ok(applied) if applied.is_some() || numbers.is_empty() => return Ok((index, applied, None)),
@@ -150,7 +150,7 @@ fn new_index(config: &DiskConfig, identity: &Identity) -> Result<Index, OpenErro
     let dir = config.index_dir();
     let failed = |why: String| OpenError::Index { dir: dir.display().to_string(), why };
     Index::destroy(&dir).map_err(|e| failed(format!("it cannot be removed: {e}")))?;
-    let index = Index::open(&dir).map_err(|e| failed(e.0))?;
+    let index = Index::open(&dir, config.stepped).map_err(|e| failed(e.0))?;
     index.claim(&identity.directory).map_err(|e| failed(e.0))?;
     Ok(index)
 }
@@ -220,6 +220,7 @@ fn share(config: DiskConfig, identity: Identity, index: Index, lock: Arc<Box<dyn
         notify: Notify::default(),
         figures: Figures::default(),
         damage: Mutex::default(),
+        stepped: Mutex::default(),
         _lock: lock,
     }
 }

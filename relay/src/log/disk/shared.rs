@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
@@ -21,6 +21,7 @@ use super::{
     queue::Queue,
     segment,
     tail::Tail,
+    writer::Writer,
 };
 use crate::log::{
     contract::{Advanced, Damage, Listener, Poisoned, Role},
@@ -54,6 +55,8 @@ pub(crate) struct Shared {
     pub(crate) notify: Notify,
     pub(crate) figures: Figures,
     pub(crate) damage: Mutex<Vec<Damage>>,
+    /// See [`DiskConfig::stepped`].
+    pub(crate) stepped: Mutex<Weak<Mutex<Writer>>>,
     /// Held as long as anything here is used: RocksDB must be closed before another may open it.
     pub(crate) _lock: Arc<Box<dyn LockGuard>>,
 }
@@ -212,6 +215,14 @@ impl Shared {
         if let Some(why) = self.index.unreadable() {
             let why = format!("the index cannot be read ({why}); it is made anew at the next start");
             self.queue.begin_poison(Poisoned { why: why.into() });
+        }
+    }
+
+    /// Lets a log without a thread do what somebody is about to wait for.
+    pub(crate) fn step(&self) {
+        let writer = self.stepped.lock().upgrade();
+        if let Some(writer) = writer {
+            writer.lock().step(false);
         }
     }
 

@@ -24,8 +24,6 @@ use crate::log::{contract::Poisoned, files::LogFile};
 
 /// Bytes of units that one group takes at most, unless one unit alone is larger.
 pub const GROUP_BYTES_MAX: usize = 8 << 20;
-/// How often the room on the disk is measured, and no more often.
-const MEASURE_EVERY: Duration = Duration::from_millis(250);
 /// How often RocksDB is asked how large its files are.
 const INDEX_SIZE_EVERY: Duration = Duration::from_secs(10);
 const PADDING: [u8; ALIGN as usize] = [0; ALIGN as usize];
@@ -71,7 +69,7 @@ impl Writer {
     }
 
     /// Works until the log is closed or poisoned.
-    pub(crate) fn run(mut self) {
+    pub(crate) fn run(&mut self) {
         loop {
             match self.shared.queue.take(GROUP_BYTES_MAX, UNITS_MAX, self.shared.config.idle_after) {
                 Taken::Jobs(jobs) => self.handle_jobs(jobs),
@@ -89,6 +87,21 @@ impl Writer {
         }
         if let Err(e) = self.shared.index.flush(true) {
             self.poison(&e.to_string());
+        }
+    }
+
+    /// Does what there is to do, and waits for nothing; with `idle` also what falls due when nothing comes.
+    pub(crate) fn step(&mut self, idle: bool) {
+        loop {
+            if let Some(poisoned) = self.shared.queue.poisoned() {
+                return self.shared.queue.poison(poisoned);
+            }
+            match self.shared.queue.take(GROUP_BYTES_MAX, UNITS_MAX, Duration::ZERO) {
+                Taken::Jobs(jobs) => self.handle_jobs(jobs),
+                Taken::Idle if idle => return self.handle_idle(),
+                Taken::Idle | Taken::Closed => return self.measure_when_due(),
+            }
+            self.shared.stop_if_unreadable();
         }
     }
 
@@ -260,14 +273,14 @@ impl Writer {
         if due && self.unflushed_bytes > 0 {
             self.unflushed_bytes = 0;
             self.flushed_at = Instant::now();
-            if let Err(e) = self.shared.index.flush(false) {
+            if let Err(e) = self.shared.index.flush(config.stepped) {
                 self.poison(&e.to_string());
             }
         }
     }
 
     fn measure_when_due(&mut self) {
-        if self.measured_at.elapsed() >= MEASURE_EVERY {
+        if self.measured_at.elapsed() >= self.shared.config.measure_interval {
             self.measured_at = Instant::now();
             self.shared.measure_disk();
         }
