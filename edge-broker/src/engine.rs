@@ -9,7 +9,7 @@ use seaway_federation_proto::{
 };
 use seaway_relay::{
     log::contract::{Line, LogStats, Read, ReadError, Table},
-    node::{Alarm, LinkStatus, LogEvent, Node, OneWayMessage, PendingReceipt, Publish, PublishError},
+    node::{Alarm, LinkStatus, LogEvent, Node, OneWayMessage, PendingRun, Publish, PublishError, PublishRun},
 };
 use tokio::sync::{broadcast, mpsc};
 
@@ -20,8 +20,8 @@ pub type StateChanges = Vec<(Table, Bytes, Option<Bytes>)>;
 pub trait Engine: Clone + Send + Sync + 'static {
     /// The federation's name, this node's name, and its kind.
     fn identity(&self) -> (String, NodeName, NodeKind);
-    /// See [`Node::publish`].
-    fn publish(&self, publish: Publish) -> impl Future<Output = Result<PendingReceipt, PublishError>> + Send;
+    /// See [`Node::publish_run`].
+    fn publish_run(&self, run: PublishRun) -> impl Future<Output = Result<PendingRun, PublishError>> + Send;
     /// See [`Node::publish_one_way`].
     fn publish_one_way(&self, publish: Publish) -> Result<(), PublishError>;
     /// See [`Node::subscribe_one_way`].
@@ -73,8 +73,8 @@ impl Engine for Node {
         let config = self.config();
         (config.federation.clone(), config.name.clone(), config.kind)
     }
-    async fn publish(&self, publish: Publish) -> Result<PendingReceipt, PublishError> {
-        Node::publish(self, publish).await
+    async fn publish_run(&self, run: PublishRun) -> Result<PendingRun, PublishError> {
+        Node::publish_run(self, run).await
     }
     fn publish_one_way(&self, publish: Publish) -> Result<(), PublishError> {
         Node::publish_one_way(self, publish)

@@ -30,8 +30,10 @@ pub const REPLY_BYTES_MAX: usize = MESSAGE_BYTES_CEILING + 64 * 1024;
 pub const IN_FLIGHT_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Bytes of messages accepted on one stream and not yet answered; at least one message always fits.
 pub const STREAM_IN_FLIGHT_BYTES_MAX: usize = 32 * 1024 * 1024;
-/// Messages accepted on one stream and not yet answered.
+/// Batches accepted on one stream and not yet answered.
 pub const STREAM_IN_FLIGHT_MAX: usize = 65_536;
+/// Messages in one batch of a publishing stream.
+pub const BATCH_MESSAGES_MAX: usize = 16_384;
 /// Bytes counted for a message on top of its own, for what is kept about it while it is in flight.
 pub const IN_FLIGHT_OVERHEAD_BYTES: usize = 256;
 /// Receipts that wait for a client which does not read them.
@@ -141,6 +143,11 @@ impl ClientRate {
             on_exceed: limits.on_exceed,
             counters,
         }
+    }
+
+    /// Whether there is a rate to keep to.
+    pub(crate) fn is_limited(&self) -> bool {
+        self.messages.is_some() || self.bytes.is_some()
     }
 
     /// Takes room for one message of so many bytes: waits for it, or refuses, as configured.

@@ -13,13 +13,16 @@ use tonic::transport::Endpoint;
 
 use super::BenchError;
 use crate::api::{
-    Acknowledgement, OnDeadline, PublishReply, PublishRequest, SiteList, acknowledgement::Of,
-    messages_client::MessagesClient, publish_reply,
+    Acknowledgement, OnDeadline, PublishBatch, PublishReply, SiteList, acknowledgement::Of,
+    messages_client::MessagesClient, publish_batch::Content, publish_reply,
 };
 
 /// On the way at most, over all streams.
 const WINDOW_BYTES: usize = 32 << 20;
 const WINDOW_MESSAGES: usize = 65_536;
+/// What gathers in one batch, at most, unless one message alone is larger.
+const BATCH_BYTES: usize = 64 << 10;
+const BATCH_MESSAGES: usize = 512;
 /// Streams, each with a connection of its own.
 const STREAMS: usize = 2;
 /// How long a receipt is waited for.
@@ -75,8 +78,8 @@ impl Load {
         let lost = |e: &dyn std::error::Error| BenchError(format!("publishing at {} failed: {e}", self.url));
         let endpoint = Endpoint::from_shared(self.url.clone()).map_err(|e| lost(&e))?.tcp_nodelay(true);
         let channel = endpoint.connect().await.map_err(|e| lost(&e))?;
-        let (to_server, requests) = mpsc::channel(1024);
-        let (to_receiver, mut times) = mpsc::unbounded_channel::<Instant>();
+        let (to_server, requests) = mpsc::channel(4);
+        let (to_receiver, mut times) = mpsc::unbounded_channel::<(usize, Instant)>();
         let window = (WINDOW_BYTES / self.size.max(1)).clamp(STREAMS, WINDOW_MESSAGES) / STREAMS;
         let window = Arc::new(Semaphore::new(window));
         let mut client = MessagesClient::new(channel);
@@ -85,13 +88,21 @@ impl Load {
         let sending = tokio::spawn(self.clone().send(number, to_server, to_receiver, window.clone()));
         let began = Instant::now();
         let mut measured = Measured { messages: 0, elapsed: Duration::ZERO, latency_us: histogram()? };
+        let (mut of_batch, mut sent) = (0, began);
         while let Some(reply) = replies.message().await.map_err(|e| lost(&e))? {
-            window.add_permits(1);
             check(&reply, &self.holder)?;
-            measured.messages += 1;
-            if let Some(sent) = times.recv().await {
+            let mut count = usize::try_from(reply.count).unwrap_or(usize::MAX);
+            window.add_permits(count);
+            measured.messages += u64::from(reply.count);
+            while count > 0 {
+                if of_batch == 0 {
+                    let Some(next) = times.recv().await else { break };
+                    (of_batch, sent) = next;
+                }
+                let now = count.min(of_batch);
                 let us = u64::try_from(sent.elapsed().as_micros()).unwrap_or(u64::MAX);
-                measured.latency_us.saturating_record(us);
+                measured.latency_us.saturating_record_n(us, now as u64);
+                (count, of_batch) = (count - now, of_batch - now);
             }
         }
         sending.await.map_err(|e| BenchError(format!("a publisher ended: {e}")))?;
@@ -99,16 +110,17 @@ impl Load {
         Ok(measured)
     }
 
+    /// Sends what is due: at full rate as much as the window has room for, else what the clock says; what is due
+    /// together goes together.
     async fn send(
         self,
         number: usize,
-        to_server: mpsc::Sender<PublishRequest>,
-        to_receiver: mpsc::UnboundedSender<Instant>,
+        to_server: mpsc::Sender<PublishBatch>,
+        to_receiver: mpsc::UnboundedSender<(usize, Instant)>,
         window: Arc<Semaphore>,
     ) {
-        let request = PublishRequest {
-            path: self.topic.clone(),
-            payload: payload(self.size, number as u64),
+        let content = Content { payload: payload(self.size, number as u64), ..Content::default() };
+        let terms = PublishBatch {
             acknowledgement: Some(Acknowledgement {
                 of: Some(Of::Sites(SiteList { sites: vec![self.holder.clone()] })),
             }),
@@ -116,21 +128,31 @@ impl Load {
             on_deadline: OnDeadline::Fail.into(),
             ..Default::default()
         };
+        let most = (BATCH_BYTES / self.size.max(1)).clamp(1, BATCH_MESSAGES);
         let began = Instant::now();
-        let mut sent = 0u64;
+        let mut sent = 0_u64;
         while began.elapsed() < self.time {
+            let mut count = most;
             if let Some(rate) = self.rate {
-                let due = began + Duration::from_secs_f64(sent as f64 * STREAMS as f64 / rate);
-                tokio::time::sleep_until(due.into()).await;
+                let rate = rate / STREAMS as f64;
+                tokio::time::sleep_until((began + Duration::from_secs_f64(sent as f64 / rate)).into()).await;
+                let due = (began.elapsed().as_secs_f64() * rate) as u64 + 1;
+                count = usize::try_from(due.saturating_sub(sent)).unwrap_or(most).clamp(1, most);
             }
             // The clock runs before the window is asked: waiting for it is latency, too.
             let now = Instant::now();
             let Ok(permit) = window.acquire().await else { return };
             permit.forget();
-            if to_receiver.send(now).is_err() || to_server.send(request.clone()).await.is_err() {
+            count = 1 + window.forget_permits(count - 1);
+            let mut messages = vec![content.clone(); count];
+            if let Some(first) = messages.first_mut() {
+                first.path.clone_from(&self.topic);
+            }
+            let batch = PublishBatch { messages, ..terms.clone() };
+            if to_receiver.send((count, now)).is_err() || to_server.send(batch).await.is_err() {
                 return;
             }
-            sent += 1;
+            sent += count as u64;
         }
     }
 }

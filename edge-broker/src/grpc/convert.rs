@@ -8,9 +8,14 @@ use seaway_federation_proto::{
     limits,
     message::{Message, ProducerStamp},
 };
-use seaway_relay::node::{Acknowledgement, OnDeadline, OneWayMessage, Publish, PublishError, Receipt};
+use seaway_relay::node::{
+    Acknowledgement, OnDeadline, OneWayMessage, OwnMessage, Publish, PublishError, PublishRun, Receipt,
+};
 
-use crate::{api, limits::DEADLINE_MAX};
+use crate::{
+    api::{self, publish_batch::Content},
+    limits::DEADLINE_MAX,
+};
 
 /// A place as clients see it.
 pub(crate) fn place(place: Place) -> api::Place {
@@ -90,10 +95,13 @@ pub(crate) fn message_bytes(message: &Message) -> usize {
     content_bytes(&message.payload, message.key.as_ref(), headers)
 }
 
-/// Bytes of a request's payload, key and headers: what limits and bounds count.
-pub(crate) fn request_bytes(request: &api::PublishRequest) -> usize {
-    let headers = request.headers.iter().map(|h| h.name.len().saturating_add(h.value.len())).sum();
-    content_bytes(&request.payload, request.key.as_ref(), headers)
+/// Bytes of the payloads, keys and headers of a batch: what limits and bounds count.
+pub(crate) fn batch_bytes(batch: &api::PublishBatch) -> usize {
+    let bytes = |content: &Content| {
+        let headers = content.headers.iter().map(|h| h.name.len().saturating_add(h.value.len())).sum();
+        content_bytes(&content.payload, content.key.as_ref(), headers).saturating_add(content.path.len())
+    };
+    batch.messages.iter().map(bytes).sum()
 }
 
 fn content_bytes(payload: &Bytes, key: Option<&Bytes>, headers: usize) -> usize {
@@ -112,41 +120,101 @@ pub(crate) fn receipt(receipt: Receipt) -> api::Receipt {
     }
 }
 
-/// What a publisher asks for, checked as far as the door can: names, bounds, and that mode and acknowledgement fit.
-pub(crate) fn publish(
-    request: api::PublishRequest,
-    deadline_default: Duration,
-) -> Result<(api::Mode, Publish), PublishError> {
-    let mode = api::Mode::try_from(request.mode).map_err(|_| invalid(format!("mode {} is unknown", request.mode)))?;
-    let path: Path = request.path.parse().map_err(|error: InvalidName| invalid(error.to_string()))?;
-    if path.topic().is_internal() {
-        return Err(PublishError::Internal(path.topic()));
+/// What holds for all messages of a batch.
+#[derive(Debug, Clone)]
+pub(crate) struct Terms {
+    /// The mode.
+    pub(crate) mode: api::Mode,
+    acknowledgement: Acknowledgement,
+    deadline: Duration,
+    on_deadline: OnDeadline,
+}
+
+impl Terms {
+    /// Messages to be published on these terms.
+    pub(crate) fn run(&self, messages: Vec<OwnMessage>) -> PublishRun {
+        let Self { acknowledgement, deadline, on_deadline, .. } = self.clone();
+        PublishRun { messages, acknowledgement, deadline, on_deadline }
     }
-    check_key_and_headers(&request)?;
-    let acknowledgement = acknowledgement(mode, request.acknowledgement)?;
-    let on_deadline = match api::OnDeadline::try_from(request.on_deadline) {
+
+    /// One message to be published on these terms.
+    pub(crate) fn publish(&self, message: OwnMessage) -> Publish {
+        let Self { acknowledgement, deadline, on_deadline, .. } = self.clone();
+        let OwnMessage { path, key, headers, payload, producer } = message;
+        Publish { path, key, headers, payload, producer, acknowledgement, deadline, on_deadline }
+    }
+}
+
+/// A call for one message as a batch of one.
+pub(crate) fn batch_of_one(request: api::PublishRequest) -> api::PublishBatch {
+    let api::PublishRequest { path, key, headers, payload, mode, acknowledgement, deadline_ms, on_deadline, producer } =
+        request;
+    let messages = vec![Content { path, key, headers, payload }];
+    api::PublishBatch { messages, mode, acknowledgement, deadline_ms, on_deadline, producer }
+}
+
+/// What a publisher asks for, checked as far as the door can: names, bounds, and that mode and acknowledgement fit.
+/// Each message stands for itself.
+pub(crate) fn batch(
+    batch: api::PublishBatch,
+    deadline_default: Duration,
+) -> Result<(Terms, Vec<Result<OwnMessage, PublishError>>), PublishError> {
+    let mode = api::Mode::try_from(batch.mode).map_err(|_| invalid(format!("mode {} is unknown", batch.mode)))?;
+    let acknowledgement = acknowledgement(mode, batch.acknowledgement)?;
+    let on_deadline = match api::OnDeadline::try_from(batch.on_deadline) {
         Ok(api::OnDeadline::Fail) => OnDeadline::Fail,
         Ok(api::OnDeadline::Degrade) => OnDeadline::Degrade,
-        Err(_) => return Err(invalid(format!("the policy {} for the deadline is unknown", request.on_deadline))),
+        Err(_) => return Err(invalid(format!("the policy {} for the deadline is unknown", batch.on_deadline))),
     };
-    let deadline = match request.deadline_ms {
+    let deadline = match batch.deadline_ms {
         0 => deadline_default,
         ms => Duration::from_millis(ms).min(DEADLINE_MAX),
     };
-    let producer = request.producer.map(producer).transpose()?;
+    let mut producer = batch.producer.map(producer).transpose()?;
     if mode == api::Mode::OneWay && producer.is_some() {
         return Err(invalid("one-way messages are not stored, so a producer's sequence means nothing; leave it out"));
     }
-    let headers = request.headers.into_iter().map(|h| (h.name, h.value)).collect();
-    let (key, payload) = (request.key, request.payload);
-    Ok((mode, Publish { path, key, headers, payload, producer, acknowledgement, deadline, on_deadline }))
+    let mut before: Option<Path> = None;
+    let messages = batch.messages.into_iter().map(|content| {
+        let stamp = producer;
+        if let Some(next) = &mut producer {
+            next.sequence = next.sequence.saturating_add(1);
+        }
+        message_of(content, stamp, &mut before)
+    });
+    Ok((Terms { mode, acknowledgement, deadline, on_deadline }, messages.collect()))
+}
+
+/// `before` is the path of the message before it in the batch.
+fn message_of(
+    content: Content,
+    producer: Option<ProducerStamp>,
+    before: &mut Option<Path>,
+) -> Result<OwnMessage, PublishError> {
+    let path = match before.take() {
+        Some(path) if content.path.is_empty() => path,
+        before => {
+            let path: Path = content.path.parse().map_err(|error: InvalidName| invalid(error.to_string()))?;
+            if path.topic().is_internal() {
+                return Err(PublishError::Internal(path.topic()));
+            }
+            if producer.is_some() && before.is_some_and(|before| before.topic() != path.topic()) {
+                return Err(invalid("a producer's batch has messages of several topics; a sequence is one topic's"));
+            }
+            path
+        }
+    };
+    *before = Some(path.clone());
+    check_key_and_headers(&content)?;
+    let headers = content.headers.into_iter().map(|h| (h.name, h.value)).collect();
+    Ok(OwnMessage { path, key: content.key, headers, payload: content.payload, producer })
 }
 
 fn invalid(text: impl Into<String>) -> PublishError {
     PublishError::Invalid(text.into())
 }
 
-fn check_key_and_headers(request: &api::PublishRequest) -> Result<(), PublishError> {
+fn check_key_and_headers(request: &Content) -> Result<(), PublishError> {
     let key = request.key.as_ref().map_or(0, Bytes::len);
     if key > limits::KEY_BYTES_MAX {
         return Err(invalid(format!("the key has {key} bytes; at most {} are allowed", limits::KEY_BYTES_MAX)));

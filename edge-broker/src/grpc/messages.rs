@@ -11,7 +11,7 @@ use super::{
     subscribe::{self, ReplyStream},
 };
 use crate::{
-    api::{PublishReply, PublishRequest, Receipt, SubscribeRequest, messages_server::Messages},
+    api::{PublishBatch, PublishReply, PublishRequest, Receipt, SubscribeRequest, messages_server::Messages},
     auth::Caller,
     engine::Engine,
 };
@@ -44,7 +44,7 @@ impl<E: Engine> Messages for MessagesService<E> {
 
     async fn publish_stream(
         &self,
-        request: Request<Streaming<PublishRequest>>,
+        request: Request<Streaming<PublishBatch>>,
     ) -> Result<Response<Self::PublishStreamStream>, Status> {
         let caller = Caller::of(request.extensions())?;
         let (_, node, _) = self.shared.engine.identity();

@@ -43,7 +43,12 @@ pub(crate) struct DoorCounters {
 impl DoorCounters {
     /// Counts one more.
     pub(crate) fn count(counter: &AtomicU64) {
-        counter.fetch_add(1, Relaxed);
+        Self::add(counter, 1);
+    }
+
+    /// Counts so many more.
+    pub(crate) fn add(counter: &AtomicU64, more: u64) {
+        counter.fetch_add(more, Relaxed);
     }
 }
 

@@ -24,7 +24,8 @@ use seaway_relay::{
         memory::{MemoryConfig, MemoryDisk, MemoryLog, Survive},
     },
     node::{
-        Acknowledgement, Alarm, LinkStatus, LogEvent, OneWayMessage, PendingReceipt, Publish, PublishError, Receipt,
+        Acknowledgement, Alarm, LinkStatus, LogEvent, OneWayMessage, Outcome, OwnMessage, PendingReceipt, PendingRun,
+        Publish, PublishError, PublishRun, Receipt,
     },
 };
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -160,12 +161,8 @@ impl TestEngine {
     }
 }
 
-impl Engine for TestEngine {
-    fn identity(&self) -> (String, NodeName, NodeKind) {
-        ("test".into(), "east/edge-1".parse().unwrap(), NodeKind::Edge)
-    }
-
-    async fn publish(&self, publish: Publish) -> Result<PendingReceipt, PublishError> {
+impl TestEngine {
+    fn publish_one(&self, publish: Publish) -> Result<PendingReceipt, PublishError> {
         if publish.payload.len() > 1024 * 1024 {
             return Err(PublishError::Invalid("the message is larger than its topic allows".into()));
         }
@@ -195,6 +192,45 @@ impl Engine for TestEngine {
         let unit = Unit { entries: vec![Entry::Append { role: Role::Own, batch }] };
         self.0.log.submit(unit, done).map_err(|e| PublishError::Unavailable(e.reason.to_string()))?;
         Ok(pending)
+    }
+}
+
+impl Engine for TestEngine {
+    fn identity(&self) -> (String, NodeName, NodeKind) {
+        ("test".into(), "east/edge-1".parse().unwrap(), NodeKind::Edge)
+    }
+
+    async fn publish_run(&self, run: PublishRun) -> Result<PendingRun, PublishError> {
+        let PublishRun { messages, acknowledgement, deadline, on_deadline } = run;
+        let pending: Vec<_> = messages
+            .into_iter()
+            .map(|OwnMessage { path, key, headers, payload, producer }| {
+                let acknowledgement = acknowledgement.clone();
+                self.publish_one(Publish {
+                    path,
+                    key,
+                    headers,
+                    payload,
+                    producer,
+                    acknowledgement,
+                    deadline,
+                    on_deadline,
+                })
+            })
+            .collect();
+        let (tell, told) = oneshot::channel();
+        tokio::spawn(async move {
+            let mut outcomes = Vec::new();
+            for one in pending {
+                let result = match one {
+                    Ok(receipt) => receipt.await.unwrap(),
+                    Err(error) => Err(error),
+                };
+                outcomes.push(Outcome { count: 1, result });
+            }
+            let _ = tell.send(outcomes);
+        });
+        Ok(told)
     }
 
     fn publish_one_way(&self, publish: Publish) -> Result<(), PublishError> {

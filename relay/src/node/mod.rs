@@ -7,6 +7,7 @@
 //! - `start`, `inner`: how the parts are joined, and the node's three threads: `seaway-origin` seals batches, `seaway-hub` turns
 //!   the replication machine, `seaway-upkeep` looks after disk and retention.
 
+mod answers;
 pub mod clock;
 mod inner;
 mod one_way;
@@ -34,9 +35,10 @@ use crate::log::contract::{CommitLog, Entry, Line, LogStats, Read, ReadError, Ta
 
 pub use self::{
     one_way::{SUBSCRIBER_BYTES_MAX, SUBSCRIBER_MESSAGES_MAX},
+    origin::OwnMessage,
     types::{
-        Acknowledgement, Alarm, LinkStatus, LinkTls, LogEvent, NodeConfig, OnDeadline, OneWayMessage, PendingReceipt,
-        Publish, PublishError, Receipt, StartError, TopicConfig,
+        Acknowledgement, Alarm, LinkStatus, LinkTls, LogEvent, NodeConfig, OnDeadline, OneWayMessage, Outcome,
+        PendingReceipt, PendingRun, Publish, PublishError, PublishRun, Receipt, StartError, TopicConfig,
     },
 };
 
@@ -80,6 +82,15 @@ impl Node {
     /// As [`PublishError`] says; nothing is stored then. What fails later comes with the receipt.
     pub async fn publish(&self, publish: Publish) -> Result<PendingReceipt, PublishError> {
         self.inner.publish(publish).await
+    }
+
+    /// Accepts messages that follow one another: as [`Node::publish`] for each, and at a fraction of its cost. Each message
+    /// has its own fate, which the answer tells.
+    ///
+    /// # Errors
+    /// The node takes no messages now; nothing is stored.
+    pub async fn publish_run(&self, run: PublishRun) -> Result<PendingRun, PublishError> {
+        self.inner.publish_run(run).await
     }
 
     /// Hands a message to the network and to local subscribers; nothing is stored.

@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -13,13 +14,17 @@ use seaway_federation_proto::ids::{Site, Topic};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::{
-    Acknowledgement, PendingReceipt, Publish, PublishError, Receipt,
+    Acknowledgement, Outcome, PendingReceipt, PendingRun, Publish, PublishError, PublishRun,
+    answers::{Answers, Part, PartRoom, RunDone, Waits},
     clock::Clock,
     inner::NodeInner,
     one_way::one_way_of,
-    origin::{OwnMessage, Refusal, Stored, TOPICS_MAX, Tell, WAITING_BYTES_MAX, check_content},
+    origin::{OwnMessage, RestOfRun, TOPICS_MAX, TellRun, WAITING_BYTES_MAX, check_content},
     receipts::{self, Need, RECEIPTS_WAITING_MAX},
 };
+
+/// A run is handed over in parts of so many bytes, or one message: each waits for its own room.
+const RUN_BYTES: usize = 1024 * 1024;
 
 /// Room for messages on their way; fair, so that callers are stored in the order in which they came.
 #[derive(Debug)]
@@ -86,62 +91,123 @@ impl Registered {
 impl NodeInner {
     /// See [`super::Node::publish`].
     pub(super) async fn publish(self: &Arc<Self>, publish: Publish) -> Result<PendingReceipt, PublishError> {
-        self.check_taking()?;
-        let topic = publish.path.topic();
-        if topic.is_internal() {
-            return Err(PublishError::Internal(topic));
-        }
-        let need = self.need(&topic, &publish.acknowledgement)?;
-        let message = message_of(publish.path, publish.key, publish.headers, publish.payload, publish.producer);
-        // Before it waits for room: what is too large would never fit.
-        check_content(&message, self.topic_config(&topic).message_bytes_max)?;
-        let receipt_room = match need {
-            Some(_) => Some(Room::take(&self.room.receipts, 1).await?),
-            None => None,
-        };
-        let room = Room::take(&self.room.bytes, message.charge()).await?;
+        let Publish { path, key, headers, payload, producer, acknowledgement, deadline, on_deadline } = publish;
+        let message = OwnMessage { path, key, headers, payload, producer };
+        // What is refused at once is answered at once.
+        self.check_message(&message, &acknowledgement)?;
         let (sender, receiver) = oneshot::channel();
-        let deadline = self.clock.now().saturating_add(publish.deadline);
-        let (node, on_deadline) = (Arc::downgrade(self), publish.on_deadline);
-        let tell: Tell = Box::new(move |stored| {
-            drop(room);
-            let (stored, need) = match (stored, need) {
-                (Ok(stored), Some(need)) => (stored, need),
-                (Err(PublishError::StoredBefore { .. }), Some(_)) => {
-                    return drop(sender.send(Err(PublishError::StoredBefore { asked: true })));
-                }
-                // A publisher that no longer waits is told nothing.
-                (result, _) => return drop(sender.send(result.map(local_receipt))),
-            };
-            let Some(node) = node.upgrade() else { return };
-            let answer = move |result| {
-                drop(receipt_room);
-                let _ = sender.send(result);
-            };
-            node.receipts.wait(stored, need, deadline, on_deadline, Box::new(answer));
-            node.hub_wake.wake();
-        });
-        self.hand_over(message, tell).await?;
+        let answer = move |outcomes: Vec<Outcome>| {
+            let only = outcomes.into_iter().next();
+            // A publisher that no longer waits is told nothing.
+            drop(only.map(|outcome| sender.send(outcome.result)));
+        };
+        let run = PublishRun { messages: vec![message], acknowledgement, deadline, on_deadline };
+        self.accept_run(run, Box::new(answer)).await;
         Ok(receiver)
     }
 
-    /// Gives it to the origin, and waits while the commit log has no room for what its topic needs first.
-    async fn hand_over(&self, mut message: OwnMessage, mut tell: Tell) -> Result<(), PublishError> {
-        let Some(origin) = &self.origin else { return Err(self.no_origin()) };
-        loop {
-            let not_taken = match origin.publish(message, tell) {
-                Ok(()) => return Ok(()),
-                Err(not_taken) => *not_taken,
+    /// See [`super::Node::publish_run`].
+    pub(super) async fn publish_run(self: &Arc<Self>, run: PublishRun) -> Result<PendingRun, PublishError> {
+        self.check_taking()?;
+        let (sender, receiver) = oneshot::channel();
+        self.accept_run(run, Box::new(move |outcomes| _ = sender.send(outcomes))).await;
+        Ok(receiver)
+    }
+
+    /// What is known of a message without storing it.
+    fn check_message(&self, message: &OwnMessage, asked: &Acknowledgement) -> Result<Option<Need>, PublishError> {
+        self.check_taking()?;
+        let topic = message.path.topic();
+        if topic.is_internal() {
+            return Err(PublishError::Internal(topic));
+        }
+        let need = self.need(&topic, asked)?;
+        check_content(message, self.topic_config(&topic).message_bytes_max)?;
+        Ok(need)
+    }
+
+    /// Takes a run: waits for room, and gives it to the origin. `done` is called once all is told.
+    async fn accept_run(self: &Arc<Self>, run: PublishRun, done: RunDone) {
+        let PublishRun { messages, acknowledgement, deadline, on_deadline } = run;
+        let deadline = self.clock.now().saturating_add(deadline);
+        let total = u32::try_from(messages.len()).unwrap_or(u32::MAX);
+        let answers = Arc::new(Answers::new(total, done));
+        let mut number = 0_u32;
+        let mut messages = messages.into_iter().peekable();
+        while let Some(first) = messages.next() {
+            let begin = number;
+            number = number.saturating_add(1);
+            // Before it waits for room: what is too large would never fit.
+            let need = match self.check_message(&first, &acknowledgement) {
+                Ok(need) => need,
+                Err(error) => {
+                    answers.put(begin, 1, Err(error));
+                    continue;
+                }
             };
-            match not_taken.refusal {
-                Refusal::Error(error) => return Err(error),
-                Refusal::Full => (message, tell) = (not_taken.message, not_taken.tell),
+            let topic = first.path.topic();
+            let bytes_max = self.topic_config(&topic).message_bytes_max;
+            let mut bytes = first.charge();
+            let mut part = vec![first];
+            while let Some(next) = messages.next_if(|next| {
+                let same = next.path.as_str().split('/').next() == Some(topic.as_str());
+                same && bytes < RUN_BYTES && check_content(next, bytes_max).is_ok()
+            }) {
+                bytes = bytes.saturating_add(next.charge());
+                part.push(next);
+                number = number.saturating_add(1);
+            }
+            let (count, first) = (part.len(), begin);
+            let waits = need.map(|need| Waits { node: Arc::downgrade(self), need, deadline, on_deadline });
+            let room = match self.room_for(count, bytes, waits.is_some(), deadline).await {
+                Ok(room) => room,
+                Err(error) => {
+                    answers.put(first, u32::try_from(count).unwrap_or(u32::MAX), Err(error));
+                    continue;
+                }
+            };
+            let told: Arc<dyn TellRun> = Arc::new(Part::new(answers.clone(), waits, count, room));
+            self.hand_over(first, part, &told, deadline).await;
+        }
+    }
+
+    /// Waits until there is room for messages, but not beyond their deadline.
+    async fn room_for(
+        &self,
+        count: usize,
+        bytes: usize,
+        receipts: bool,
+        deadline: Duration,
+    ) -> Result<PartRoom, PublishError> {
+        let room = async {
+            let receipts = match receipts {
+                true => Some(Room::take(&self.room.receipts, count).await?),
+                false => None,
+            };
+            Ok(PartRoom { receipts, bytes: Room::take(&self.room.bytes, bytes).await? })
+        };
+        let within = deadline.saturating_sub(self.clock.now());
+        tokio::time::timeout(within, room).await.unwrap_or_else(|_| Err(no_room()))
+    }
+
+    /// Gives messages to the origin, and waits while the commit log has no room for what their topic needs first.
+    async fn hand_over(&self, first: u32, messages: Vec<OwnMessage>, told: &Arc<dyn TellRun>, deadline: Duration) {
+        let mut rest = RestOfRun { first, messages };
+        let refused = loop {
+            let Some(origin) = &self.origin else { break self.no_origin() };
+            match origin.publish_run(rest.first, rest.messages, told) {
+                Ok(()) => return,
+                Err(back) => rest = back,
             }
             let room = Arc::new(Notify::new());
             let wake = room.clone();
             origin.when_room(Box::new(move || wake.notify_one()));
-            room.notified().await;
-        }
+            let within = deadline.saturating_sub(self.clock.now());
+            if tokio::time::timeout(within, room.notified()).await.is_err() {
+                break no_room();
+            }
+        };
+        told.tell(rest.first, u32::try_from(rest.messages.len()).unwrap_or(u32::MAX), Err(refused));
     }
 
     fn need(&self, topic: &Topic, asked: &Acknowledgement) -> Result<Option<Need>, PublishError> {
@@ -169,7 +235,8 @@ impl NodeInner {
             let text = "a one-way message is not stored: it has neither acknowledgements nor a producer's sequence";
             return Err(PublishError::Invalid(text.to_owned()));
         }
-        let message = message_of(publish.path, publish.key, publish.headers, publish.payload, None);
+        let Publish { path, key, headers, payload, .. } = publish;
+        let message = OwnMessage { path, key, headers, payload, producer: None };
         check_content(&message, self.topic_config(&topic).message_bytes_max)?;
         self.hub.publish_one_way(self.clock.now(), one_way_of(message, self.clock.wall_us()));
         Ok(())
@@ -191,17 +258,7 @@ impl NodeInner {
     }
 }
 
-fn message_of(
-    path: seaway_federation_proto::ids::Path,
-    key: Option<bytes::Bytes>,
-    headers: Vec<(String, bytes::Bytes)>,
-    payload: bytes::Bytes,
-    producer: Option<seaway_federation_proto::message::ProducerStamp>,
-) -> OwnMessage {
-    OwnMessage { path, key, headers, payload, producer }
-}
-
-fn local_receipt(stored: Stored) -> Receipt {
-    let Stored { log, place, repeated } = stored;
-    Receipt { log, place, sites: Vec::new(), degraded: false, missing: Vec::new(), repeated }
+fn no_room() -> PublishError {
+    let text = "there was no room for the message before its deadline; nothing was stored, publish it again later";
+    PublishError::Unavailable(text.to_owned())
 }

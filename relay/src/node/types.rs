@@ -12,7 +12,7 @@ use seaway_federation_proto::{
     session::NodeKind,
 };
 
-use super::one_way::Charge;
+use super::{one_way::Charge, origin::OwnMessage};
 
 /// Settings of a node; the configuration file is parsed elsewhere.
 #[derive(Debug, Clone)]
@@ -138,6 +138,32 @@ pub struct Publish {
     /// And then.
     pub on_deadline: OnDeadline,
 }
+
+/// Messages of one publisher, to be stored one after the other.
+#[derive(Debug, Clone)]
+pub struct PublishRun {
+    /// The messages.
+    pub messages: Vec<OwnMessage>,
+    /// Whom to wait for beyond this node.
+    pub acknowledgement: Acknowledgement,
+    /// How long to wait for them.
+    pub deadline: Duration,
+    /// And then.
+    pub on_deadline: OnDeadline,
+}
+
+/// What became of neighbours in a run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// Of so many messages.
+    pub count: u32,
+    /// The first one's receipt, whose place the others' follow; or why all of them have none (a place in it is the
+    /// first one's, too).
+    pub result: Result<Receipt, PublishError>,
+}
+
+/// A run that was accepted in order; resolves to what became of its messages, in their order.
+pub type PendingRun = tokio::sync::oneshot::Receiver<Vec<Outcome>>;
 
 /// Proof that a message is durable.
 #[derive(Debug, Clone, PartialEq, Eq)]

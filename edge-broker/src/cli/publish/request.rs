@@ -1,4 +1,4 @@
-//! From what the command line says of every message, and one message's own content, to a request.
+//! From what the command line says of every message, and one message's own content, to what is sent.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use seaway_federation_proto::ids::{Path, Site};
 
 use super::input::Item;
 use crate::{
-    api,
+    api::{self, publish_batch::Content},
     cli::{
         CliError,
         args::{Mode, OnDeadline, PubArgs},
@@ -20,7 +20,7 @@ pub(crate) struct Template {
     path: Option<Path>,
     key: Option<Bytes>,
     headers: Vec<api::Header>,
-    request: api::PublishRequest,
+    batch: api::PublishBatch,
     pub(crate) mode: Mode,
 }
 
@@ -65,7 +65,7 @@ impl Template {
             path,
             key: args.key.clone().map(Bytes::from),
             headers: headers.collect::<Result<_, CliError>>()?,
-            request: api::PublishRequest {
+            batch: api::PublishBatch {
                 mode: mode.into(),
                 acknowledgement: Some(acknowledgement),
                 deadline_ms,
@@ -76,8 +76,13 @@ impl Template {
         })
     }
 
-    /// The request for one message; its producer stamp is set by the session.
-    pub(crate) fn request(&self, item: Item) -> Result<(String, api::PublishRequest), CliError> {
+    /// A batch without messages, and what holds for all that come into it.
+    pub(crate) fn batch(&self) -> api::PublishBatch {
+        self.batch.clone()
+    }
+
+    /// One message, with its topic.
+    pub(crate) fn content(&self, item: Item) -> Result<(String, Content), CliError> {
         let path = match (&self.path, &item.path) {
             (Some(path), _) => path.clone(),
             (None, Some(path)) => path.parse().map_err(|e| CliError::failed(format!("{e}")))?,
@@ -87,14 +92,9 @@ impl Template {
         };
         let mut headers = item.headers;
         headers.extend(self.headers.iter().cloned());
-        let request = api::PublishRequest {
-            path: path.to_string(),
-            key: item.key.or_else(|| self.key.clone()),
-            headers,
-            payload: item.payload,
-            ..self.request.clone()
-        };
-        Ok((path.topic().to_string(), request))
+        let key = item.key.or_else(|| self.key.clone());
+        let content = Content { path: path.to_string(), key, headers, payload: item.payload };
+        Ok((path.topic().to_string(), content))
     }
 }
 

@@ -12,10 +12,7 @@ use std::{
 
 use indicatif::ProgressBar;
 use serde::Serialize;
-use tokio::{
-    sync::mpsc::{self, error::TrySendError},
-    time::Instant,
-};
+use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
@@ -25,7 +22,10 @@ use super::{
     request::{Producer, Template},
 };
 use crate::{
-    api::{PublishFailure, PublishReply, PublishRequest, Receipt, publish_failure, publish_reply},
+    api::{
+        ProducerStamp, PublishBatch, PublishFailure, PublishReply, Receipt, publish_batch::Content, publish_failure,
+        publish_reply,
+    },
     cli::{
         CliError, Exit,
         args::Mode,
@@ -39,8 +39,10 @@ use crate::{
 /// Messages on the way, at most this many and (one reading of the input aside) so many bytes.
 const WINDOW_MESSAGES: usize = 65_536;
 const WINDOW_BYTES: usize = 32 << 20;
-/// Requests between this task and the connection.
-const OUTBOX: usize = 1024;
+/// Batches between this task and the connection, and what one gathers at most unless one message alone is larger.
+const OUTBOX: usize = 4;
+const BATCH_MESSAGES: usize = 1024;
+const BATCH_BYTES: usize = 256 << 10;
 /// Between two attempts to connect.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(2);
@@ -70,12 +72,24 @@ pub(crate) struct Tally {
 
 struct Pending {
     topic: String,
-    request: PublishRequest,
+    content: Content,
+    stamp: Option<ProducerStamp>,
 }
 
 impl Pending {
     fn bytes(&self) -> usize {
-        self.request.payload.len() + 256
+        self.content.payload.len() + 256
+    }
+
+    /// Whether it can stand behind `before` in one batch.
+    fn follows(&self, before: &Pending) -> bool {
+        match (&self.stamp, &before.stamp) {
+            (Some(ours), Some(theirs)) => {
+                let next = theirs.sequence.checked_add(1) == Some(ours.sequence);
+                self.topic == before.topic && ours.epoch == theirs.epoch && next
+            }
+            (ours, theirs) => ours.is_none() && theirs.is_none(),
+        }
     }
 }
 
@@ -91,7 +105,7 @@ enum Pumped {
 
 /// One stream.
 struct Stream {
-    to_server: mpsc::Sender<PublishRequest>,
+    to_server: mpsc::Sender<PublishBatch>,
     replies: Streaming<PublishReply>,
     site: Option<String>,
 }
@@ -186,8 +200,8 @@ impl Publisher {
 
     fn restamp(&mut self) {
         self.producer.begin_epoch();
-        for pending in self.pending.iter_mut().filter(|pending| pending.request.producer.is_some()) {
-            pending.request.producer = Some(self.producer.stamp(&pending.topic));
+        for pending in self.pending.iter_mut().filter(|pending| pending.stamp.is_some()) {
+            pending.stamp = Some(self.producer.stamp(&pending.topic));
         }
     }
 
@@ -288,10 +302,7 @@ impl Publisher {
                     Err(status) => return stop.map_or_else(|| lost(status), Err),
                 },
                 permit = stream.to_server.reserve(), if more => match permit {
-                    Ok(permit) => if let Some(pending) = self.pending.get(self.sent) {
-                        permit.send(pending.request.clone());
-                        self.sent += 1;
-                    },
+                    Ok(permit) => permit.send(self.next_batch()),
                     // The reason comes with the replies.
                     Err(_) => {
                         let status = stream.replies.message().await.err();
@@ -320,20 +331,41 @@ impl Publisher {
     }
 
     fn send_some(&mut self, stream: &Stream) {
-        while let Some(pending) = self.pending.get(self.sent) {
-            match stream.to_server.try_send(pending.request.clone()) {
-                Ok(()) => self.sent += 1,
-                Err(TrySendError::Full(_) | TrySendError::Closed(_)) => return,
-            }
+        while self.sent < self.pending.len() {
+            // Without a place in the outbox, nothing is gathered: more may come until there is one.
+            let Ok(permit) = stream.to_server.try_reserve() else { return };
+            permit.send(self.next_batch());
         }
     }
 
-    fn enqueue(&mut self, item: super::input::Item) -> Result<(), CliError> {
-        let (topic, mut request) = self.template.request(item)?;
-        if self.template.mode != Mode::OneWay {
-            request.producer = Some(self.producer.stamp(&topic));
+    /// The next messages to be sent, as many as go together.
+    fn next_batch(&mut self) -> PublishBatch {
+        let mut batch = self.template.batch();
+        let mut bytes = 0;
+        let mut before: Option<&Pending> = None;
+        for pending in self.pending.iter().skip(self.sent) {
+            bytes += pending.bytes();
+            let apart = before.is_some_and(|before| !pending.follows(before));
+            if apart || batch.messages.len() == BATCH_MESSAGES || (bytes > BATCH_BYTES && before.is_some()) {
+                break;
+            }
+            let mut content = pending.content.clone();
+            match before {
+                None => batch.producer.clone_from(&pending.stamp),
+                Some(before) if before.content.path == content.path => content.path.clear(),
+                Some(_) => {}
+            }
+            batch.messages.push(content);
+            before = Some(pending);
         }
-        let pending = Pending { topic, request };
+        self.sent += batch.messages.len();
+        batch
+    }
+
+    fn enqueue(&mut self, item: super::input::Item) -> Result<(), CliError> {
+        let (topic, content) = self.template.content(item)?;
+        let stamp = (self.template.mode != Mode::OneWay).then(|| self.producer.stamp(&topic));
+        let pending = Pending { topic, content, stamp };
         self.pending_bytes += pending.bytes();
         self.pending.push_back(pending);
         Ok(())
@@ -349,24 +381,33 @@ impl Publisher {
         }
     }
 
-    /// An answer for the oldest message that has none on this stream.
+    /// An answer for the oldest messages that have none on this stream.
     fn answered(&mut self, reply: PublishReply) -> Result<Option<Pumped>, CliError> {
-        if self.refused >= self.sent {
-            return Err(CliError::failed(
-                "the server answered what was not asked; its version may not fit this command's",
-            ));
+        let unfit = |what: &str| Err(CliError::failed(format!("{what}; its version may not fit this command's")));
+        let count = usize::try_from(reply.count).unwrap_or(usize::MAX);
+        if count == 0 || self.sent.saturating_sub(self.refused) < count {
+            return unfit("the server answered what was not asked");
         }
+        let mut pumped = None;
         match reply.result {
-            Some(publish_reply::Result::Receipt(receipt)) => {
-                self.receipt(&receipt)?;
-                self.settle(self.refused);
-                Ok(None)
+            Some(publish_reply::Result::Receipt(mut receipt)) => {
+                for _ in 0..count {
+                    self.receipt(&receipt)?;
+                    self.settle(self.refused);
+                    if let Some(place) = receipt.id.as_mut().and_then(|id| id.place.as_mut()) {
+                        place.offset = place.offset.saturating_add(1);
+                    }
+                }
             }
-            Some(publish_reply::Result::Failure(failure)) => self.failure(&failure),
-            None => {
-                Err(CliError::failed("the server answered without a result; its version may not fit this command's"))
+            Some(publish_reply::Result::Failure(failure)) => {
+                for _ in 0..count {
+                    let now = self.failure(&failure)?;
+                    pumped = pumped.or(now);
+                }
             }
+            None => return unfit("the server answered without a result"),
         }
+        Ok(pumped)
     }
 
     fn receipt(&mut self, receipt: &Receipt) -> Result<(), CliError> {
@@ -385,7 +426,7 @@ impl Publisher {
             self.tally.degraded += 1;
             self.tally.missing.extend(receipt.missing.iter().cloned());
         }
-        if self.tally.done.is_multiple_of(1024) {
+        if self.tally.done.is_multiple_of(4096) {
             self.progress.set_message(format!("{} stored", self.tally.done));
         }
         if !self.print_receipts {

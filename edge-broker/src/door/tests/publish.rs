@@ -7,14 +7,16 @@ use tonic::Code;
 use crate::{
     api::{self, Mode, PublishReply, PublishRequest, acknowledgement::Of, publish_failure, publish_reply},
     door::{ClientLimits, OnExceed},
+    grpc::convert::batch_of_one,
     limits::REQUEST_BYTES_MAX,
     testing::*,
 };
 
+/// Each request as a batch of its own.
 async fn stream(harness: &Harness, requests: Vec<PublishRequest>) -> tonic::Streaming<PublishReply> {
     let (sender, receiver) = tokio::sync::mpsc::channel(requests.len().max(1));
     for request in requests {
-        sender.send(request).await.unwrap();
+        sender.send(batch_of_one(request)).await.unwrap();
     }
     let mut client = harness.messages().await;
     soon("the stream", client.publish_stream(ReceiverStream::new(receiver))).await.unwrap().into_inner()
@@ -163,7 +165,7 @@ async fn draining_finishes_receipts_that_are_out_and_refuses_the_rest() {
     let mut harness = Harness::start(&engine).await;
     let (sender, receiver) = tokio::sync::mpsc::channel(16);
     for n in 0..3 {
-        sender.send(request("orders", &format!("{n}"))).await.unwrap();
+        sender.send(batch_of_one(request("orders", &format!("{n}")))).await.unwrap();
     }
     let mut client = harness.messages().await;
     let mut replies = client.publish_stream(ReceiverStream::new(receiver)).await.unwrap().into_inner();
@@ -183,5 +185,43 @@ async fn draining_finishes_receipts_that_are_out_and_refuses_the_rest() {
     let status = soon("the end", replies.next()).await.unwrap().unwrap_err();
     assert_eq!((status.code(), code(&status).as_str()), (Code::Unavailable, "draining"));
     drop((sender, client, replies));
+    harness.stop().await;
+}
+
+#[tokio::test]
+async fn each_message_of_a_batch_has_its_own_fate_and_follows_the_one_before() {
+    let engine = TestEngine::new();
+    let harness = Harness::start(&engine).await;
+    let content = |path: &str, payload: &str| api::publish_batch::Content {
+        path: path.into(),
+        payload: payload.to_owned().into(),
+        ..Default::default()
+    };
+    let batch = |messages: Vec<_>| api::PublishBatch { messages, ..Default::default() };
+    let (sender, receiver) = tokio::sync::mpsc::channel(8);
+    let paths = ["orders/a", "", "bad//path", "", "orders/b", ""];
+    sender.send(batch(paths.iter().map(|path| content(path, path)).collect())).await.unwrap();
+    sender.send(batch(vec![content("", "no path before it")])).await.unwrap();
+    let stamped = api::PublishBatch {
+        producer: Some(api::ProducerStamp { id: vec![7; 16].into(), epoch: 1, sequence: 0 }),
+        ..batch(vec![content("orders/a", "x"), content("bills/a", "y")])
+    };
+    sender.send(stamped).await.unwrap();
+    sender.send(batch(Vec::new())).await.unwrap();
+    let mut client = harness.messages().await;
+    let mut replies = client.publish_stream(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+    let mut fates = Vec::new();
+    let end = loop {
+        match soon("a reply", replies.next()).await.unwrap() {
+            Ok(reply) => {
+                assert_eq!(reply.number, fates.len() as u64);
+                let good = matches!(reply.result, Some(publish_reply::Result::Receipt(_)));
+                fates.extend(std::iter::repeat_n(good, reply.count as usize));
+            }
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(fates, [true, true, false, false, true, true, false, true, false]);
+    assert!(end.message().contains("no message"), "{end:?}");
     harness.stop().await;
 }

@@ -15,6 +15,7 @@
 
 mod producers;
 mod queue;
+mod teller;
 mod topic;
 
 #[cfg(test)]
@@ -43,6 +44,7 @@ use seaway_federation_proto::{
 use self::{
     producers::{Producers, Stamped, Verdict},
     queue::{InFlight, Line, OwnQueue, QueueState, Ready, Waiting, Work},
+    teller::Teller,
     topic::OwnTopic,
 };
 use super::{PublishError, TopicConfig, clock::Clock};
@@ -74,6 +76,13 @@ pub struct Stored {
 
 /// Told once, from within [`Origin::publish`] or [`Origin::pump`].
 pub type Tell = Box<dyn FnOnce(Result<Stored, PublishError>) + Send>;
+
+/// Told of the messages of one [`Origin::publish_run`], piece by piece, of each message once.
+pub trait TellRun: Send + Sync {
+    /// The `count` messages from the run's message `first` on are stored in one batch, one after the other from that place
+    /// on, or all failed.
+    fn tell(&self, first: u32, count: u32, result: Result<Stored, PublishError>);
+}
 
 /// A message of this site's.
 #[derive(Debug, Clone)]
@@ -131,6 +140,15 @@ impl std::fmt::Debug for NotTaken {
     }
 }
 
+/// The end of a run that found no room.
+#[derive(Debug)]
+pub struct RestOfRun {
+    /// Number of the first message of it.
+    pub first: u32,
+    /// As they came.
+    pub messages: Vec<OwnMessage>,
+}
+
 /// What an origin needs.
 pub struct OriginConfig {
     /// This site.
@@ -145,6 +163,16 @@ pub struct OriginConfig {
     pub wake: Arc<dyn Fn() + Send + Sync>,
     /// Told what people should know; must not block or call back.
     pub report: Arc<dyn Fn(Report) + Send + Sync>,
+}
+
+/// A queue that has something to seal, and how many bytes.
+type Due = Option<(Arc<OwnQueue>, usize)>;
+
+/// A message that was not taken.
+struct Refused {
+    message: OwnMessage,
+    teller: Teller,
+    refusal: Refusal,
 }
 
 /// The commit log's answer for a queue's oldest batch that is with it.
@@ -191,86 +219,134 @@ impl Origin {
     /// Takes a message: it is stored in the order of these calls within its queue, and `tell` is called once. Waits on
     /// nothing, except where a topic's logs are first opened after damage.
     pub fn publish(self: &Arc<Self>, message: OwnMessage, tell: Tell) -> Result<(), Box<NotTaken>> {
-        let topic = match self.admit(&message) {
-            Ok(topic) => topic,
-            Err(refusal) => return Err(Box::new(NotTaken { message, tell, refusal })),
-        };
-        let Some(queue) = topic.choose(message.key.as_deref(), message.charge()) else {
-            let refusal = Refusal::Error(PublishError::Unavailable(format!("topic {} has no queue", topic.topic)));
-            return Err(Box::new(NotTaken { message, tell, refusal }));
-        };
-        if let Err(error) = self.open_line(queue) {
-            return Err(Box::new(NotTaken { message, tell, refusal: Refusal::Error(error) }));
-        }
-        match message.producer {
-            Some(stamp) => self.push_stamped(&topic, queue, message, stamp, tell),
-            None => {
-                self.push(queue, message, tell);
-                Ok(())
-            }
-        }
-    }
-
-    fn push_stamped(
-        self: &Arc<Self>,
-        topic: &OwnTopic,
-        queue: &Arc<OwnQueue>,
-        message: OwnMessage,
-        stamp: ProducerStamp,
-        tell: Tell,
-    ) -> Result<(), Box<NotTaken>> {
-        let mut producers = self.producers.lock();
-        match producers.judge(&topic.topic, stamp, self.config.clock.now(), tell) {
-            Verdict::Accept(tell) => {
-                // Under the producers' lock, so that two calls cannot change places between judgement and queue.
-                let due = self.push_only(queue, message, tell);
-                drop(producers);
-                self.follow_up(queue, due);
-            }
-            Verdict::Waits => {}
-            Verdict::Repeated(tell, queue, place) => {
-                drop(producers);
-                let log = LogName { topic: topic.topic.clone(), origin: self.config.site.clone(), queue };
-                tell(Ok(Stored { log, place, repeated: true }));
-            }
-            Verdict::StoredBefore(tell) => {
-                drop(producers);
-                tell(Err(PublishError::StoredBefore { asked: false }));
-            }
-            Verdict::Refused(tell, error) => {
-                return Err(Box::new(NotTaken { message, tell, refusal: Refusal::Error(error) }));
-            }
+        let time_us = self.config.clock.wall_us();
+        match self.accept(message, Teller::One(tell), time_us, &mut None) {
+            Ok(due) => self.follow_up(due),
+            Err(refused) => match refused.teller {
+                Teller::One(tell) => {
+                    return Err(Box::new(NotTaken { message: refused.message, tell, refusal: refused.refusal }));
+                }
+                Teller::Run { .. } => {} // cannot be: it comes back as it went in
+            },
         }
         Ok(())
     }
 
-    fn push(self: &Arc<Self>, queue: &Arc<OwnQueue>, message: OwnMessage, tell: Tell) {
-        let due = self.push_only(queue, message, tell);
-        self.follow_up(queue, due);
+    /// Takes the messages of a run one after the other, the first of which has the number `first`: as [`Origin::publish`]
+    /// for each, and at a fraction of its cost. What is refused for good is told; where there is no room, the rest comes
+    /// back, for after [`Origin::when_room`].
+    ///
+    /// # Errors
+    /// The messages that found no room.
+    pub fn publish_run(
+        self: &Arc<Self>,
+        first: u32,
+        messages: Vec<OwnMessage>,
+        run: &Arc<dyn TellRun>,
+    ) -> Result<(), RestOfRun> {
+        let time_us = self.config.clock.wall_us();
+        let mut known = None;
+        let mut due: Due = None;
+        let mut messages = messages.into_iter();
+        let mut number = first;
+        while let Some(message) = messages.next() {
+            let teller = Teller::Run { run: run.clone(), first: number, count: 1 };
+            match self.accept(message, teller, time_us, &mut known) {
+                Ok(None) => {}
+                Ok(Some(now)) => {
+                    if let Some((queue, _)) = due.take_if(|(queue, _)| !Arc::ptr_eq(queue, &now.0)) {
+                        self.drive(&queue);
+                    }
+                    due = Some(now);
+                }
+                Err(refused) => match refused.refusal {
+                    Refusal::Error(error) => refused.teller.tell(Err(error)),
+                    Refusal::Full => {
+                        self.follow_up(due);
+                        let messages = std::iter::once(refused.message).chain(messages).collect();
+                        return Err(RestOfRun { first: number, messages });
+                    }
+                },
+            }
+            number = number.saturating_add(1);
+        }
+        self.follow_up(due);
+        Ok(())
     }
 
-    /// Adds to the queue; answers how many bytes are due, if any.
-    fn push_only(&self, queue: &OwnQueue, message: OwnMessage, tell: Tell) -> Option<usize> {
+    /// Checks a message and puts it into its queue. `known` is the topic of the message before it.
+    fn accept(
+        self: &Arc<Self>,
+        message: OwnMessage,
+        teller: Teller,
+        time_us: u64,
+        known: &mut Option<Arc<OwnTopic>>,
+    ) -> Result<Due, Refused> {
+        let (topic, queue) = match self.place_of(&message, known) {
+            Ok(found) => found,
+            Err(refusal) => return Err(Refused { message, teller, refusal }),
+        };
+        let Some(stamp) = message.producer else { return Ok(self.push(&queue, message, teller, time_us)) };
+        let mut producers = self.producers.lock();
+        match producers.judge(&topic.topic, stamp, self.config.clock.now(), teller) {
+            // Under the producers' lock, so that two calls cannot change places between judgement and queue.
+            Verdict::Accept(teller) => Ok(self.push(&queue, message, teller, time_us)),
+            Verdict::Waits => Ok(None),
+            Verdict::Repeated(teller, queue, place) => {
+                drop(producers);
+                let log = LogName { topic: topic.topic.clone(), origin: self.config.site.clone(), queue };
+                teller.tell(Ok(Stored { log, place, repeated: true }));
+                Ok(None)
+            }
+            Verdict::StoredBefore(teller) => {
+                drop(producers);
+                teller.tell(Err(PublishError::StoredBefore { asked: false }));
+                Ok(None)
+            }
+            Verdict::Refused(teller, error) => Err(Refused { message, teller, refusal: Refusal::Error(error) }),
+        }
+    }
+
+    /// A message's topic and queue, opened.
+    fn place_of(
+        self: &Arc<Self>,
+        message: &OwnMessage,
+        known: &mut Option<Arc<OwnTopic>>,
+    ) -> Result<(Arc<OwnTopic>, Arc<OwnQueue>), Refusal> {
+        let topic = self.admit(message, known)?;
+        let Some(queue) = topic.choose(message.key.as_deref(), message.charge()) else {
+            return Err(Refusal::Error(PublishError::Unavailable(format!("topic {} has no queue", topic.topic))));
+        };
+        self.open_line(queue).map_err(Refusal::Error)?;
+        let queue = queue.clone();
+        Ok((topic, queue))
+    }
+
+    /// Adds to the queue; answers whether it has something to seal, and how many bytes.
+    fn push(&self, queue: &Arc<OwnQueue>, message: OwnMessage, teller: Teller, time_us: u64) -> Due {
         let charge = message.charge();
         self.waiting_bytes.fetch_add(charge, Ordering::Relaxed);
         let OwnMessage { path, key, headers, payload, producer } = message;
-        let time_us = self.config.clock.wall_us();
         let message = Message { path, key, headers, time_us, producer, payload };
         let mut state = queue.state.lock();
-        state.push(message, charge, Waiting { tell, stamp: producer, charge });
-        state.is_due().then(|| state.due_bytes())
+        state.push(message, charge, Waiting { teller, stamp: producer, charge });
+        state.is_due().then(|| (queue.clone(), state.due_bytes()))
     }
 
-    fn follow_up(self: &Arc<Self>, queue: &Arc<OwnQueue>, due: Option<usize>) {
+    fn follow_up(self: &Arc<Self>, due: Due) {
         match due {
-            Some(bytes) if queue.codec == Codec::None || bytes <= COMPRESS_INLINE_BYTES => self.drive(queue),
-            Some(_) => self.list(queue),
+            Some((queue, bytes)) if queue.codec == Codec::None || bytes <= COMPRESS_INLINE_BYTES => self.drive(&queue),
+            Some((queue, _)) => self.list(&queue),
             None => {}
         }
     }
 
     /// Checks that need no queue, and opens the topic.
-    fn admit(self: &Arc<Self>, message: &OwnMessage) -> Result<Arc<OwnTopic>, Refusal> {
+    fn admit(
+        self: &Arc<Self>,
+        message: &OwnMessage,
+        last: &mut Option<Arc<OwnTopic>>,
+    ) -> Result<Arc<OwnTopic>, Refusal> {
         if self.closed.load(Ordering::Acquire) {
             let text = "the node is shutting down; publish elsewhere or when it is back";
             return Err(Refusal::Error(PublishError::Unavailable(text.to_owned())));
@@ -279,13 +355,20 @@ impl Origin {
             return Err(Refusal::Full);
         }
         let name = message.path.as_str().split('/').next().unwrap_or_default();
-        let known = self.topics.read().get(name).cloned();
-        let topic = match known {
+        let topic = match last.take_if(|topic| topic.topic.as_str() == name) {
             Some(topic) => topic,
-            None => self.open_topic(&message.path.topic())?,
+            None => match self.known_topic(name) {
+                Some(topic) => topic,
+                None => self.open_topic(&message.path.topic())?,
+            },
         };
+        *last = Some(topic.clone());
         check_content(message, topic.message_bytes_max).map_err(Refusal::Error)?;
         Ok(topic)
+    }
+
+    fn known_topic(&self, name: &str) -> Option<Arc<OwnTopic>> {
+        self.topics.read().get(name).cloned()
     }
 
     /// Opens a topic: at its creation, and when its settings changed, a control entry is written first.
@@ -525,17 +608,17 @@ impl Origin {
         }
         for waiting in all {
             self.waiting_bytes.fetch_sub(waiting.charge, Ordering::Relaxed);
-            (waiting.tell)(Err(PublishError::Unavailable(reason.to_owned())));
+            waiting.teller.tell(Err(PublishError::Unavailable(reason.to_owned())));
         }
-        for tell in retries {
-            tell(Err(PublishError::Unavailable(reason.to_owned())));
+        for teller in retries {
+            teller.tell(Err(PublishError::Unavailable(reason.to_owned())));
         }
     }
 
     /// Tells the publishers of a batch that is durable, or never will be.
     fn finish(&self, queue: &OwnQueue, batch: InFlight, result: Result<(), Poisoned>) {
         let stamps = queue::stamped(&batch.waiting);
-        let mut retries: HashMap<u64, Vec<Tell>> = HashMap::new();
+        let mut retries: Vec<(u64, Vec<Teller>)> = Vec::new();
         if !stamps.is_empty() {
             let mut producers = self.producers.lock();
             if let Err(poisoned) = &result {
@@ -545,21 +628,26 @@ impl Origin {
             for Stamped { stamp, index } in stamps {
                 let waiting = producers.stored(queue.topic(), stamp);
                 if !waiting.is_empty() {
-                    retries.insert(index, waiting);
+                    retries.push((index, waiting));
                 }
             }
         }
-        for (waiting, index) in batch.waiting.into_iter().zip(0_u64..) {
-            self.waiting_bytes.fetch_sub(waiting.charge, Ordering::Relaxed);
+        let answer = |index: u64, repeated| {
             let place = Place { offset: batch.begin.offset.saturating_add(index), ..batch.begin };
-            let answer = |repeated| match &result {
+            match &result {
                 Ok(()) => Ok(Stored { log: queue.log.clone(), place, repeated }),
                 Err(poisoned) => Err(PublishError::Unavailable(poisoned.to_string())),
-            };
-            (waiting.tell)(answer(false));
-            for tell in retries.remove(&index).into_iter().flatten() {
-                tell(answer(true));
             }
+        };
+        let mut index = 0;
+        for waiting in batch.waiting {
+            self.waiting_bytes.fetch_sub(waiting.charge, Ordering::Relaxed);
+            let count = u64::from(waiting.teller.count());
+            waiting.teller.tell(answer(index, false));
+            index += count;
+        }
+        for (index, tellers) in retries {
+            tellers.into_iter().for_each(|teller| teller.tell(answer(index, true)));
         }
     }
 

@@ -27,7 +27,7 @@ use seaway_federation_proto::{
     wire::store::{self, ProducerHead, ProducerRow, ProducerRun},
 };
 
-use super::Tell;
+use super::teller::Teller;
 use crate::{
     log::contract::{Entry, Table},
     node::PublishError,
@@ -50,15 +50,15 @@ const DELETES_PER_UNIT: usize = 64;
 /// What to do with a stamped message.
 pub(super) enum Verdict {
     /// Store it; it is pending from now on.
-    Accept(Tell),
+    Accept(Teller),
     /// Stored before, durable, at this place.
-    Repeated(Tell, Queue, Place),
+    Repeated(Teller, Queue, Place),
     /// Stored before, durable; so long ago that its place is no longer remembered.
-    StoredBefore(Tell),
+    StoredBefore(Teller),
     /// The first call's message is on its way; this one is told with it.
     Waits,
     /// Refused; nothing is stored.
-    Refused(Tell, PublishError),
+    Refused(Teller, PublishError),
 }
 
 /// One stamped message of a batch: its sequence and its index in the batch.
@@ -78,7 +78,7 @@ struct Run {
 #[derive(Default)]
 struct Pending {
     submitted: bool,
-    retries: Vec<Tell>,
+    retries: Vec<Teller>,
 }
 
 /// One producer's sequences in one topic, for its present epoch.
@@ -213,42 +213,42 @@ impl Sequences {
         self.floor = self.floor.max(stop);
     }
 
-    fn judge(&mut self, stamp: ProducerStamp, tell: Tell) -> Verdict {
+    fn judge(&mut self, stamp: ProducerStamp, teller: Teller) -> Verdict {
         let found = stamp.sequence;
         if let Some(pending) = self.pending.get_mut(&found) {
             if pending.retries.len() >= RETRIES_WAITING_MAX {
                 let text = "too many retries of one message wait already; wait for the first call's answer";
-                return Verdict::Refused(tell, PublishError::Unavailable(text.to_owned()));
+                return Verdict::Refused(teller, PublishError::Unavailable(text.to_owned()));
             }
-            pending.retries.push(tell);
+            pending.retries.push(teller);
             return Verdict::Waits;
         }
         if let Some((queue, place)) = self.place(found) {
-            return Verdict::Repeated(tell, queue, place);
+            return Verdict::Repeated(teller, queue, place);
         }
         if found < self.floor {
-            return Verdict::StoredBefore(tell);
+            return Verdict::StoredBefore(teller);
         }
         match self.lowest_missing() {
             Some(lowest) if found == lowest => self.fill_lowest_missing(),
             Some(lowest) => {
                 return Verdict::Refused(
-                    tell,
+                    teller,
                     PublishError::ProducerSequence { found, last: lowest.saturating_sub(1) },
                 );
             }
             None if found == self.next && found < u64::MAX => self.next += 1,
             None if found > self.next && !self.accepted_here => {
-                return Verdict::Refused(tell, PublishError::ProducerUnknown);
+                return Verdict::Refused(teller, PublishError::ProducerUnknown);
             }
             None => {
                 let last = self.next.saturating_sub(1);
-                return Verdict::Refused(tell, PublishError::ProducerSequence { found, last });
+                return Verdict::Refused(teller, PublishError::ProducerSequence { found, last });
             }
         }
         self.accepted_here = true;
         self.pending.insert(found, Pending::default());
-        Verdict::Accept(tell)
+        Verdict::Accept(teller)
     }
 
     /// Forgets places outside the window; answers the first sequences of rows to delete, and how many runs went.
@@ -388,9 +388,9 @@ impl Producers {
     }
 
     /// Decides about a stamped message; what is accepted is pending until [`Producers::stored`] or [`Producers::failed`].
-    pub(super) fn judge(&mut self, topic: &Topic, stamp: ProducerStamp, now: Duration, tell: Tell) -> Verdict {
+    pub(super) fn judge(&mut self, topic: &Topic, stamp: ProducerStamp, now: Duration, teller: Teller) -> Verdict {
         if let Some(poisoned) = &self.poisoned {
-            return Verdict::Refused(tell, PublishError::Unavailable(poisoned.clone()));
+            return Verdict::Refused(teller, PublishError::Unavailable(poisoned.clone()));
         }
         self.uses += 1;
         let uses = self.uses;
@@ -400,29 +400,29 @@ impl Producers {
             (producer.used, producer.used_at) = (uses, now);
             if stamp.epoch < producer.epoch {
                 let error = PublishError::ProducerFenced { found: stamp.epoch, current: producer.epoch };
-                return Verdict::Refused(tell, error);
+                return Verdict::Refused(teller, error);
             }
             if stamp.epoch == producer.epoch {
                 if let Some(sequences) = producer.topics.get_mut(topic) {
-                    return sequences.judge(stamp, tell);
+                    return sequences.judge(stamp, teller);
                 }
                 if stamp.sequence != 0 {
-                    return Verdict::Refused(tell, PublishError::ProducerUnknown);
+                    return Verdict::Refused(teller, PublishError::ProducerUnknown);
                 }
-                return producer.topics.entry(topic.clone()).or_default().judge(stamp, tell);
+                return producer.topics.entry(topic.clone()).or_default().judge(stamp, teller);
             }
         }
         if stamp.sequence != 0 {
-            return Verdict::Refused(tell, PublishError::ProducerUnknown);
+            return Verdict::Refused(teller, PublishError::ProducerUnknown);
         }
         if self.by_id.get(&stamp.id).is_some_and(Producer::is_busy) {
             let text = "messages of this producer's former epoch are still being stored; try again in a moment";
-            return Verdict::Refused(tell, PublishError::Unavailable(text.to_owned()));
+            return Verdict::Refused(teller, PublishError::Unavailable(text.to_owned()));
         }
         self.forget(stamp.id, false);
         self.make_room();
         let mut sequences = Sequences::default();
-        let verdict = sequences.judge(stamp, tell);
+        let verdict = sequences.judge(stamp, teller);
         let topics = BTreeMap::from([(topic.clone(), sequences)]);
         self.by_use.insert(uses, stamp.id);
         self.by_id.insert(stamp.id, Producer { epoch: stamp.epoch, topics, used: uses, used_at: now });
@@ -505,13 +505,13 @@ impl Producers {
     }
 
     /// The message is durable: answers the retries that waited with it.
-    pub(super) fn stored(&mut self, topic: &Topic, stamp: ProducerStamp) -> Vec<Tell> {
+    pub(super) fn stored(&mut self, topic: &Topic, stamp: ProducerStamp) -> Vec<Teller> {
         let Some(sequences) = self.sequences(topic, stamp) else { return Vec::new() };
         sequences.pending.remove(&stamp.sequence).map(|p| p.retries).unwrap_or_default()
     }
 
     /// The message was not stored and may be sent again: answers the retries that waited with it.
-    pub(super) fn failed(&mut self, topic: &Topic, stamp: ProducerStamp) -> Vec<Tell> {
+    pub(super) fn failed(&mut self, topic: &Topic, stamp: ProducerStamp) -> Vec<Teller> {
         let Some(sequences) = self.sequences(topic, stamp) else { return Vec::new() };
         let retries = sequences.pending.remove(&stamp.sequence).map(|p| p.retries).unwrap_or_default();
         if stamp.sequence + 1 == sequences.next {

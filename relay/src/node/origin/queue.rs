@@ -14,12 +14,13 @@ use seaway_federation_proto::{
     message::{BodyBuilder, Message, ProducerStamp},
 };
 
-use super::{Tell, producers::Stamped};
+use super::{producers::Stamped, teller::Teller};
 use crate::{log::contract::CommitLog, node::PublishError};
 
-/// A message that waits for its batch to become durable.
+/// A message, or several of one run, that wait for their batch to become durable.
 pub(super) struct Waiting {
-    pub(super) tell: Tell,
+    pub(super) teller: Teller,
+    /// Of the first; the others' sequences follow it.
     pub(super) stamp: Option<ProducerStamp>,
     /// Bytes it takes of the origin's bound.
     pub(super) charge: usize,
@@ -49,8 +50,44 @@ impl Gathering {
 }
 
 pub(super) fn stamped(waiting: &[Waiting]) -> Vec<Stamped> {
-    let all = waiting.iter().zip(0_u64..);
-    all.filter_map(|(w, index)| w.stamp.map(|stamp| Stamped { stamp, index })).collect()
+    let mut index = 0;
+    let mut all = Vec::new();
+    for one in waiting {
+        let count = u64::from(one.teller.count());
+        if let Some(first) = one.stamp {
+            all.extend((0..count).map(|n| {
+                let stamp = ProducerStamp { sequence: first.sequence.saturating_add(n), ..first };
+                Stamped { stamp, index: index + n }
+            }));
+        }
+        index += count;
+    }
+    all
+}
+
+impl Waiting {
+    /// Takes `next` in, if it goes on where this ends; else gives it back.
+    fn join(&mut self, next: Waiting) -> Option<Waiting> {
+        let count = u64::from(self.teller.count());
+        let follows = match (self.stamp, next.stamp) {
+            (None, None) => true,
+            (Some(ours), Some(theirs)) => {
+                ours.sequence.checked_add(count).is_some_and(|sequence| theirs == ProducerStamp { sequence, ..ours })
+            }
+            _ => false,
+        };
+        if !follows {
+            return Some(next);
+        }
+        let Waiting { teller, stamp, charge } = next;
+        match self.teller.join(teller) {
+            None => {
+                self.charge += charge;
+                None
+            }
+            Some(teller) => Some(Waiting { teller, stamp, charge }),
+        }
+    }
 }
 
 /// A batch with its body sealed, on its way into the commit log.
@@ -174,7 +211,11 @@ impl QueueState {
         if let Some(last) = self.gathering.back_mut() {
             last.time_us = message.time_us;
             last.builder.push(&message);
-            last.waiting.push(waiting);
+            let apart = match last.waiting.last_mut() {
+                Some(before) => before.join(waiting),
+                None => Some(waiting),
+            };
+            last.waiting.extend(apart);
         }
     }
 
