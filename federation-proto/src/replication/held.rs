@@ -284,7 +284,11 @@ impl Replication {
     fn hear_held(&mut self, site: &Site, start: Start, sequence: u64, held: wire::HeldLog) {
         let log = held.log.clone();
         let before = self.held.sites.get(&log).and_then(|s| s.get(site)).cloned();
-        if before.as_ref().is_some_and(|b| (b.start, b.sequence) > (start, sequence)) {
+        let former = |b: &Stated| match b.start == start {
+            true => b.sequence > sequence,
+            false => self.routing.is_former(site, start, b.start),
+        };
+        if before.as_ref().is_some_and(former) {
             return;
         }
         let mut tips = vec![held.below];

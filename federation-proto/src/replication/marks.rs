@@ -223,10 +223,13 @@ impl Replication {
 
     fn hear_mark(&mut self, from: LinkId, origin: &Site, mark: &link::Mark) -> Checked<()> {
         let start = convert::start_from(mark.start)?;
-        let number = (start, mark.sequence);
         let before = self.marks.heard.get(origin);
         // The same number comes again with the logs of a want that is new.
-        if before.is_some_and(|h| h.link == from && (h.start, h.sequence) > number) {
+        let former = |h: &Heard| match h.start == start {
+            true => h.sequence > mark.sequence,
+            false => self.routing.is_former(origin, start, h.start),
+        };
+        if before.is_some_and(|h| h.link == from && former(h)) {
             return Ok(());
         }
         let before_us = before.map_or(0, |h| h.time_us);

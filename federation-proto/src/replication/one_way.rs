@@ -91,10 +91,11 @@ impl Replication {
             self.one_ways.windows.insert(origin.clone(), window);
         }
         let Some(window) = self.one_ways.windows.get_mut(&origin) else { return Ok(()) };
-        if start > window.start {
+        let former = self.routing.is_former(&origin, start, window.start);
+        if start != window.start && !former {
             *window = Window { start, greatest: 0, seen: [0; WORDS] };
         }
-        if start < window.start || !window.note(message.sequence) {
+        if former || !window.note(message.sequence) {
             self.count("one_way_dropped_repeat");
             return Ok(());
         }

@@ -182,7 +182,11 @@ impl Replication {
             return Ok(());
         }
         let known = self.registrations.sites.get(&site);
-        if known.is_some_and(|k| (k.start, k.sequence) > (theirs.start, theirs.sequence)) {
+        let former = |k: &Theirs| match k.start == theirs.start {
+            true => k.sequence > theirs.sequence,
+            false => self.routing.is_former(&site, theirs.start, k.start),
+        };
+        if known.is_some_and(former) {
             return Ok(());
         }
         let refused = self.refusal(&site, known.is_some());

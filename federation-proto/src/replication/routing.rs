@@ -104,6 +104,18 @@ impl Routing {
         self.records.keys().filter(|n| n.site == *site).cloned().collect()
     }
 
+    /// The start that a site's edge broker states of itself now.
+    pub(super) fn start_of(&self, site: &Site) -> Option<Start> {
+        let edges = self.records.iter().filter(|(name, known)| name.site == *site && known.kind == NodeKind::Edge);
+        edges.map(|(_, known)| known.start).max()
+    }
+
+    /// Whether what a site numbered by `found` comes before what it numbered by `known`: by the starts, unless its record says
+    /// that the lower one is its present one (its clock was ahead, and the memory of that is gone).
+    pub(super) fn is_former(&self, site: &Site, found: Start, known: Start) -> bool {
+        found < known && self.start_of(site) != Some(found)
+    }
+
     fn heads(&self) -> Vec<link::RecordHead> {
         let head = |node: &NodeName, k: &Known| link::RecordHead {
             node: Some((node).into()),
@@ -316,12 +328,23 @@ impl Replication {
             let text = format!("another node calls itself {} too; give one of them another name", self.config.node);
             self.report("two-nodes-one-name", text);
         }
-        if known.start > self.routing.start {
-            self.routing.start =
-                Start { time_us: known.start.time_us.saturating_add(1), random: self.config.start.random };
+        let above = Start { time_us: known.start.time_us.saturating_add(1), random: self.config.start.random };
+        let raise = above > self.routing.start && known.start > self.routing.start;
+        if raise {
+            // All that this node numbers goes above, not its record alone: what others know of its former start would
+            // outdo its statements, registrations, marks and one-way messages else.
+            self.routing.start = above;
+            self.config.start = above;
         }
         self.routing.sequence = self.routing.sequence.max(known.sequence);
         self.renew_own_record();
+        if raise {
+            for origin in self.routing.known_sites() {
+                self.statements_anew(&origin);
+                self.registration_anew(&origin);
+            }
+            self.ask_about_own();
+        }
     }
 
     /// Forgets records that nobody renewed, renews the own one when it is due.

@@ -272,6 +272,43 @@ fn a_restored_origin_is_reported_and_gets_its_lost_history_back() {
     }
 }
 
+/// The clock of a site was ahead; it starts again with the right time and without its disk. What it states must count, not
+/// what is known of the former start.
+#[test]
+fn a_site_whose_clock_had_run_ahead_is_heard_again() {
+    let mut net = three(33);
+    net.want(0, want("w", "t", WantStart::Earliest));
+    net.want(2, want("w", "t", WantStart::Earliest));
+    let site: Site = "b".parse().unwrap();
+    let name = log("t", "a", 1);
+    let last = |net: &Net| {
+        let end = net.info(0, &name).unwrap().end;
+        Place { offset: end.offset - 1, ..end }
+    };
+    let say = |net: &mut Net| {
+        let message = link::OneWay { path: "t".to_owned(), ..Default::default() };
+        net.nodes[2].machine.handle_one_way(net.now, None, message);
+        net.run(1);
+        net.nodes[0].one_way.len()
+    };
+    net.clock_ahead = Duration::from_secs(1_000_000);
+    let disk = net.nodes[2].disk.clone();
+    net.restart(2, disk).into_iter().for_each(|peer| net.connect(2, peer));
+    net.run(5);
+    net.publish(0, "t", 1, 3);
+    net.run(5);
+    assert!(net.nodes[0].machine.site_holds(&site, &name, last(&net)));
+    assert_eq!(say(&mut net), 1);
+    net.clock_ahead = Duration::ZERO;
+    net.restart(2, Disk::default()).into_iter().for_each(|peer| net.connect(2, peer));
+    net.run(5);
+    net.publish(0, "t", 1, 3);
+    net.run(10);
+    assert!(net.nodes[0].machine.site_holds(&site, &name, last(&net)), "its statements are not heard");
+    assert_eq!(net.nodes[0].machine.registered(&"t".parse().unwrap()), [site]);
+    assert_eq!(say(&mut net), 2, "its one-way messages are taken for its former start's");
+}
+
 #[test]
 fn an_origin_without_its_disk_gets_its_logs_back() {
     let mut net = three(5);

@@ -95,6 +95,8 @@ pub(super) struct Net {
     pub(super) control_messages: u64,
     /// Lanes of the fetches begun, in order.
     pub(super) started: Vec<Lane>,
+    /// By how much the clocks of nodes that start now are ahead.
+    pub(super) clock_ahead: Duration,
 }
 
 pub(super) fn log(topic: &str, origin: &str, queue: u16) -> LogName {
@@ -119,6 +121,7 @@ impl Net {
             refusals: Vec::new(),
             control_messages: 0,
             started: Vec::new(),
+            clock_ahead: Duration::ZERO,
         }
     }
 
@@ -130,7 +133,10 @@ impl Net {
         ReplicationConfig {
             node: name.parse().unwrap(),
             kind,
-            start: Start { time_us: 1_000_000 + self.now.as_micros() as u64, random: self.rng.random() },
+            start: Start {
+                time_us: 1_000_000 + (self.now + self.clock_ahead).as_micros() as u64,
+                random: self.rng.random(),
+            },
             mark_interval: Duration::from_secs(1),
             hops: 16,
             replicate: Vec::new(),
