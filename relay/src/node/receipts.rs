@@ -164,7 +164,7 @@ type WaiterKey = (Place, u64);
 #[derive(Default)]
 struct LogWaiters {
     waiting: BTreeMap<WaiterKey, Waiter>,
-    /// Those of earlier incarnations, for which the machine is asked.
+    /// Those below an incarnation in which some site stands already, for which the machine is asked.
     older: BTreeMap<WaiterKey, Waiter>,
     held: BTreeMap<Site, RemoteHeld>,
 }
@@ -244,20 +244,22 @@ impl Receipts {
             drop(inner);
             return waiter.meet(&log, place);
         }
-        // A retry may be of an earlier incarnation: only the machine knows what followed it.
-        let line = if repeated { &mut at.older } else { &mut at.waiting };
+        // Of an earlier incarnation only the machine knows what followed it.
+        let goes_on = |held: &RemoteHeld| held.below.incarnation > place.incarnation;
+        let older = repeated || sites.iter().any(|site| at.held.get(site).is_some_and(goes_on));
+        let line = if older { &mut at.older } else { &mut at.waiting };
         line.insert(key, waiter);
         inner.waiting += 1;
         inner.deadlines.insert((deadline_step, key.1), (log.clone(), place));
         drop(inner);
-        if repeated {
-            self.ask_machine(&log);
+        if older {
+            self.ask_machine(&log, |waiter, _| *waiter == key);
         }
     }
 
     /// A site's statement.
     pub fn handle_held(&self, held: RemoteHeld) {
-        let log = held.log.clone();
+        let (log, site) = (held.log.clone(), held.site.clone());
         let mut inner = self.inner.lock();
         let at = inner.logs.entry(log.clone()).or_default();
         let met = at.apply(held);
@@ -268,26 +270,30 @@ impl Receipts {
             waiter.meet(&log, place);
         }
         if ask {
-            self.ask_machine(&log);
+            self.ask_machine(&log, |_, of| *of == site);
         }
     }
 
-    /// Looks at the retries of a log's earlier messages. Not under the lock: the machine has its own.
-    fn ask_machine(&self, log: &LogName) {
-        let questions: Vec<(WaiterKey, Arc<[Site]>)> = match self.inner.lock().logs.get(log) {
-            Some(at) => at.older.iter().map(|(key, w)| (*key, w.need.sites.clone())).collect(),
-            None => return,
+    /// Looks at what waits of a log's earlier incarnations. Not under the lock: the machine has its own.
+    fn ask_machine(&self, log: &LogName, asked: impl Fn(&WaiterKey, &Site) -> bool) {
+        let mut questions: Vec<(WaiterKey, usize, Arc<[Site]>)> = Vec::new();
+        if let Some(at) = self.inner.lock().logs.get(log) {
+            for (key, waiter) in &at.older {
+                let sites = waiter.need.sites.iter().enumerate().filter(|(_, site)| asked(key, site));
+                questions.extend(sites.map(|(index, _)| (*key, index, waiter.need.sites.clone())));
+            }
+        }
+        let answer = |(key, index, sites): (WaiterKey, usize, Arc<[Site]>)| {
+            let holds = sites.get(index).is_some_and(|site| (self.machine)(site, log, key.0));
+            (key, index, holds)
         };
-        let answers: Vec<(WaiterKey, Vec<bool>)> = questions
-            .into_iter()
-            .map(|(key, sites)| (key, sites.iter().map(|site| (self.machine)(site, log, key.0)).collect()))
-            .collect();
+        let answers: Vec<(WaiterKey, usize, bool)> = questions.into_iter().map(answer).collect();
         let mut met = Vec::new();
         let mut inner = self.inner.lock();
         let Some(at) = inner.logs.get_mut(log) else { return };
-        for (key, held) in answers {
+        for (key, index, holds) in answers {
             let Some(waiter) = at.older.get_mut(&key) else { continue };
-            held.into_iter().enumerate().for_each(|(index, holds)| waiter.holds.set(index, holds));
+            waiter.holds.set(index, holds);
             if waiter.is_met() {
                 met.extend(at.older.remove_entry(&key));
             }
@@ -353,6 +359,12 @@ impl LogWaiters {
             Some(before) => (Bound::Included((before.below, 0)), Bound::Excluded((held.below, 0))),
             None => (Bound::Unbounded, Bound::Unbounded),
         };
+        // The log goes on in a new incarnation: of what waits below only the machine knows.
+        let first = Place { incarnation: held.below.incarnation, offset: 0 };
+        if self.waiting.first_key_value().is_some_and(|(key, _)| *key < (first, 0)) {
+            let above = self.waiting.split_off(&(first, 0));
+            self.older.append(&mut std::mem::replace(&mut self.waiting, above));
+        }
         let mut met = Vec::new();
         for (key, waiter) in self.waiting.range_mut(range) {
             let Ok(index) = waiter.need.sites.binary_search(&held.site) else { continue };
@@ -516,6 +528,31 @@ mod tests {
         assert!(from.try_recv().is_err());
         r.handle_held(held("a", 0, 6, &[]));
         assert_eq!(names(&from.try_recv().unwrap().1.unwrap()), vec!["a", "b"]);
+    }
+
+    /// A restored origin goes on above a fork that it met: what it stored before is held, though the sites' tips lie higher.
+    #[test]
+    fn what_waits_of_an_incarnation_is_met_after_the_log_went_on_in_a_newer_one() {
+        let (to, from) = mpsc::channel();
+        let r = Receipts::new(Arc::new(|_, _, place| place.incarnation == INCARNATION && place.offset < 8));
+        wait(&r, &to, 5, &Acknowledgement::All, &["a", "b"], 1000, OnDeadline::Fail);
+        wait(&r, &to, 9, &Acknowledgement::All, &["a", "b"], 1000, OnDeadline::Fail);
+        r.handle_held(held("a", 0, 6, &[]));
+        let newer = |site| {
+            let mut held = held(site, 0, 20, &[]);
+            held.below.incarnation.counter += 1;
+            held
+        };
+        r.handle_held(newer("a"));
+        assert!(from.try_recv().is_err(), "b has not spoken");
+        r.handle_held(newer("b"));
+        let (offset, receipt) = from.try_recv().unwrap();
+        assert_eq!((offset, names(&receipt.unwrap())), (5, vec!["a", "b"]));
+        assert!(from.try_recv().is_err());
+        // And one whose batch of the earlier incarnation became durable only now.
+        wait(&r, &to, 7, &Acknowledgement::All, &["a", "b"], 1000, OnDeadline::Fail);
+        assert_eq!(from.try_recv().unwrap().0, 7);
+        assert_eq!(r.len(), 1);
     }
 
     #[test]
