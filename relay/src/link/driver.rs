@@ -420,7 +420,8 @@ impl LinkDriver {
         let Err(rejected) = self.log.submit(unit, done) else { return true };
         match rejected.reason {
             RejectReason::Busy => {
-                let bytes = batch.len();
+                // As the log charges it: a wake for less than that would only find it busy again.
+                let bytes = rejected.unit.room_bytes();
                 self.held.push_front(Incoming { number, lane, credit, batch });
                 let mailbox = Arc::clone(&self.mailbox);
                 self.log.ready(bytes, Box::new(move || mailbox.post(LinkCommand::Retry)));

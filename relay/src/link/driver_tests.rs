@@ -328,9 +328,24 @@ fn a_batch_that_does_not_fit_stops_its_fetch_and_nothing_else() {
     assert_eq!(end_of(&b), Some(at(60)));
 }
 
+/// The queue has room for the batch itself, but not for what it is charged beside: waiting for that must not spin.
+#[test]
+fn a_busy_log_is_not_asked_again_before_there_is_room() {
+    let length = batches(1)[0].len() as u64;
+    let (mut a, mut b) = pair(MemoryConfig { queued_bytes_max: 3 * length + 600, ..MemoryConfig::default() });
+    b.sync = false;
+    fill(&a, Role::Own, &batches(40));
+    b.post(LinkCommand::StartFetch(order(1, at(0))));
+    settle(&mut a, &mut b);
+    assert_eq!(b.log.units_waiting(), 2);
+    b.sync = true;
+    settle(&mut a, &mut b);
+    assert_eq!(end_of(&b), Some(at(40)));
+}
+
 #[test]
 fn a_busy_log_holds_batches_within_the_credit_and_in_order() {
-    let (mut a, mut b) = pair(MemoryConfig { queued_bytes_max: 2500, ..MemoryConfig::default() });
+    let (mut a, mut b) = pair(MemoryConfig { queued_bytes_max: 3000, ..MemoryConfig::default() });
     b.sync = false;
     fill(&a, Role::Own, &batches(40));
     b.post(LinkCommand::StartFetch(order(1, at(0))));
@@ -347,7 +362,7 @@ fn a_busy_log_holds_batches_within_the_credit_and_in_order() {
 
 #[test]
 fn a_stopped_fetch_gives_its_held_credit_back() {
-    let (mut a, mut b) = pair(MemoryConfig { queued_bytes_max: 2500, ..MemoryConfig::default() });
+    let (mut a, mut b) = pair(MemoryConfig { queued_bytes_max: 3000, ..MemoryConfig::default() });
     b.sync = false;
     fill(&a, Role::Own, &batches(40));
     b.post(LinkCommand::StartFetch(order(1, at(0))));

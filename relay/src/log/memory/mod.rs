@@ -129,6 +129,18 @@ fn unit_bytes(unit: &Unit) -> u64 {
     unit.entries.iter().map(entry).sum()
 }
 
+/// What a unit takes of the queue's bound: its content and so much an entry, as on disk.
+fn charge(unit: &Unit) -> u64 {
+    const ENTRY_BYTES: u64 = 256;
+    let entry = |entry: &Entry| match entry {
+        Entry::Append { batch, .. } => batch.len() as u64,
+        Entry::Put { key, value, .. } => (key.len() + value.len()) as u64,
+        Entry::Delete { key, .. } => key.len() as u64,
+        _ => 0,
+    };
+    unit.entries.iter().map(|e| entry(e) + ENTRY_BYTES).sum()
+}
+
 impl MemoryLog {
     /// Starts on what a disk holds.
     pub fn open(disk: MemoryDisk, config: MemoryConfig) -> Arc<Self> {
@@ -248,7 +260,7 @@ impl MemoryLog {
         shared.stats.syncs += 1;
         for mut pending in taken {
             note(&mut touched, apply_all(&mut shared.durable, &pending));
-            shared.queued_bytes = shared.queued_bytes.saturating_sub(pending.bytes);
+            shared.queued_bytes = shared.queued_bytes.saturating_sub(charge(&pending.unit));
             shared.stats.written_bytes += pending.bytes;
             dones.extend(pending.done.take());
         }
@@ -339,7 +351,7 @@ impl Shared {
         if let Some(poisoned) = &self.poisoned {
             return Err(poisoned.clone().into());
         }
-        if !self.pending.is_empty() && self.queued_bytes.saturating_add(bytes) > self.config.queued_bytes_max {
+        if !self.pending.is_empty() && self.queued_bytes.saturating_add(charge(unit)) > self.config.queued_bytes_max {
             return Err(RejectReason::Busy);
         }
         let appends = unit.entries.iter().any(|entry| matches!(entry, Entry::Append { .. }));
@@ -374,7 +386,7 @@ impl CommitLog for MemoryLog {
                 Ok(touched) => touched,
                 Err(reason) => return Err(Box::new(Rejected { unit, done, reason })),
             };
-            shared.queued_bytes += bytes;
+            shared.queued_bytes += charge(&unit);
             shared.stats.accepted_bytes += bytes;
             shared.pending.push_back(Pending { unit, bytes, appended_us, done: Some(done) });
             let copies = touched.into_iter().filter(|(log, _)| !shared.is_own(log));
