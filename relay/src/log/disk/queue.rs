@@ -48,6 +48,8 @@ struct QueueState {
     poisoned: Option<Poisoned>,
     /// Poisoned, and all that was queued has been told.
     drained: bool,
+    /// The storage thread has seen that nothing will come.
+    ended: bool,
 }
 
 /// What the storage thread gets.
@@ -98,7 +100,9 @@ impl Queue {
     /// Puts a job at the end; checked before, under the lock that keeps units in order.
     pub(crate) fn push(&self, job: Job) {
         let mut state = self.state.lock();
-        if let Some(poisoned) = state.poisoned.clone().filter(|_| state.drained) {
+        let over = || Poisoned { why: "the node is shutting down".into() };
+        let poisoned = state.poisoned.clone().filter(|_| state.drained).or_else(|| state.ended.then(over));
+        if let Some(poisoned) = poisoned {
             drop(state);
             if let Job::Unit(unit) = job {
                 (unit.done)(Err(poisoned));
@@ -129,6 +133,7 @@ impl Queue {
         let mut state = self.state.lock();
         if state.jobs.is_empty() {
             if state.closing {
+                state.ended = true;
                 return Taken::Closed;
             }
             self.work.wait_for(&mut state, wait);
@@ -144,7 +149,10 @@ impl Queue {
             jobs.extend(state.jobs.pop_front());
         }
         match jobs.is_empty() {
-            true if state.closing => Taken::Closed,
+            true if state.closing => {
+                state.ended = true;
+                Taken::Closed
+            }
             true => Taken::Idle,
             false => Taken::Jobs(jobs),
         }
@@ -212,6 +220,42 @@ impl Queue {
     }
 }
 
+/// Tells a failure if it is dropped before it was told anything, as when the storage thread panics.
+struct MustTell(Option<Done>);
+
+impl Drop for MustTell {
+    fn drop(&mut self) {
+        if let Some(done) = self.0.take() {
+            done(Err(storage_failed()));
+        }
+    }
+}
+
+/// A `done` that is called in any case.
+pub(crate) fn must_tell(done: Done) -> Done {
+    let mut told = MustTell(Some(done));
+    Box::new(move |result| {
+        if let Some(done) = told.0.take() {
+            done(result);
+        }
+    })
+}
+
+fn storage_failed() -> Poisoned {
+    Poisoned { why: "the storage thread failed; its last words are in the program's log".into() }
+}
+
+/// Held by the storage thread while it runs: should it panic, nothing waits for it for ever.
+pub(crate) struct PoisonOnPanic<'a>(pub(crate) &'a Queue);
+
+impl Drop for PoisonOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.poison(storage_failed());
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::{
@@ -243,6 +287,43 @@ mod tests {
         queue.push(unit(40));
         queue.release(40);
         assert_eq!(woken.load(Ordering::SeqCst), 11, "the next has its turn");
+    }
+
+    fn counted(failed: &Arc<AtomicUsize>) -> Job {
+        let failed = Arc::clone(failed);
+        let done = move |result: Result<(), Poisoned>| {
+            result.unwrap_err();
+            failed.fetch_add(1, Ordering::SeqCst);
+        };
+        Job::Unit(QueuedUnit { records: Vec::new(), stored_at_us: 0, done: must_tell(Box::new(done)), bytes: 1 })
+    }
+
+    #[test]
+    fn a_unit_that_comes_after_the_end_is_told() {
+        let queue = Queue::new(100);
+        let failed = Arc::new(AtomicUsize::new(0));
+        assert!(queue.check(1).is_ok());
+        queue.close();
+        assert!(matches!(queue.take(100, 10, Duration::ZERO), Taken::Closed));
+        queue.push(counted(&failed));
+        assert_eq!(failed.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn when_the_storage_thread_panics_all_are_told() {
+        let queue = Arc::new(Queue::new(100));
+        let failed = Arc::new(AtomicUsize::new(0));
+        queue.push(counted(&failed));
+        queue.push(counted(&failed));
+        let theirs = Arc::clone(&queue);
+        let thread = std::thread::spawn(move || {
+            let _guard = PoisonOnPanic(&theirs);
+            let Taken::Jobs(jobs) = theirs.take(1, 1, Duration::ZERO) else { return };
+            assert!(jobs.is_empty(), "this panic belongs to the test");
+        });
+        assert!(thread.join().is_err());
+        assert_eq!(failed.load(Ordering::SeqCst), 2);
+        assert!(matches!(queue.check(1), Err(Full::Stopped(_))));
     }
 
     #[test]

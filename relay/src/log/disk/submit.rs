@@ -11,7 +11,7 @@ use seaway_federation_proto::{
 use super::{
     apply::first_copy,
     cell::{Cell, CellState, Middle},
-    queue::{Full, Job, QueuedUnit},
+    queue::{Full, Job, QueuedUnit, must_tell},
     record::Record,
     shared::Shared,
 };
@@ -102,7 +102,7 @@ impl Shared {
             let accepted: u64 = records.iter().filter_map(Record::batch).map(|(_, batch)| batch.len() as u64).sum();
             self.figures.accepted_bytes.fetch_add(accepted, Ordering::Relaxed);
             let stored_at_us = (self.config.clock)();
-            self.queue.push(Job::Unit(QueuedUnit { records, stored_at_us, done, bytes }));
+            self.queue.push(Job::Unit(QueuedUnit { records, stored_at_us, done: must_tell(done), bytes }));
             check.touched
         };
         self.tell_accepted(&touched);

@@ -15,7 +15,7 @@ use super::{
     codec::Position,
     group::{ALIGN, FLAG_CHECKPOINT, GroupHeader, UNITS_MAX, UnitLine, align_up, header_bytes},
     index::Applied,
-    queue::{Job, QueuedUnit, Taken},
+    queue::{Job, PoisonOnPanic, QueuedUnit, Taken},
     record::EncodedUnit,
     segment::{HEADER_BYTES, SegmentHeader},
     shared::Shared,
@@ -70,6 +70,8 @@ impl Writer {
 
     /// Works until the log is closed or poisoned.
     pub(crate) fn run(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        let _guard = PoisonOnPanic(&shared.queue);
         loop {
             match self.shared.queue.take(GROUP_BYTES_MAX, UNITS_MAX, self.shared.config.idle_after) {
                 Taken::Jobs(jobs) => self.handle_jobs(jobs),
