@@ -17,6 +17,7 @@ use super::{
     inner::NodeInner,
     origin::{Stored, TellRun},
     receipts::Need,
+    room::ReceiptRoom,
 };
 
 /// Called once, with what became of all messages in their order.
@@ -69,7 +70,7 @@ pub(super) struct Waits {
 /// Room that a part takes.
 pub(super) struct PartRoom {
     /// Of messages that wait for other sites.
-    pub(super) receipts: Option<OwnedSemaphorePermit>,
+    pub(super) receipts: Option<ReceiptRoom>,
     /// Of messages that are not durable yet.
     pub(super) bytes: OwnedSemaphorePermit,
 }
@@ -80,7 +81,7 @@ pub(super) struct Part {
     waits: Option<Waits>,
     untold: Mutex<Untold>,
     /// Given back as the messages are answered.
-    receipts: Arc<Mutex<Option<OwnedSemaphorePermit>>>,
+    receipts: Arc<Mutex<Option<ReceiptRoom>>>,
 }
 
 /// Messages of which the origin has not told yet. Their bytes are given back with the last.

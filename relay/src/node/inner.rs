@@ -23,9 +23,10 @@ use super::{
     clock::{Clock, SystemClock},
     one_way::OneWaySubscribers,
     origin::Origin,
-    publish::{Registered, Room},
+    publish::Registered,
     receipts::Receipts,
     retention::{self, Keep},
+    room::Room,
     threads::{Threads, Wake},
     wants,
 };
@@ -149,7 +150,7 @@ impl NodeInner {
         next.map_or(HUB_IDLE, |at| at.saturating_sub(self.clock.now())).min(HUB_IDLE)
     }
 
-    /// One turn of the upkeep's thread: disk, retention, what is forgotten with time.
+    /// One turn of the upkeep's thread: the state of the disk, what is forgotten with time.
     pub(super) fn turn_upkeep(&self, turn: u64) -> Duration {
         let stats = self.log.stats();
         let why = match (&stats.poisoned, stats.disk_full) {
@@ -166,6 +167,17 @@ impl NodeInner {
         };
         self.note_availability(why);
         self.note_damage(&stats.damage);
+        if turn.is_multiple_of(EXPIRE_EVERY)
+            && let Some(origin) = &self.origin
+        {
+            origin.expire();
+        }
+        UPKEEP_INTERVAL
+    }
+
+    /// One turn of the retention's thread, which may wait long for room in the append queue and for the disk.
+    pub(super) fn turn_retention(&self, turn: u64) -> Duration {
+        let stats = self.log.stats();
         // A cache is held to its bound more often while it fills quickly.
         let fills = self.config.cache_bytes_max.is_some_and(|max| {
             stats.accepted_bytes.saturating_sub(self.accepted_at_retention.load(Ordering::Relaxed)) > max / 8
@@ -173,11 +185,6 @@ impl NodeInner {
         if fills || turn.is_multiple_of(RETENTION_EVERY) {
             self.accepted_at_retention.store(stats.accepted_bytes, Ordering::Relaxed);
             self.retain();
-        }
-        if turn.is_multiple_of(EXPIRE_EVERY)
-            && let Some(origin) = &self.origin
-        {
-            origin.expire();
         }
         UPKEEP_INTERVAL
     }
@@ -211,7 +218,9 @@ impl NodeInner {
             Keep { bytes_max: config.retention_bytes, age_max: config.retention_age }
         };
         let trimmed = retention::trim(&self.log, keep, self.config.cache_bytes_max, self.clock.wall_us());
-        if let Err(why) = trimmed.and_then(|()| self.log.reclaim().map(drop).map_err(|e| e.to_string())) {
+        // What was trimmed before is reclaimed in any case.
+        let reclaimed = self.log.reclaim().map(drop).map_err(|e| e.to_string());
+        if let Err(why) = trimmed.and(reclaimed) {
             self.report("retention-failed", why);
         }
     }

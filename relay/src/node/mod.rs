@@ -4,8 +4,8 @@
 //!
 //! - [`origin`]: from an accepted message to its durable place, for this site's own logs;
 //! - [`receipts`]: waiting for other sites;
-//! - `start`, `inner`: how the parts are joined, and the node's three threads: `seaway-origin` seals batches, `seaway-hub` turns
-//!   the replication machine, `seaway-upkeep` looks after disk and retention.
+//! - `start`, `inner`: how the parts are joined, and the node's four threads: `seaway-origin` seals batches, `seaway-hub` turns
+//!   the replication machine, `seaway-upkeep` looks after the disk, `seaway-retention` trims and reclaims.
 
 mod answers;
 pub mod clock;
@@ -15,6 +15,7 @@ pub mod origin;
 mod publish;
 pub mod receipts;
 mod retention;
+mod room;
 mod start;
 mod threads;
 mod types;

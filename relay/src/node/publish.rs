@@ -11,7 +11,7 @@ use std::{
 
 use parking_lot::Mutex;
 use seaway_federation_proto::ids::{Site, Topic};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Notify, oneshot};
 
 use super::{
     Acknowledgement, Outcome, PendingReceipt, PendingRun, Publish, PublishError, PublishRun,
@@ -19,45 +19,12 @@ use super::{
     clock::Clock,
     inner::NodeInner,
     one_way::one_way_of,
-    origin::{OwnMessage, RestOfRun, TOPICS_MAX, TellRun, WAITING_BYTES_MAX, check_content},
-    receipts::{self, Need, RECEIPTS_WAITING_MAX},
+    origin::{OwnMessage, RestOfRun, TOPICS_MAX, TellRun, check_content},
+    receipts::{self, Need},
 };
 
 /// A run is handed over in parts of so many bytes, or one message: each waits for its own room.
 const RUN_BYTES: usize = 1024 * 1024;
-
-/// Room for messages on their way; fair, so that callers are stored in the order in which they came.
-#[derive(Debug)]
-pub(super) struct Room {
-    bytes: Arc<Semaphore>,
-    receipts: Arc<Semaphore>,
-}
-
-impl Default for Room {
-    fn default() -> Self {
-        Self {
-            bytes: Arc::new(Semaphore::new(WAITING_BYTES_MAX)),
-            receipts: Arc::new(Semaphore::new(RECEIPTS_WAITING_MAX)),
-        }
-    }
-}
-
-impl Room {
-    async fn take(of: &Arc<Semaphore>, amount: usize) -> Result<OwnedSemaphorePermit, PublishError> {
-        let amount = u32::try_from(amount).unwrap_or(u32::MAX);
-        let closed = |_| PublishError::Unavailable("the node is shutting down".to_owned());
-        of.clone().acquire_many_owned(amount).await.map_err(closed)
-    }
-
-    /// What is taken now, and the bounds: bytes, then receipts.
-    pub(super) fn taken(&self) -> [(u64, u64); 2] {
-        let of = |semaphore: &Semaphore, max: usize| {
-            let number = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
-            (number(max.saturating_sub(semaphore.available_permits())), number(max))
-        };
-        [of(&self.bytes, WAITING_BYTES_MAX), of(&self.receipts, RECEIPTS_WAITING_MAX)]
-    }
-}
 
 type Sites = Arc<[Site]>;
 
@@ -158,14 +125,14 @@ impl NodeInner {
                 number = number.saturating_add(1);
             }
             let (count, first) = (part.len(), begin);
-            let waits = need.map(|need| Waits { node: Arc::downgrade(self), need, deadline, on_deadline });
-            let room = match self.room_for(count, bytes, waits.is_some(), deadline).await {
+            let room = match self.room_for(count, bytes, need.as_ref(), deadline).await {
                 Ok(room) => room,
                 Err(error) => {
                     answers.put(first, u32::try_from(count).unwrap_or(u32::MAX), Err(error));
                     continue;
                 }
             };
+            let waits = need.map(|need| Waits { node: Arc::downgrade(self), need, deadline, on_deadline });
             let told: Arc<dyn TellRun> = Arc::new(Part::new(answers.clone(), waits, count, room));
             self.hand_over(first, part, &told, deadline).await;
         }
@@ -176,15 +143,15 @@ impl NodeInner {
         &self,
         count: usize,
         bytes: usize,
-        receipts: bool,
+        need: Option<&Need>,
         deadline: Duration,
     ) -> Result<PartRoom, PublishError> {
         let room = async {
-            let receipts = match receipts {
-                true => Some(Room::take(&self.room.receipts, count).await?),
-                false => None,
+            let receipts = match need {
+                Some(need) => Some(self.room.receipts(need, count).await?),
+                None => None,
             };
-            Ok(PartRoom { receipts, bytes: Room::take(&self.room.bytes, bytes).await? })
+            Ok(PartRoom { receipts, bytes: self.room.bytes(bytes).await? })
         };
         let within = deadline.saturating_sub(self.clock.now());
         tokio::time::timeout(within, room).await.unwrap_or_else(|_| Err(no_room()))

@@ -3,14 +3,19 @@
 //! Ages are by this node's own time of appending. Retention waits neither for sites that have not fetched yet nor for groups that
 //! have not read yet: what it takes away shows at them as a reported gap.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, mpsc},
+    time::{Duration, Instant},
+};
 
 use seaway_federation_proto::{copies::LogInfo, ids::LogName};
 
-use crate::log::contract::{CommitLog, Entry, Retention, Unit};
+use crate::log::contract::{CommitLog, Entry, RejectReason, Retention, Unit};
 
 /// Most trims in one unit.
-const TRIMS_PER_UNIT: usize = 256;
+const TRIMS_PER_UNIT: usize = 64;
+/// How long one round waits for room in the append queue; the next goes on where it ended.
+const ROOM_WAIT_MAX: Duration = Duration::from_secs(20);
 
 /// What holds for one log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -19,7 +24,8 @@ pub(super) struct Keep {
     pub(super) age_max: Option<Duration>,
 }
 
-/// Trims what is past its retention. Waits on the disk. Answers a sentence if that was not possible.
+/// Trims what is past its retention. Waits on the disk and for room. Answers a sentence if that was not possible; a queue
+/// that stays full is none, the next round goes on.
 pub(super) fn trim(
     log: &Arc<dyn CommitLog>,
     keep: impl Fn(&LogName) -> Keep,
@@ -44,17 +50,41 @@ pub(super) fn trim(
             entries.push(Entry::Trim { log: name, to });
         }
         if entries.len() >= TRIMS_PER_UNIT {
-            submit(log, std::mem::take(&mut entries))?;
+            let full = submit(log, std::mem::take(&mut entries));
+            if full == Err(RejectReason::Busy) {
+                return Ok(());
+            }
+            full.map_err(|reason| reason.to_string())?;
         }
     }
-    submit(log, entries)
+    match submit(log, entries) {
+        Ok(()) | Err(RejectReason::Busy) => Ok(()),
+        Err(reason) => Err(reason.to_string()),
+    }
 }
 
-fn submit(log: &Arc<dyn CommitLog>, entries: Vec<Entry>) -> Result<(), String> {
+/// Waits for room: under full load the queue is full most of the time, and just then a cache must be held to its bound.
+fn submit(log: &Arc<dyn CommitLog>, entries: Vec<Entry>) -> Result<(), RejectReason> {
     if entries.is_empty() {
         return Ok(());
     }
-    log.submit(Unit { entries }, Box::new(|_| {})).map_err(|rejected| rejected.reason.to_string())
+    let mut unit = Unit { entries };
+    let until = Instant::now() + ROOM_WAIT_MAX;
+    loop {
+        let rejected = match log.submit(unit, Box::new(|_| {})) {
+            Ok(()) => return Ok(()),
+            Err(rejected) => *rejected,
+        };
+        let left = until.saturating_duration_since(Instant::now());
+        if rejected.reason != RejectReason::Busy || left.is_zero() {
+            return Err(rejected.reason);
+        }
+        let (wake, woken) = mpsc::sync_channel(1);
+        log.ready(rejected.unit.room_bytes(), Box::new(move || _ = wake.try_send(())));
+        // Whether it came or the time is over, it is tried once more.
+        let _ = woken.recv_timeout(left);
+        unit = rejected.unit;
+    }
 }
 
 /// The most bytes that each log may keep so that all together keep `max`: the small ones keep all they have. `None`: all fit.
@@ -82,7 +112,55 @@ fn share(sizes: &[u64], max: u64) -> Option<u64> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::share;
+    use super::*;
+    use crate::log::{
+        contract::{Role, Table},
+        memory::{MemoryConfig, MemoryDisk, MemoryLog},
+    };
+
+    fn batch(offset: u64) -> seaway_federation_proto::envelope::Batch {
+        use seaway_federation_proto::{
+            envelope::{Batch, Chain, Codec, Placement},
+            ids::{Incarnation, Place, Queue},
+            message::{BodyBuilder, Message},
+        };
+        let mut builder = BodyBuilder::default();
+        let payload = vec![7; 1_000].into();
+        let path = "t".parse().unwrap();
+        builder.push(&Message { path, key: None, headers: Vec::new(), time_us: 1, producer: None, payload });
+        let log = LogName { topic: "t".parse().unwrap(), origin: "a".parse().unwrap(), queue: Queue(1) };
+        let placement = Placement {
+            log: &log,
+            begin: Place { incarnation: Incarnation { counter: 1, random: 1 }, offset },
+            first_of_incarnation: offset == 0,
+            previous: None,
+            origin_time_us: 1,
+            chain_before: Chain::default(),
+        };
+        Batch::seal(&placement, builder.finish(Codec::None).unwrap())
+    }
+
+    #[test]
+    fn a_trim_waits_for_room_and_is_not_lost() {
+        let config = MemoryConfig { queued_bytes_max: 4_000, ..MemoryConfig::default() };
+        let memory = MemoryLog::open(MemoryDisk::default(), config);
+        let log: Arc<dyn CommitLog> = memory.clone();
+        let unit = Unit { entries: vec![Entry::Append { role: Role::Copy, batch: batch(0) }] };
+        log.submit(unit, Box::new(|_| {})).unwrap();
+        memory.sync_now();
+        // Full: nothing more is taken until something is durable.
+        let put = |n: u8| Entry::Put { table: Table::Node, key: vec![n].into(), value: vec![0; 700].into() };
+        while log.submit(Unit { entries: vec![put(1)] }, Box::new(|_| {})).is_ok() {}
+        let keep = |_: &LogName| Keep { bytes_max: Some(0), age_max: None };
+        let (theirs, (done, finished)) = (log.clone(), mpsc::channel());
+        let thread = std::thread::spawn(move || done.send(trim(&theirs, keep, None, 1)).unwrap());
+        assert!(finished.recv_timeout(Duration::from_millis(100)).is_err(), "it does not give up on a full queue");
+        memory.sync_now();
+        assert_eq!(finished.recv_timeout(Duration::from_secs(60)), Ok(Ok(())));
+        thread.join().unwrap();
+        memory.sync_now();
+        assert!(log.logs().iter().all(|name| log.info(name, true).unwrap().bytes == 0));
+    }
 
     #[test]
     fn small_logs_keep_all_and_large_ones_share_the_rest() {

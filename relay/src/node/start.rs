@@ -24,8 +24,9 @@ use super::{
     inner::{Ears, NodeInner, Opener, READS_MAX, topic_config},
     one_way::OneWaySubscribers,
     origin::{Origin, OriginConfig},
-    publish::{Registered, Room},
+    publish::Registered,
     receipts::Receipts,
+    room::Room,
     threads::{Threads, Wake},
     wants,
 };
@@ -252,7 +253,14 @@ impl NodeInner {
             turns += 1;
             node.upgrade().map_or(Duration::ZERO, |node| node.turn_upkeep(turns))
         };
-        self.threads.run("seaway-upkeep", upkeep, turn).map_err(failed)
+        self.threads.run("seaway-upkeep", upkeep, turn).map_err(failed)?;
+        let node = Arc::downgrade(self);
+        let mut turns = 0;
+        let turn = move || {
+            turns += 1;
+            node.upgrade().map_or(Duration::ZERO, |node| node.turn_retention(turns))
+        };
+        self.threads.run("seaway-retention", Arc::default(), turn).map_err(failed)
     }
 
     async fn remember_start(&self) -> Result<(), StartError> {

@@ -658,12 +658,14 @@ impl Origin {
 
     /// Now and then (a minute is fine): forgets producers unused for long.
     pub fn expire(&self) {
-        let entries = self.producers.lock().expire(self.config.clock.now());
+        // One lock for both: a row that is written anew meanwhile must not be deleted after it.
+        let mut producers = self.producers.lock();
+        let entries = producers.expire(self.config.clock.now());
         if entries.is_empty() {
             return;
         }
         if let Err(rejected) = self.log.submit(Unit { entries }, Box::new(|_| {})) {
-            tracing::debug!(reason = %rejected.reason, "rows of forgotten producers stay until the next start");
+            producers.not_expired(rejected.unit.entries);
         }
     }
 

@@ -540,6 +540,12 @@ impl Producers {
         keys.map(|key| Entry::Delete { table: Table::Producers, key }).collect()
     }
 
+    /// The deletions were not accepted: the next time.
+    pub(super) fn not_expired(&mut self, entries: Vec<Entry>) {
+        let key = |entry| if let Entry::Delete { key, .. } = entry { Some(key) } else { None };
+        self.garbage.extend(entries.into_iter().filter_map(key));
+    }
+
     fn take_garbage(&mut self, most: usize) -> Vec<Bytes> {
         (0..most).map_while(|_| self.garbage.pop_first()).collect()
     }

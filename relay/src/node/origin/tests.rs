@@ -498,6 +498,23 @@ fn unused_producers_are_forgotten_with_time() {
     assert!(matches!(b.stamped("a", 1, 1), Err(Refusal::Error(PublishError::ProducerUnknown))));
 }
 
+#[test]
+fn rows_of_forgotten_producers_go_although_the_log_was_busy() {
+    let config = MemoryConfig { queued_bytes_max: 2_000, ..MemoryConfig::default() };
+    let mut b = bench_on(MemoryDisk::default(), config, 7, 1);
+    b.stamped("a", 1, 0).unwrap();
+    b.settle();
+    *b.clock.wall_us.lock() += producers::REMEMBERED_FOR.as_micros() as u64;
+    let put = || Entry::Put { table: Table::Node, key: Bytes::from_static(b"k"), value: vec![0; 100].into() };
+    while b.log.submit(Unit { entries: vec![put()] }, Box::new(|_| {})).is_ok() {}
+    b.origin.expire();
+    b.log.sync_now();
+    assert!(!b.log.scan(Table::Producers, &[]).is_empty(), "there was no room for the deletions");
+    b.origin.expire();
+    b.log.sync_now();
+    assert!(b.log.scan(Table::Producers, &[]).is_empty());
+}
+
 /// The disk was restored from an old copy; the origin publishes, then gets its own later history back from another holder.
 #[test]
 fn an_origin_that_went_back_goes_on_above_what_it_meets() {
