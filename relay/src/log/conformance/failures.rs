@@ -101,6 +101,9 @@ fn full(harness: &mut dyn Harness) {
     assert!(matches!(rejected.reason, RejectReason::DiskFull { .. }), "{}", rejected.reason);
     assert_eq!(rejected.unit.entries.len(), 1);
     assert!(log.stats().disk_full);
+    let put = Entry::Put { table: Table::Node, key: "k2".into(), value: "v".into() };
+    let rejected = submit(&*log, vec![put]).map(|_| ()).unwrap_err();
+    assert!(matches!(rejected.reason, RejectReason::DiskFull { .. }), "{}", rejected.reason);
     let name = origin.log().clone();
     store(harness, vec![Entry::Trim { log: name.clone(), to: batches[1].begin() }]);
     store(harness, vec![Entry::Delete { table: Table::Node, key: "k".into() }]);

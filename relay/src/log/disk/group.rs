@@ -18,6 +18,22 @@ pub(crate) const MAGIC: &[u8; 4] = b"SWG1";
 /// Flag: the group holds the beginning or the end of a checkpoint.
 pub(crate) const FLAG_CHECKPOINT: u32 = 1;
 
+/// What the checksums of a directory's group headers begin with: nobody who only publishes knows it, so that no message's
+/// content passes for a group when the bytes around it are torn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct GroupKey(u32);
+
+impl GroupKey {
+    /// From the directory's random id.
+    pub(crate) fn of(directory: &[u8; 16]) -> Self {
+        Self(crc32c::crc32c(directory))
+    }
+
+    fn crc(self, bytes: &[u8]) -> u32 {
+        crc32c::crc32c_append(self.0, bytes)
+    }
+}
+
 /// One line of the table of units.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct UnitLine {
@@ -70,7 +86,7 @@ impl GroupHeader {
     }
 
     /// Appends the header's bytes to `out`; answers its CRC.
-    pub(crate) fn encode(&self, out: &mut Vec<u8>) -> u32 {
+    pub(crate) fn encode(&self, key: GroupKey, out: &mut Vec<u8>) -> u32 {
         let from = out.len();
         out.reserve(self.header_bytes());
         out.put(MAGIC);
@@ -87,7 +103,7 @@ impl GroupHeader {
             out.put_u32(unit.length);
             out.put_u32(unit.crc);
         }
-        let crc = crc32c::crc32c(out.get(from..).unwrap_or_default());
+        let crc = key.crc(out.get(from..).unwrap_or_default());
         out.put_u32(crc);
         crc
     }
@@ -105,12 +121,12 @@ impl GroupHeader {
 
     /// Reads and checks the header of the group at `position`, with its CRC; `None` for anything else than a
     /// header that was written for that position.
-    pub(crate) fn decode(bytes: &[u8], position: Position) -> Option<(Self, u32)> {
+    pub(crate) fn decode(bytes: &[u8], key: GroupKey, position: Position) -> Option<(Self, u32)> {
         let claimed = Self::claimed_bytes(bytes)?;
         let bytes = bytes.get(..claimed)?;
         let (covered, crc) = bytes.split_last_chunk::<4>()?;
         let crc = u32::from_le_bytes(*crc);
-        if crc32c::crc32c(covered) != crc {
+        if key.crc(covered) != crc {
             return None;
         }
         let mut fields = Fields::new(covered);
@@ -140,6 +156,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const KEY: GroupKey = GroupKey(5);
+
     fn group() -> impl Strategy<Value = GroupHeader> {
         let unit = (0..1_000_000_u32, any::<u32>()).prop_map(|(length, crc)| UnitLine { length, crc });
         let units = proptest::collection::vec(unit, 0..20);
@@ -165,29 +183,31 @@ mod tests {
         #[test]
         fn headers_come_back(group in group()) {
             let mut bytes = Vec::new();
-            let crc = group.encode(&mut bytes);
+            let crc = group.encode(KEY, &mut bytes);
             prop_assert_eq!(bytes.len(), group.header_bytes());
             prop_assert_eq!(GroupHeader::claimed_bytes(&bytes), Some(bytes.len()));
-            prop_assert_eq!(GroupHeader::decode(&bytes, group.position), Some((group.clone(), crc)));
+            prop_assert_eq!(GroupHeader::decode(&bytes, KEY, group.position), Some((group.clone(), crc)));
             let elsewhere = Position { at: group.position.at + ALIGN, ..group.position };
-            prop_assert_eq!(GroupHeader::decode(&bytes, elsewhere), None);
+            prop_assert_eq!(GroupHeader::decode(&bytes, KEY, elsewhere), None);
+            let another = GroupKey::of(&[8; 16]);
+            prop_assert_eq!(GroupHeader::decode(&bytes, another, group.position), None, "another directory's");
             prop_assert_eq!(group.end().at % ALIGN, 0);
         }
 
         #[test]
         fn any_flipped_bit_is_noticed(group in group(), bit in any::<prop::sample::Index>()) {
             let mut bytes = Vec::new();
-            group.encode(&mut bytes);
+            group.encode(KEY, &mut bytes);
             let bit = bit.index(bytes.len() * 8);
             bytes[bit / 8] ^= 1 << (bit % 8);
-            prop_assert_eq!(GroupHeader::decode(&bytes, group.position), None);
+            prop_assert_eq!(GroupHeader::decode(&bytes, KEY, group.position), None);
         }
 
         #[test]
         fn any_bytes_are_survived(tail in proptest::collection::vec(any::<u8>(), 0..300)) {
             let mut bytes = MAGIC.to_vec();
             bytes.extend(tail);
-            let _ = GroupHeader::decode(&bytes, Position::default());
+            let _ = GroupHeader::decode(&bytes, KEY, Position::default());
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     sync::{Arc, atomic::Ordering},
 };
 
@@ -70,7 +71,8 @@ fn scanner(replay: &Replay<'_>, number: u64, depth: Depth) -> Result<Scanner, Op
     let open = replay.open(number)?;
     let after = open.header.map_or(0, |header| header.first_sequence.saturating_sub(1));
     let from = Position { segment: number, at: HEADER_BYTES };
-    Scanner::new(open.file, from, after, depth).map_err(io_failed("reading", &replay.shared.segment_path(number)))
+    let key = replay.shared.group_key();
+    Scanner::new(open.file, key, from, after, depth).map_err(io_failed("reading", &replay.shared.segment_path(number)))
 }
 
 /// Calls `visit` with each group of a segment until it answers false.
@@ -145,7 +147,8 @@ fn read_parts(replay: &Replay<'_>, from: u64, checkpoint: u64, parts: u32) -> Re
             for record in records(&group.units) {
                 match record {
                     Record::CheckpointPart { number, part, body } if number == checkpoint => {
-                        found.insert(part, decode_part(&body));
+                        let items = decode_part(&body).ok_or_else(unknown_item)?;
+                        found.insert(part, items);
                     }
                     Record::CheckpointEnd { number, .. } if number == checkpoint => ended = true,
                     _ => {}
@@ -158,8 +161,13 @@ fn read_parts(replay: &Replay<'_>, from: u64, checkpoint: u64, parts: u32) -> Re
             break;
         }
     }
-    let whole: Option<Vec<Vec<Item>>> = (0..parts).map(|part| found.remove(&part).flatten()).collect();
+    let whole: Option<Vec<Vec<Item>>> = (0..parts).map(|part| found.remove(&part)).collect();
     Ok(whole.map(|parts| parts.into_iter().flatten().collect()))
+}
+
+fn unknown_item() -> io::Error {
+    let text = "a checkpoint has an item that this Seaway does not know; run the version that wrote it, or a newer one";
+    io::Error::new(io::ErrorKind::Unsupported, text)
 }
 
 fn load_items(shared: &Shared, found: &Found, named: &mut BTreeSet<u64>) -> Result<(), IndexError> {

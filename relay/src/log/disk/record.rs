@@ -334,13 +334,25 @@ pub(crate) struct DecodedUnit {
     pub(crate) bad: Vec<BadBatch>,
 }
 
+/// Why a unit cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum UnitFault {
+    /// It is not (or not wholly) what was written.
+    Damaged,
+    /// It is what was written, by a version that knows more.
+    Unknown,
+}
+
 impl DecodedUnit {
-    /// Reads a unit that must have this CRC; `None`: it is not (or not wholly) what was written. With
-    /// `trust_bodies` the bodies of batches are not hashed.
-    pub(crate) fn decode(bytes: &Bytes, crc: u32, trust_bodies: bool) -> Option<Self> {
-        if unit_crc(bytes)? != crc {
-            return None;
+    /// Reads a unit that must have this CRC. With `trust_bodies` the bodies of batches are not hashed.
+    pub(crate) fn decode(bytes: &Bytes, crc: u32, trust_bodies: bool) -> Result<Self, UnitFault> {
+        if unit_crc(bytes) != Some(crc) {
+            return Err(UnitFault::Damaged);
         }
+        Self::decode_fields(bytes, trust_bodies).ok_or(UnitFault::Unknown)
+    }
+
+    fn decode_fields(bytes: &Bytes, trust_bodies: bool) -> Option<Self> {
         let mut fields = Fields::new(bytes);
         let mut unit = Self { stored_at_us: fields.u64()?, ..Self::default() };
         let count = fields.u32()?;
@@ -386,7 +398,7 @@ impl DecodedUnit {
 }
 
 /// CRC32C over a unit without the bodies of its batches; `None` where its lengths do not fit together.
-fn unit_crc(bytes: &[u8]) -> Option<u32> {
+pub(super) fn unit_crc(bytes: &[u8]) -> Option<u32> {
     let mut crc = 0;
     let mut from = 0;
     let mut at = UNIT_HEAD_BYTES;

@@ -13,7 +13,7 @@ use super::{
     apply::{Applier, Stored, damaged_range, misfit_damage},
     cell::{Cell, Durable},
     codec::{Fields, Position},
-    group::{FIXED_BYTES, GroupHeader},
+    group::{FIXED_BYTES, GroupHeader, GroupKey},
     identity::{self, Identity, OpenError, io_failed},
     index::{Applied, Family, Index, IndexError, split_batch_key},
     queue::Queue,
@@ -181,25 +181,26 @@ fn check_index(
         return Err("it is older than a segment that is gone".into());
     }
     let file = config.files.open(std::path::Path::new(&name)).map_err(|e| format!("{name} cannot be opened: {e}"))?;
-    match header_at(file.as_ref(), group) {
+    let key = GroupKey::of(&identity.directory);
+    match header_at(file.as_ref(), key, group) {
         Some((_, crc)) if crc == applied.crc => Ok(Some(applied)),
         Some(_) => {
             Err(format!("it does not belong to these segments (another group stands in {name} at {})", group.at))
         }
-        None if is_damaged(&file, &applied) => Ok(Some(applied)),
+        None if is_damaged(&file, key, &applied) => Ok(Some(applied)),
         None => Err(format!("it is ahead of the segments (its last group is not in {name} at {})", group.at)),
     }
 }
 
-fn header_at(file: &dyn LogFile, position: Position) -> Option<(GroupHeader, u32)> {
+fn header_at(file: &dyn LogFile, key: GroupKey, position: Position) -> Option<(GroupHeader, u32)> {
     let bytes = read_padded(file, position.at, FIXED_BYTES).ok()?;
     let bytes = read_padded(file, position.at, GroupHeader::claimed_bytes(&bytes)?).ok()?;
-    GroupHeader::decode(&bytes, position)
+    GroupHeader::decode(&bytes, key, position)
 }
 
 /// Whether the index's last group was there and is damaged, rather than never there: the next one stands after it.
-fn is_damaged(file: &Arc<dyn LogFile>, applied: &Applied) -> bool {
-    header_at(file.as_ref(), applied.to).is_some_and(|(next, _)| next.sequence == applied.sequence + 1)
+fn is_damaged(file: &Arc<dyn LogFile>, key: GroupKey, applied: &Applied) -> bool {
+    header_at(file.as_ref(), key, applied.to).is_some_and(|(next, _)| next.sequence == applied.sequence + 1)
 }
 
 fn share(config: DiskConfig, identity: Identity, index: Index, lock: Arc<Box<dyn LockGuard>>) -> Shared {
@@ -403,8 +404,9 @@ impl<'a> Replay<'a> {
         self.clean &= open.header.is_some();
         let from = if resumes { self.last.to } else { Position { segment: number, at: HEADER_BYTES } };
         let path = self.shared.segment_path(number);
-        let mut scanner = Scanner::new(Arc::clone(&open.file), from, self.last.sequence, Depth::Bodies)
-            .map_err(io_failed("reading", &path))?;
+        let mut scanner =
+            Scanner::new(Arc::clone(&open.file), self.shared.group_key(), from, self.last.sequence, Depth::Bodies)
+                .map_err(io_failed("reading", &path))?;
         let mut applier = Applier::new(self.shared, true);
         let mut unwritten = 0;
         let end = loop {

@@ -9,8 +9,8 @@ use bytes::Bytes;
 
 use super::{
     codec::Position,
-    group::{ALIGN, FIXED_BYTES, GroupHeader, MAGIC, align_up, header_bytes},
-    record::DecodedUnit,
+    group::{ALIGN, FIXED_BYTES, GroupHeader, GroupKey, MAGIC, align_up, header_bytes},
+    record::{DecodedUnit, UnitFault},
 };
 use crate::log::files::LogFile;
 
@@ -106,6 +106,7 @@ pub(crate) enum Depth {
 #[derive(Debug)]
 pub(crate) struct Scanner {
     file: Arc<dyn LogFile>,
+    key: GroupKey,
     segment: u64,
     len: u64,
     at: u64,
@@ -115,14 +116,21 @@ pub(crate) struct Scanner {
 }
 
 impl Scanner {
-    /// Begins at byte `at`; only groups with a sequence above `after_sequence` count.
-    pub(crate) fn new(file: Arc<dyn LogFile>, from: Position, after_sequence: u64, depth: Depth) -> io::Result<Self> {
+    /// Begins at `from`; only groups with a sequence above `after_sequence` count.
+    pub(crate) fn new(
+        file: Arc<dyn LogFile>,
+        key: GroupKey,
+        from: Position,
+        after_sequence: u64,
+        depth: Depth,
+    ) -> io::Result<Self> {
         // Padding is zeros, and so is what was never written: a last sector that is not whole lacks nothing but those.
         let len = align_up(file.len()?);
-        Ok(Self { file, segment: from.segment, len, at: from.at, last_sequence: after_sequence, depth, pending: None })
+        let (segment, at) = (from.segment, from.at);
+        Ok(Self { file, key, segment, len, at, last_sequence: after_sequence, depth, pending: None })
     }
 
-    /// Goes on to the next group, bad range, or the end.
+    /// Goes on to the next group, bad range, or the end. `Unsupported`: a newer version wrote what is next.
     pub(crate) fn step(&mut self) -> io::Result<Step> {
         let header = match self.pending.take() {
             Some(header) => Some(header),
@@ -167,7 +175,12 @@ impl Scanner {
         for line in &header.units {
             let end = at + line.length as usize;
             let unit = match bytes.get(at..end) {
-                Some(slice) => DecodedUnit::decode(&bytes.slice_ref(slice), line.crc, trust_bodies),
+                Some(slice) => match DecodedUnit::decode(&bytes.slice_ref(slice), line.crc, trust_bodies) {
+                    Ok(unit) => Some(unit),
+                    Err(UnitFault::Damaged) => None,
+                    // What a newer version wrote must neither be cut nor be called damaged.
+                    Err(UnitFault::Unknown) => return Err(unknown_entry(from + at as u64)),
+                },
                 None => None,
             };
             units.push(FoundUnit { from: from + at as u64, to: from + end as u64, unit });
@@ -191,7 +204,7 @@ impl Scanner {
         if claimed > bytes.len() {
             bytes = self.read(at, claimed.min(header_bytes(super::group::UNITS_MAX)))?;
         }
-        let found = GroupHeader::decode(&bytes, Position { segment: self.segment, at });
+        let found = GroupHeader::decode(&bytes, self.key, Position { segment: self.segment, at });
         Ok(found
             .filter(|(header, _)| header.sequence > self.last_sequence && at.saturating_add(header.length) <= self.len))
     }
@@ -219,6 +232,15 @@ impl Scanner {
         }
         Ok((None, written_to))
     }
+}
+
+fn unknown_entry(at: u64) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::Unsupported,
+        format!(
+            "an entry of the unit at byte {at} is of a kind that this Seaway does not know; run the version that wrote it, or a newer one"
+        ),
+    )
 }
 
 /// Reads `len` bytes; what lies past the end of the file is zeros.

@@ -16,6 +16,7 @@ use super::{
     DiskConfig,
     cell::Cell,
     codec::{Fields, Position, PutFields},
+    group::GroupKey,
     identity::Identity,
     index::Index,
     queue::Queue,
@@ -224,6 +225,11 @@ impl Shared {
         if let Some(writer) = writer {
             writer.lock().step(false);
         }
+    }
+
+    /// What the checksums of this directory's group headers begin with.
+    pub(crate) fn group_key(&self) -> GroupKey {
+        GroupKey::of(&self.identity.directory)
     }
 
     /// Path of a segment.

@@ -126,10 +126,14 @@ impl Shared {
             Err(Full::Busy) => return Err(RejectReason::Busy),
             Err(Full::Stopped(poisoned)) => return Err(poisoned.into()),
         }
-        let appends = || unit.entries.iter().any(|entry| matches!(entry, Entry::Append { .. }));
-        if self.figures.disk_full.load(Ordering::Relaxed) && appends() {
-            let free = self.figures.disk_free.load(Ordering::Relaxed);
-            return Err(RejectReason::DiskFull { free, needed: self.config.reserve_bytes });
+        let free = self.figures.disk_free.load(Ordering::Relaxed);
+        let needed = match needs_of(unit) {
+            Needs::Reserve => self.config.reserve_bytes,
+            Needs::HalfReserve => self.config.reserve_bytes.div_ceil(2),
+            Needs::Nothing => 0,
+        };
+        if self.figures.disk_full.load(Ordering::Relaxed) && free < needed {
+            return Err(RejectReason::DiskFull { free, needed });
         }
         Ok(())
     }
@@ -142,6 +146,28 @@ impl Shared {
             self.tell(|| copies().map(|(cell, shape_changed)| cell.advanced(*shape_changed)).collect());
         }
     }
+}
+
+/// How much of the disk's reserve must be free for a unit.
+enum Needs {
+    /// All: it appends.
+    Reserve,
+    /// Half: state goes on for a while when messages no longer do, but must not use up what makes room.
+    HalfReserve,
+    /// It makes room.
+    Nothing,
+}
+
+fn needs_of(unit: &Unit) -> Needs {
+    let mut needs = Needs::Nothing;
+    for entry in &unit.entries {
+        match entry {
+            Entry::Append { .. } => return Needs::Reserve,
+            Entry::Trim { .. } | Entry::Drop { .. } | Entry::Delete { .. } => {}
+            _ => needs = Needs::HalfReserve,
+        }
+    }
+    needs
 }
 
 fn check_sizes(unit: &Unit) -> Result<(), RejectReason> {

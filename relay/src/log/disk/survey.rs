@@ -4,6 +4,7 @@ use std::{io, path::Path, sync::Arc};
 
 use super::{
     codec::Position,
+    group::GroupKey,
     identity::{OpenError, io_failed},
     index::Applied,
     scan::{Depth, Scanner, Step, read_padded},
@@ -107,7 +108,7 @@ pub(crate) fn survey(
     for number in numbers.iter().rev().copied().take_while(|number| *number >= applied_to) {
         let open = open_segment(files, dir, number, directory)?;
         let path = dir.join(segment::relative_path(number));
-        let (tail, point) = survey_one(&open, number, applied).map_err(io_failed("reading", &path))?;
+        let (tail, point) = survey_one(&open, number, applied, directory).map_err(io_failed("reading", &path))?;
         durable = durable.max(point);
         let known = tail.header_ok || tail.groups > 0;
         tails.push(tail);
@@ -156,7 +157,12 @@ pub(crate) fn settle(files: &Arc<dyn Files>, dir: &Path, end: &End) -> Result<()
     files.sync_dir(&path).map_err(io_failed("syncing", &path))
 }
 
-fn survey_one(open: &OpenSegment, number: u64, applied: Option<&Applied>) -> io::Result<(Tail, Position)> {
+fn survey_one(
+    open: &OpenSegment,
+    number: u64,
+    applied: Option<&Applied>,
+    directory: Option<&[u8; 16]>,
+) -> io::Result<(Tail, Position)> {
     let applied = applied.filter(|applied| applied.to.segment == number);
     let mut durable = Position::default();
     let mut after = 0;
@@ -167,8 +173,10 @@ fn survey_one(open: &OpenSegment, number: u64, applied: Option<&Applied>) -> io:
     let from = applied.map_or(HEADER_BYTES, |applied| applied.to.at);
     let after = applied.map_or(after, |applied| applied.sequence);
     let len = open.file.len()?;
-    let mut scanner =
-        Scanner::new(Arc::clone(&open.file), Position { segment: number, at: from }, after, Depth::Bodies)?;
+    let directory = directory.copied().or(open.header.as_ref().map(|header| header.directory));
+    let key = GroupKey::of(&directory.unwrap_or_default());
+    let from_here = Position { segment: number, at: from };
+    let mut scanner = Scanner::new(Arc::clone(&open.file), key, from_here, after, Depth::Bodies)?;
     let header_ok = open.header.is_some();
     let mut tail = Tail { number, header_ok, groups: 0, bad: Vec::new(), end: from, written_to: from, len };
     loop {

@@ -12,7 +12,7 @@ use seaway_federation_proto::{
 
 use super::{
     codec::Position,
-    group::GroupHeader,
+    group::{GroupHeader, GroupKey},
     identity::{self, OpenError, io_failed},
     record::Record,
     scan::{Depth, FoundGroup, Scanner, Step},
@@ -225,7 +225,9 @@ impl<'a> Walk<'a> {
         }
         let after = open.header.map_or(0, |header| header.first_sequence.saturating_sub(1));
         let from = Position { segment: number, at: HEADER_BYTES };
-        let mut scanner = Scanner::new(open.file, from, after, Depth::Bodies).map_err(io_failed("reading", &path))?;
+        let key = GroupKey::of(&self.directory);
+        let mut scanner =
+            Scanner::new(open.file, key, from, after, Depth::Bodies).map_err(io_failed("reading", &path))?;
         loop {
             let goes_on = match scanner.step().map_err(io_failed("reading", &path))? {
                 Step::Group(group) if torn(group.header.position.at) => return Ok(false),
@@ -366,9 +368,10 @@ pub struct Inspected {
 /// Reads bytes as those of segment `number`, whatever they are: for fuzzing, and for pieces saved from a broken disk.
 pub fn inspect_segment(number: u64, bytes: Vec<u8>) -> Inspected {
     let mut found = Inspected::default();
-    let _ = segment::SegmentHeader::decode(&bytes);
+    let directory = segment::SegmentHeader::decode(&bytes).map(|header| header.directory).unwrap_or_default();
     let from = Position { segment: number, at: HEADER_BYTES };
-    let Ok(mut scanner) = Scanner::new(Arc::new(Memory(bytes)), from, 0, Depth::Bodies) else { return found };
+    let key = GroupKey::of(&directory);
+    let Ok(mut scanner) = Scanner::new(Arc::new(Memory(bytes)), key, from, 0, Depth::Bodies) else { return found };
     while let Ok(step) = scanner.step() {
         match step {
             Step::Group(group) => {

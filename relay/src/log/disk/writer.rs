@@ -8,10 +8,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use seaway_federation_proto::ids::Start;
+use seaway_federation_proto::ids::{LogName, Start};
 
 use super::{
-    apply::{Applier, Stored},
+    apply::{Applier, Fence, Stored},
     codec::Position,
     group::{ALIGN, FLAG_CHECKPOINT, GroupHeader, UNITS_MAX, UnitLine, align_up, header_bytes},
     index::Applied,
@@ -24,6 +24,8 @@ use crate::log::{contract::Poisoned, files::LogFile};
 
 /// Bytes of units that one group takes at most, unless one unit alone is larger.
 pub const GROUP_BYTES_MAX: usize = 8 << 20;
+/// The room on the disk is measured after so many bytes, too: a fast disk would pass the reserve between two looks.
+const MEASURE_EVERY_BYTES: u64 = 32 << 20;
 /// How often RocksDB is asked how large its files are.
 const INDEX_SIZE_EVERY: Duration = Duration::from_secs(10);
 const PADDING: [u8; ALIGN as usize] = [0; ALIGN as usize];
@@ -41,6 +43,7 @@ pub(crate) struct Writer {
     /// Whether the last group's durability is written down.
     settled: bool,
     unflushed_bytes: u64,
+    unmeasured_bytes: u64,
     flushed_at: Instant,
     measured_at: Instant,
     index_measured_at: Option<Instant>,
@@ -62,6 +65,7 @@ impl Writer {
             sequence,
             settled: true,
             unflushed_bytes: 0,
+            unmeasured_bytes: 0,
             flushed_at: now,
             measured_at: now,
             index_measured_at: None,
@@ -112,31 +116,41 @@ impl Writer {
         self.shared.queue.poison(Poisoned { why: why.into() });
     }
 
+    /// In order: a unit may refill what the fence before it took out.
     fn handle_jobs(&mut self, jobs: Vec<Job>) {
         let mut units = Vec::with_capacity(jobs.len());
-        let mut fences = Vec::new();
         for job in jobs {
             match job {
                 Job::Unit(unit) => units.push(unit),
-                Job::Fence(log, fence) => fences.push((log, fence)),
+                Job::Fence(log, fence) => {
+                    self.handle_units(std::mem::take(&mut units));
+                    self.handle_fence(&log, &fence);
+                }
             }
         }
-        if !units.is_empty() {
-            self.handle_units(units);
-        }
-        if !fences.is_empty() && self.shared.queue.poisoned().is_none() {
-            let mut applier = Applier::new(&self.shared, false);
-            let applied = fences.iter().try_for_each(|(log, fence)| applier.fence(log, fence));
-            match applied.and_then(|()| applier.finish(None)) {
-                Ok(advanced) => self.shared.tell(|| advanced),
-                Err(e) => self.poison(&e.to_string()),
-            }
-        }
+        self.handle_units(units);
         self.flush_when_due();
         self.measure_when_due();
     }
 
+    fn handle_fence(&self, log: &LogName, fence: &Fence) {
+        if self.shared.queue.poisoned().is_some() {
+            return;
+        }
+        let mut applier = Applier::new(&self.shared, false);
+        match applier.fence(log, fence).and_then(|()| applier.finish(None)) {
+            Ok(advanced) => self.shared.tell(|| advanced),
+            Err(e) => self.poison(&e.to_string()),
+        }
+    }
+
     fn handle_units(&mut self, units: Vec<QueuedUnit>) {
+        if units.is_empty() {
+            return;
+        }
+        if let Some(poisoned) = self.shared.queue.poisoned() {
+            return units.into_iter().for_each(|unit| (unit.done)(Err(poisoned.clone())));
+        }
         let bytes = units.iter().map(|unit| unit.bytes).sum();
         let written = self.write_group(&units);
         let applied = written.and_then(|(header, crc, encoded)| self.apply_group(&units, &header, crc, &encoded));
@@ -179,7 +193,7 @@ impl Writer {
 
     fn write_durably(&mut self, header: &GroupHeader, encoded: &[EncodedUnit]) -> Result<u32, Failure> {
         let mut head = Vec::with_capacity(header.header_bytes());
-        let crc = header.encode(&mut head);
+        let crc = header.encode(self.shared.group_key(), &mut head);
         let mut parts = vec![IoSlice::new(&head)];
         for unit in encoded {
             let mut from = 0;
@@ -208,6 +222,7 @@ impl Writer {
         figures.syncs.fetch_add(1, Ordering::Relaxed);
         figures.written_bytes.fetch_add(written, Ordering::Relaxed);
         self.unflushed_bytes += written;
+        self.unmeasured_bytes += written;
         self.shared.existing.lock().insert(self.end.segment, self.end.at);
         Ok(crc)
     }
@@ -282,8 +297,10 @@ impl Writer {
     }
 
     fn measure_when_due(&mut self) {
-        if self.measured_at.elapsed() >= self.shared.config.measure_interval {
+        let due = self.measured_at.elapsed() >= self.shared.config.measure_interval;
+        if due || self.unmeasured_bytes >= MEASURE_EVERY_BYTES {
             self.measured_at = Instant::now();
+            self.unmeasured_bytes = 0;
             self.shared.measure_disk();
         }
         if self.index_measured_at.is_none_or(|at| at.elapsed() >= INDEX_SIZE_EVERY) {

@@ -150,7 +150,7 @@ mod tests {
             println!("no direct writes in {}", dir.path().display());
             return;
         };
-        let bytes: Vec<u8> = (0..PIECE_BYTES + 3 * 512).map(|n| (n * 7 >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..PIECE_BYTES + 3 * 512).map(|n| ((n * 7) >> 3) as u8).collect();
         for cut in [1, 511, 512, 4097, PIECE_BYTES] {
             let parts = [IoSlice::new(&bytes[..cut]), IoSlice::new(&[]), IoSlice::new(&bytes[cut..])];
             assert!(direct.write_all_at(&parts, 512).unwrap());

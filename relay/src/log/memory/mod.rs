@@ -354,10 +354,12 @@ impl Shared {
         if !self.pending.is_empty() && self.queued_bytes.saturating_add(charge(unit)) > self.config.queued_bytes_max {
             return Err(RejectReason::Busy);
         }
-        let appends = unit.entries.iter().any(|entry| matches!(entry, Entry::Append { .. }));
-        if let Some(room) = self.config.room_bytes.filter(|_| appends) {
+        let frees = |entry: &Entry| matches!(entry, Entry::Trim { .. } | Entry::Drop { .. } | Entry::Delete { .. });
+        if let Some(room) = self.config.room_bytes.filter(|_| !unit.entries.iter().all(frees)) {
+            let appends = unit.entries.iter().any(|entry| matches!(entry, Entry::Append { .. }));
             let used: u64 = self.submitted.copies.iter().map(|(_, copy)| copy.bytes()).sum();
-            if used.saturating_add(bytes) > room {
+            // State goes on until the last; what makes room, beyond.
+            if used >= room || (appends && used.saturating_add(bytes) > room) {
                 return Err(RejectReason::DiskFull { free: room.saturating_sub(used), needed: bytes });
             }
         }

@@ -222,12 +222,13 @@ impl Origin {
         let time_us = self.config.clock.wall_us();
         match self.accept(message, Teller::One(tell), time_us, &mut None) {
             Ok(due) => self.follow_up(due),
-            Err(refused) => match refused.teller {
-                Teller::One(tell) => {
-                    return Err(Box::new(NotTaken { message: refused.message, tell, refusal: refused.refusal }));
+            Err(refused) => {
+                let Refused { message, teller, refusal } = *refused;
+                // It comes back as it went in.
+                if let Teller::One(tell) = teller {
+                    return Err(Box::new(NotTaken { message, tell, refusal }));
                 }
-                Teller::Run { .. } => {} // cannot be: it comes back as it went in
-            },
+            }
         }
         Ok(())
     }
@@ -259,14 +260,17 @@ impl Origin {
                     }
                     due = Some(now);
                 }
-                Err(refused) => match refused.refusal {
-                    Refusal::Error(error) => refused.teller.tell(Err(error)),
-                    Refusal::Full => {
-                        self.follow_up(due);
-                        let messages = std::iter::once(refused.message).chain(messages).collect();
-                        return Err(RestOfRun { first: number, messages });
+                Err(refused) => {
+                    let Refused { message, teller, refusal } = *refused;
+                    match refusal {
+                        Refusal::Error(error) => teller.tell(Err(error)),
+                        Refusal::Full => {
+                            self.follow_up(due);
+                            let messages = std::iter::once(message).chain(messages).collect();
+                            return Err(RestOfRun { first: number, messages });
+                        }
                     }
-                },
+                }
             }
             number = number.saturating_add(1);
         }
@@ -281,10 +285,10 @@ impl Origin {
         teller: Teller,
         time_us: u64,
         known: &mut Option<Arc<OwnTopic>>,
-    ) -> Result<Due, Refused> {
+    ) -> Result<Due, Box<Refused>> {
         let (topic, queue) = match self.place_of(&message, known) {
             Ok(found) => found,
-            Err(refusal) => return Err(Refused { message, teller, refusal }),
+            Err(refusal) => return Err(Box::new(Refused { message, teller, refusal })),
         };
         let Some(stamp) = message.producer else { return Ok(self.push(&queue, message, teller, time_us)) };
         let mut producers = self.producers.lock();
@@ -303,7 +307,9 @@ impl Origin {
                 teller.tell(Err(PublishError::StoredBefore { asked: false }));
                 Ok(None)
             }
-            Verdict::Refused(teller, error) => Err(Refused { message, teller, refusal: Refusal::Error(error) }),
+            Verdict::Refused(teller, error) => {
+                Err(Box::new(Refused { message, teller, refusal: Refusal::Error(error) }))
+            }
         }
     }
 

@@ -18,7 +18,13 @@ use super::{DiskLog, config, open, snapshot, store};
 use crate::log::{
     conformance::fixture::{Origin, bytes_of, log_name},
     contract::{CommitLog, Entry, Line, Outside, Read, Role, Table, Unit},
-    disk::{DumpFilter, OpenError, dump, segment, verify},
+    disk::{
+        DumpFilter, OpenError,
+        codec::Position,
+        dump,
+        group::{GroupHeader, GroupKey},
+        segment, verify,
+    },
 };
 
 fn own(batch: &Batch) -> Entry {
@@ -545,4 +551,38 @@ fn padding_cut_off_a_segment_is_no_loss() {
         let (_, recovery) = open(dir.path());
         assert_eq!((recovery.torn_bytes, recovery.damage), (0, vec![]));
     }
+}
+
+#[test]
+fn what_a_newer_version_wrote_is_neither_cut_nor_called_damaged() {
+    let (dir, _, _) = filled(2);
+    let segment = segments(dir.path()).remove(0);
+    let before = fs::read(&segment).unwrap();
+    // The unit of the last group: its first entry gets a kind that nobody knows, and checksums that fit.
+    let directory = segment::SegmentHeader::decode(&before).unwrap().directory;
+    let key = GroupKey::of(&directory);
+    let found = (0..before.len() / 512).rev().find_map(|sector| {
+        let at = sector * 512;
+        let position = Position { segment: 1, at: at as u64 };
+        let (header, _) = GroupHeader::decode(before.get(at..)?, key, position)?;
+        (header.units.len() == 1).then_some((at, header))
+    });
+    let (at, mut header) = found.unwrap();
+    let unit = at + header.header_bytes()..at + header.length as usize;
+    let mut bytes = before.clone();
+    let mut records = bytes[unit.clone()].to_vec();
+    // A put becomes an entry of kind 77, as long as it was: units end with the put here.
+    let put = records.len() - (5 + 1 + 4 + 2 + 4 + 2);
+    assert_eq!(records[put], 8, "the unit's last entry is a put");
+    records[put] = 77;
+    header.units[0].crc = crate::log::disk::record::unit_crc(&records).unwrap();
+    let mut head = Vec::new();
+    header.encode(key, &mut head);
+    bytes[at..at + head.len()].copy_from_slice(&head);
+    bytes[unit].copy_from_slice(&records);
+    fs::write(&segment, &bytes).unwrap();
+    fs::remove_dir_all(dir.path().join("index")).unwrap();
+    let refused = DiskLog::open(config(dir.path())).unwrap_err().to_string();
+    assert!(refused.contains("does not know") && refused.contains("newer"), "{refused}");
+    assert_eq!(fs::read(&segment).unwrap(), bytes, "nothing was cut");
 }
