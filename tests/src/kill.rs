@@ -1,9 +1,12 @@
-//! The kill test: a child process publishes into a commit log on a real disk and prints a receipt for each
-//! message that is durable; it is ended with SIGKILL at a random moment. Whatever it printed must be there,
+//! The kill test: a child process publishes through the real publish path onto a real disk, prints a receipt for each
+//! message that is durable, and is ended with SIGKILL at a random moment. Whatever it printed must be there,
 //! unaltered, under the place it printed, in every later life.
 //!
-//! The child is the `crash` binary itself (`crash child DIR SEED`). The parent reads its receipts from a
-//! pipe; what was written to the pipe before the kill is read to the end, so no receipt is overlooked.
+//! The child is the `crash` binary itself (`crash child DIR SEED NEXT…`). Most of its messages come from idempotent
+//! producers, which do as a client does after a broken connection: they begin with the first sequence that has no
+//! receipt and send everything from there again. What was stored already must be answered with the place that it had,
+//! and never be stored a second time. The parent reads receipts from a pipe; what was written to the pipe before
+//! the kill is read to the end, so no receipt is overlooked.
 
 #![allow(
     clippy::unwrap_used,
@@ -18,24 +21,43 @@ use std::{
     io::{self, BufRead, BufReader, Write},
     path::Path,
     process::{Command, Stdio},
-    sync::mpsc,
+    sync::{Arc, mpsc},
     time::Duration,
 };
 
 use bytes::Bytes;
-use rand::{Rng, SeedableRng, rngs::StdRng};
+use parking_lot::Mutex;
+use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
 use seaway_federation_proto::{
-    envelope::Batch,
-    ids::{LogName, NodeName, Place, Start},
+    envelope::Codec,
+    ids::{LogName, NodeName, Place, Queue, Start},
+    message::{ProducerStamp, decode_messages},
 };
-use seaway_relay::log::{
-    conformance::fixture::{Origin, bytes_of, log_name},
-    contract::{CommitLog, Entry, Line, Read, RejectReason, Role, Table, Unit},
-    disk::{DiskConfig, DiskLog},
+use seaway_relay::{
+    log::{
+        conformance::fixture::log_name,
+        contract::{CommitLog, Entry, Line, Read, Unit},
+        disk::{DiskConfig, DiskLog},
+    },
+    node::{
+        PublishError, TopicConfig,
+        clock::SystemClock,
+        origin::{Origin, OriginConfig, OwnMessage, Refusal, Stored},
+    },
 };
 
-/// Logs that the child publishes to.
-const LOGS: u16 = 4;
+/// Queues that the child publishes to.
+const QUEUES: u16 = 3;
+/// Publishers: 0 numbers its messages for the test alone, the others are idempotent producers. Those with an even
+/// number give all their messages one key.
+const PUBLISHERS: u64 = 5;
+/// Messages that the child has out without an answer, at most.
+const WINDOW: usize = 200;
+
+/// Who published a message, and which of his it is.
+type Message = (u64, u64);
+/// Where a message is.
+type At = (u16, Place);
 
 /// What the rounds came across.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -44,8 +66,12 @@ pub struct Tally {
     pub kills: u64,
     /// Receipts that were printed, and found.
     pub receipts: u64,
-    /// Batches found that had no receipt.
+    /// Of these, for messages that an earlier life had stored.
+    pub repeated: u64,
+    /// Messages found that had no receipt when the child died.
     pub without_receipt: u64,
+    /// Batches of several messages that were found.
+    pub gathered: u64,
     /// Openings that cut torn bytes.
     pub torn: u64,
 }
@@ -62,19 +88,54 @@ fn config(dir: &Path, start: u64) -> DiskConfig {
     config
 }
 
-fn name_of(n: u16) -> LogName {
-    log_name("orders", "near", n + 1)
+fn name_of(queue: u16) -> LogName {
+    log_name("orders", "near", queue)
 }
 
-fn hash(batch: &Batch) -> String {
-    format!("{:?}", batch.chain_after())
+fn publish_path(log: &Arc<DiskLog>, random: u64, wake: Arc<dyn Fn() + Send + Sync>) -> Arc<Origin> {
+    let codec = if random.is_multiple_of(2) { Codec::None } else { Codec::Lz4 };
+    let settings = OriginConfig {
+        site: "near".parse().unwrap(),
+        random,
+        topics: Arc::new(move |_| TopicConfig { queues: QUEUES, codec, ..TopicConfig::default() }),
+        clock: Arc::new(SystemClock::new()),
+        wake,
+        report: Arc::new(|_| {}),
+    };
+    Origin::open(settings, Arc::clone(log) as Arc<dyn CommitLog>)
 }
 
-/// The child: publishes until it is killed, one line a receipt: `log offset-place end chain sequence`.
-pub fn child(dir: &Path, seed: u64) -> io::Result<()> {
+/// What the publisher's message of that number holds: both numbers, then noise.
+fn payload((publisher, number): Message) -> Bytes {
+    let mut rng = StdRng::seed_from_u64(publisher << 48 ^ number);
+    let noise = if rng.random_range(0..30) == 0 { rng.random_range(3000..40_000) } else { rng.random_range(0..1500) };
+    let mut bytes = vec![0; 16 + noise];
+    bytes[..8].copy_from_slice(&publisher.to_be_bytes());
+    bytes[8..16].copy_from_slice(&number.to_be_bytes());
+    rng.fill_bytes(&mut bytes[16..]);
+    bytes.into()
+}
+
+fn message(message: Message) -> OwnMessage {
+    let (publisher, sequence) = message;
+    OwnMessage {
+        path: "orders/kill".parse().unwrap(),
+        key: publisher.is_multiple_of(2).then(|| Bytes::from(publisher.to_string())),
+        headers: Vec::new(),
+        payload: payload(message),
+        producer: (publisher > 0).then_some(ProducerStamp { id: publisher.into(), epoch: 1, sequence }),
+    }
+}
+
+/// The child: publishes until it is killed; each producer from its number in `next` on. One line a receipt.
+pub fn child(dir: &Path, seed: u64, next: &[u64]) -> io::Result<()> {
     let mut rng = StdRng::seed_from_u64(seed);
     let (log, _) = DiskLog::open(config(dir, seed)).map_err(io::Error::other)?;
-    // Receipts are printed by a thread of their own: the storage thread never waits for the reader.
+    let (wake, woken) = mpsc::sync_channel(1);
+    let origin = publish_path(&log, seed, Arc::new(move || _ = wake.try_send(())));
+    let pumped = Arc::clone(&origin);
+    std::thread::spawn(move || woken.iter().for_each(|()| pumped.pump()));
+    // Receipts are printed by a thread of their own: the publish path never waits for the reader.
     let (tell, told) = mpsc::channel::<String>();
     std::thread::spawn(move || {
         let mut out = io::stdout();
@@ -82,85 +143,118 @@ pub fn child(dir: &Path, seed: u64) -> io::Result<()> {
             let _ = writeln!(out, "{line}").and_then(|()| out.flush());
         }
     });
-    let mut origins: Vec<Origin> = (0..LOGS).map(|n| continued(&*log, n, seed)).collect();
-    let mut sequences: Vec<u64> = (0..LOGS).map(|n| sequence(&*log, n)).collect();
+    let (take, taken) = mpsc::sync_channel(WINDOW);
+    let taken = Arc::new(Mutex::new(taken));
+    let mut next = next.to_vec();
+    next.resize(PUBLISHERS as usize, 0);
+    next[0] = seed << 24;
     loop {
-        let n = rng.random_range(0..LOGS);
-        let at = usize::from(n);
-        let batch = origins[at].next(rng.random_range(1..5), rng.random_range(1..3000));
-        sequences[at] += 1;
-        let value = Bytes::copy_from_slice(&sequences[at].to_be_bytes());
-        let key = Bytes::from(format!("producer-{n}"));
-        let line = format!("{n} {} {} {}", batch.begin(), hash(&batch), sequences[at]);
-        let mut entries =
-            vec![Entry::Append { role: Role::Own, batch }, Entry::Put { table: Table::Producers, key, value }];
-        if rng.random_range(0..300) == 0
-            && let Some(info) = log.info(&name_of(n), true)
-        {
-            entries.push(Entry::Trim { log: name_of(n), to: info.end });
-            let _ = log.reclaim();
+        let publisher = rng.random_range(0..PUBLISHERS);
+        let number = next[publisher as usize];
+        next[publisher as usize] += 1;
+        let _ = take.send(());
+        publish(&origin, (publisher, number), &tell, &taken)?;
+        if rng.random_range(0..500) == 0 {
+            trim(&log, rng.random_range(1..=QUEUES));
         }
-        let mut unit = Unit { entries };
-        loop {
-            let (tell, line) = (tell.clone(), line.clone());
-            let receipt = Box::new(move |result: Result<(), _>| {
-                if result.is_ok() {
-                    let _ = tell.send(line);
-                }
-            });
-            match log.submit(unit, receipt) {
-                Ok(()) => break,
-                Err(rejected) if matches!(rejected.reason, RejectReason::Busy) => {
-                    unit = rejected.unit;
-                    let (wake, woken) = mpsc::channel();
-                    log.ready(
-                        64 << 10,
-                        Box::new(move || {
-                            let _ = wake.send(());
-                        }),
-                    );
-                    let _ = woken.recv();
-                }
-                Err(rejected) => return Err(io::Error::other(rejected.reason.to_string())),
-            }
-        }
-        // Sometimes the queue runs dry, so that kills meet idle moments too.
-        if rng.random_range(0..20) == 0 {
+        // Sometimes all is answered before more comes, so that kills meet idle moments too.
+        if rng.random_range(0..100) == 0 {
             std::thread::sleep(Duration::from_micros(rng.random_range(0..6000)));
         }
     }
 }
 
-fn continued(log: &dyn CommitLog, n: u16, seed: u64) -> Origin {
-    let name = name_of(n);
-    let end = log.info(&name, true).map(|info| info.end);
-    let end = end.map(|end| (end, log.chain_at(&name, end).unwrap().expect("the end's chain value is known")));
-    Origin::at(name, end, seed.wrapping_mul(31) ^ u64::from(n))
+fn publish(
+    origin: &Arc<Origin>,
+    number: Message,
+    tell: &mpsc::Sender<String>,
+    taken: &Arc<Mutex<mpsc::Receiver<()>>>,
+) -> io::Result<()> {
+    let (tell, taken) = (tell.clone(), Arc::clone(taken));
+    let receipt = move |result: Result<Stored, PublishError>| {
+        let _ = taken.lock().try_recv();
+        let line = match result {
+            Ok(stored) => {
+                let repeated = u8::from(stored.repeated);
+                format!("{} {} {} {} {repeated} .", number.0, number.1, stored.log.queue.0, stored.place)
+            }
+            Err(e) => format!("failed {} {}: {e}", number.0, number.1),
+        };
+        let _ = tell.send(line);
+    };
+    let mut not_taken = match origin.publish(message(number), Box::new(receipt)) {
+        Ok(()) => return Ok(()),
+        Err(not_taken) => not_taken,
+    };
+    loop {
+        if let Refusal::Error(e) = not_taken.refusal {
+            return Err(io::Error::other(format!("message {number:?} is refused: {e}")));
+        }
+        let (wake, woken) = mpsc::channel();
+        origin.when_room(Box::new(move || _ = wake.send(())));
+        let _ = woken.recv();
+        not_taken = match origin.publish(not_taken.message, not_taken.tell) {
+            Ok(()) => return Ok(()),
+            Err(not_taken) => not_taken,
+        };
+    }
 }
 
-fn sequence(log: &dyn CommitLog, n: u16) -> u64 {
-    let value = log.get(Table::Producers, format!("producer-{n}").as_bytes());
-    value.map_or(0, |value| u64::from_be_bytes(value[..].try_into().expect("8 bytes")))
+fn trim(log: &DiskLog, queue: u16) {
+    if let Some(info) = log.info(&name_of(queue), true) {
+        let unit = Unit { entries: vec![Entry::Trim { log: name_of(queue), to: info.end }] };
+        let _ = log.submit(unit, Box::new(|_| {})); // where the queue is full, another time
+        let _ = log.reclaim();
+    }
 }
 
 /// What the child claimed.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 struct Receipt {
-    n: u16,
-    begin: Place,
-    chain: String,
-    sequence: u64,
+    message: Message,
+    at: At,
+    repeated: bool,
 }
 
 fn parse(line: &str) -> Option<Receipt> {
-    let mut words = line.split(' ');
-    let receipt = Receipt {
-        n: words.next()?.parse().ok()?,
-        begin: words.next()?.parse().ok()?,
-        chain: words.next()?.to_owned(),
-        sequence: words.next()?.parse().ok()?,
-    };
-    (words.next().is_none() && line.ends_with(char::is_numeric)).then_some(receipt)
+    assert!(!line.starts_with("failed"), "a message was not stored: {line}");
+    let words: Vec<&str> = line.trim_end_matches('\n').split(' ').collect();
+    let [publisher, number, queue, place, repeated, "."] = words[..] else { return None };
+    Some(Receipt {
+        message: (publisher.parse().ok()?, number.parse().ok()?),
+        at: (queue.parse().ok()?, place.parse().ok()?),
+        repeated: repeated == "1",
+    })
+}
+
+/// All that is known of earlier lives.
+#[derive(Default)]
+struct Known {
+    /// What was ever seen at a place.
+    places: BTreeMap<At, Message>,
+    /// Where each message was ever seen, or said to be.
+    messages: BTreeMap<Message, At>,
+    /// Receipts.
+    receipts: BTreeMap<Message, At>,
+    tally: Tally,
+}
+
+impl Known {
+    /// The lowest sequence of each producer that has no receipt.
+    fn next(&self) -> Vec<u64> {
+        let first = |publisher| {
+            let known = self.receipts.range((publisher, 0)..(publisher + 1, 0)).zip(0_u64..);
+            known.take_while(|(((_, number), _), expected)| number == expected).count() as u64
+        };
+        (0..PUBLISHERS).map(|publisher| if publisher == 0 { 0 } else { first(publisher) }).collect()
+    }
+
+    fn see(&mut self, round: u64, message: Message, at: At) {
+        let before = self.places.insert(at, message);
+        assert!(before.is_none_or(|before| before == message), "round {round}: {at:?} is used twice");
+        let before = self.messages.insert(message, at);
+        assert!(before.is_none_or(|before| before == at), "round {round}: {message:?} is at {at:?} and {before:?}");
+    }
 }
 
 /// Runs `rounds` lives of the child, each ended by SIGKILL, in one directory; checks after each.
@@ -168,33 +262,40 @@ pub fn run(binary: &Path, seed: u64, rounds: u64) -> Tally {
     let scratch = tempfile::tempdir().unwrap();
     let dir = scratch.path().join("data");
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut tally = Tally::default();
-    let mut places: BTreeMap<(u16, Place), Vec<u8>> = BTreeMap::new();
+    let mut known = Known::default();
     for round in 0..rounds {
-        let receipts = live_and_die(binary, &dir, seed.wrapping_add(round), &mut rng);
-        tally.kills += 1;
-        check(seed, round, &dir, &receipts, &mut places, &mut tally);
+        let start = seed.wrapping_add(round);
+        let receipts = live_and_die(binary, &dir, start, &known.next(), &mut rng);
+        known.tally.kills += 1;
+        for receipt in receipts {
+            known.tally.receipts += 1;
+            known.tally.repeated += u64::from(receipt.repeated);
+            known.see(round, receipt.message, receipt.at);
+            known.receipts.insert(receipt.message, receipt.at);
+        }
+        check(round, &dir, &mut known, &mut rng);
     }
-    tally
+    known.tally
 }
 
-fn live_and_die(binary: &Path, dir: &Path, seed: u64, rng: &mut StdRng) -> Vec<Receipt> {
+fn live_and_die(binary: &Path, dir: &Path, seed: u64, next: &[u64], rng: &mut StdRng) -> Vec<Receipt> {
     let mut child = Command::new(binary)
         .arg("child")
         .arg(dir)
         .arg(seed.to_string())
+        .args(next.iter().map(u64::to_string))
         .stdout(Stdio::piped())
         .spawn()
         .expect("starting the child");
     let mut lines = BufReader::new(child.stdout.take().expect("its output"));
     // Killed after so many receipts, or while it still opens, and then a little later.
     let mut receipts = Vec::new();
-    let wait_for = if rng.random_range(0..10) == 0 { 0 } else { rng.random_range(1..400) };
+    let wait_for = if rng.random_range(0..10) == 0 { 0 } else { rng.random_range(1..600) };
     let mut line = String::new();
     while receipts.len() < wait_for {
         line.clear();
         assert!(lines.read_line(&mut line).expect("reading its output") > 0, "the child ended by itself");
-        receipts.extend(parse(line.trim_end_matches('\n')));
+        receipts.extend(parse(&line));
     }
     std::thread::sleep(Duration::from_micros(rng.random_range(0..15_000)));
     child.kill().expect("killing the child");
@@ -204,66 +305,94 @@ fn live_and_die(binary: &Path, dir: &Path, seed: u64, rng: &mut StdRng) -> Vec<R
         match lines.read_line(&mut line) {
             Ok(0) => break,
             // The last line may be cut short by the kill; a receipt counts once its line is whole.
-            Ok(_) if line.ends_with('\n') => receipts.extend(parse(line.trim_end_matches('\n'))),
+            Ok(_) if line.ends_with('\n') => receipts.extend(parse(&line)),
             Ok(_) | Err(_) => break,
         }
     }
     receipts
 }
 
-fn check(
-    seed: u64,
-    round: u64,
-    dir: &Path,
-    receipts: &[Receipt],
-    places: &mut BTreeMap<(u16, Place), Vec<u8>>,
-    tally: &mut Tally,
-) {
+fn check(round: u64, dir: &Path, known: &mut Known, rng: &mut StdRng) {
     let (log, recovery) = DiskLog::open(config(dir, u64::MAX)).expect("it opens after a kill");
-    assert_eq!(recovery.damage, [], "seed {seed} round {round}: damage after a kill");
-    tally.torn += u64::from(recovery.torn_bytes > 0);
-    let mut held: BTreeMap<(u16, Place), Batch> = BTreeMap::new();
-    for n in 0..LOGS {
-        let Some(info) = log.info(&name_of(n), true) else { continue };
-        let mut at = info.begin;
-        while let Read::Batches { batches, next } = log.read(&name_of(n), at, Line::Main, 1 << 20).unwrap() {
-            for batch in batches {
-                let bytes = bytes_of(&batch);
-                let before = places.insert((n, batch.begin()), bytes.clone());
-                let fits = before.is_none_or(|before| before == bytes);
-                assert!(fits, "seed {seed} round {round}: {} was used twice or altered", batch.begin());
-                held.insert((n, batch.begin()), batch);
-            }
-            at = next;
-        }
-        assert_eq!(at, info.end, "seed {seed} round {round}: the log is read to its end");
+    assert_eq!(recovery.damage, [], "round {round}: damage after a kill");
+    known.tally.torn += u64::from(recovery.torn_bytes > 0);
+    let mut begins = BTreeMap::new();
+    let mut held = BTreeMap::new();
+    for queue in 1..=QUEUES {
+        let Some(info) = log.info(&name_of(queue), true) else { continue };
+        begins.insert(queue, info.begin);
+        let end = read_queue(round, &log, queue, info.begin, known, &mut held);
+        assert_eq!(end, info.end, "round {round}: the log is read to its end");
     }
-    let mut newest: BTreeMap<u16, u64> = BTreeMap::new();
-    for receipt in receipts {
-        tally.receipts += 1;
-        let info = log.info(&name_of(receipt.n), true).expect("a log with a receipt");
-        match held.get(&(receipt.n, receipt.begin)) {
-            Some(batch) => assert_eq!(hash(batch), receipt.chain, "seed {seed} round {round}: altered"),
+    for (message, at) in &known.receipts {
+        match held.get(message) {
+            Some(found) => assert_eq!(found, at, "round {round}: {message:?} is elsewhere than its receipt says"),
             // Only what the child itself trimmed may be gone: everything below the begin.
             None => assert!(
-                receipt.begin < info.begin,
-                "seed {seed} round {round}: {} of log {} has a receipt and is lost",
-                receipt.begin,
-                receipt.n
+                begins.get(&at.0).is_some_and(|begin| at.1 < *begin),
+                "round {round}: {message:?} at {at:?} has a receipt and is lost"
             ),
         }
-        let last = newest.entry(receipt.n).or_default();
-        *last = receipt.sequence.max(*last);
     }
-    for (n, last) in newest {
-        let found = sequence(&*log, n);
-        assert!(found >= last, "seed {seed} round {round}: producer {n} is at {found}, a receipt said {last}");
-    }
-    let receipted: std::collections::BTreeSet<_> = receipts.iter().map(|r| (r.n, r.begin)).collect();
-    let before = receipts.iter().map(|r| r.begin.incarnation).min();
-    tally.without_receipt += held
-        .keys()
-        .filter(|key| before.is_some_and(|least| key.1.incarnation >= least) && !receipted.contains(*key))
-        .count() as u64;
+    known.tally.without_receipt += held.keys().filter(|message| !known.receipts.contains_key(message)).count() as u64;
+    ask_again(round, &log, known, rng);
     log.close().expect("closing in order");
+}
+
+/// Reads a queue to its end; each message must be what was published, under a place of its own, and those of a producer
+/// with one key in their order.
+fn read_queue(
+    round: u64,
+    log: &DiskLog,
+    queue: u16,
+    begin: Place,
+    known: &mut Known,
+    held: &mut BTreeMap<Message, At>,
+) -> Place {
+    let mut at = begin;
+    let mut last = BTreeMap::new();
+    while let Read::Batches { batches, next } = log.read(&name_of(queue), at, Line::Main, 1 << 20).unwrap() {
+        for batch in batches {
+            let messages = decode_messages(&batch, 64 << 20).expect("a body that can be read");
+            known.tally.gathered += u64::from(messages.len() > 1);
+            for (found, offset) in messages.iter().zip(batch.begin().offset..) {
+                let (publisher, rest) = found.payload.split_first_chunk::<8>().expect("a publisher");
+                let number = rest.first_chunk::<8>().expect("a number");
+                let message = (u64::from_be_bytes(*publisher), u64::from_be_bytes(*number));
+                assert_eq!(found.payload, payload(message), "round {round}: {message:?} is altered");
+                let place = Place { offset, ..batch.begin() };
+                known.see(round, message, (queue, place));
+                assert!(held.insert(message, (queue, place)).is_none(), "round {round}: {message:?} is there twice");
+                if message.0.is_multiple_of(2) {
+                    let before = last.insert(message.0, message.1);
+                    let follows = before.is_none_or(|before| before < message.1);
+                    assert!(follows, "round {round}: {message:?} comes after {before:?}");
+                }
+            }
+        }
+        at = next;
+    }
+    at
+}
+
+/// Publishes once more what has a receipt: each must be known, at its place, and nothing be stored.
+fn ask_again(round: u64, log: &Arc<DiskLog>, known: &Known, rng: &mut StdRng) {
+    let origin = publish_path(log, u64::MAX - 1, Arc::new(|| {}));
+    let ends = |log: &DiskLog| -> Vec<Option<Place>> {
+        (1..=QUEUES).map(|n| log.info(&LogName { queue: Queue(n), ..name_of(1) }, true).map(|info| info.end)).collect()
+    };
+    let before = ends(log);
+    let next = known.next();
+    for publisher in 1..PUBLISHERS {
+        let Some(last) = next[publisher as usize].checked_sub(1) else { continue };
+        for number in [last, rng.random_range(0..=last)] {
+            let at = known.receipts[&(publisher, number)];
+            let (tell, told) = mpsc::channel();
+            let asked = origin.publish(message((publisher, number)), Box::new(move |result| drop(tell.send(result))));
+            assert!(asked.is_ok(), "round {round}: {publisher} {number} is not known any more: {asked:?}");
+            let stored = told.try_recv().expect("answered at once").expect("stored before");
+            assert_eq!((stored.log.queue.0, stored.place, stored.repeated), (at.0, at.1, true), "round {round}");
+        }
+    }
+    assert_eq!(ends(log), before, "round {round}: nothing is stored a second time");
 }

@@ -5,6 +5,7 @@ pub mod cluster;
 pub mod damage;
 pub mod faults;
 pub mod fuzz;
+pub mod index_disk;
 pub mod kill;
 pub mod power_loss;
 pub mod proxy;

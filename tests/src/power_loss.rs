@@ -3,10 +3,10 @@
 //! A seed is some lives of one node: it opens the log, submits units (own appends with their producers'
 //! sequences, copies, holes, trims, drops, positions), lets space be reclaimed and checkpoints be written, and
 //! meets its end at a random operation of the disk: the power goes, a write or sync fails, the disk is full, or
-//! the process is killed. A disk that is nearly full gets its room back after a while. Each next life finds what [`FaultDisk::power_loss`] left, and an index that is as it
-//! was, as it was at an earlier moment, or gone. RocksDB's own files lie on a real file system, outside of
-//! the fault layer: what the power does to them is covered by those three variants, since the log
-//! takes an index as old as it may be, and rebuilds one that is missing or unreadable.
+//! the process is killed. A disk that is nearly full gets its room back after a while. Each next life finds what
+//! [`FaultDisk::power_loss`] left; and of RocksDB's files, which lie on a real file system, what
+//! [`crate::index_disk`] makes of them: what was synced and any part of the rest, as of that moment or of an earlier one,
+//! perhaps in the middle of RocksDB's own work; or none at all.
 //!
 //! What is checked after each opening, against the memory twin that was fed the same units:
 //! * the log holds exactly a prefix of the accepted units, with every unit whose `done` was `Ok`: bounds, holes,
@@ -51,7 +51,10 @@ use seaway_relay::log::{
     memory::{MemoryConfig, MemoryDisk, MemoryLog, Survive},
 };
 
-use crate::faults::{FaultDisk, Survival};
+use crate::{
+    faults::{FaultDisk, Survival},
+    index_disk::{Found, Watch},
+};
 
 /// Logs of this node's own.
 const OWN: usize = 3;
@@ -59,6 +62,9 @@ const OWN: usize = 3;
 const COPIES: usize = 2;
 /// Batches that the other origin has in all, for each copy.
 const FOREIGN_BATCHES: usize = 60;
+
+/// What may become of writes that were not synced.
+const SURVIVALS: [Survival; 4] = [Survival::Nothing, Survival::Prefix, Survival::Sectors, Survival::Everything];
 
 /// What a run of one seed came across; summed up over seeds, it shows that the test tests.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -83,6 +89,8 @@ pub struct Tally {
     pub rebuilt: u64,
     /// Openings with an index of an earlier moment.
     pub old_index: u64,
+    /// Syncs of RocksDB up to the ends of lives.
+    pub index_syncs: u64,
     /// Segments seen at openings.
     pub segments: u64,
     /// Units refused since the disk's reserve was reached.
@@ -108,6 +116,7 @@ impl Tally {
         self.torn += other.torn;
         self.rebuilt += other.rebuilt;
         self.old_index += other.old_index;
+        self.index_syncs += other.index_syncs;
         self.segments += other.segments;
         self.full += other.full;
         self.full_openings += other.full_openings;
@@ -183,6 +192,7 @@ struct World {
     disk: FaultDisk,
     index: PathBuf,
     old_index: PathBuf,
+    watch: Watch,
     twin: Arc<MemoryLog>,
     own: Vec<Origin>,
     foreign: Vec<(LogName, Vec<Batch>)>,
@@ -192,18 +202,6 @@ struct World {
     starts: u64,
     places: BTreeMap<(LogName, Place), Vec<u8>>,
     tally: Tally,
-}
-
-fn copy_dir(from: &Path, to: &Path) -> io::Result<()> {
-    let _ = fs::remove_dir_all(to);
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        if entry.file_name() != "LOCK" {
-            fs::copy(entry.path(), to.join(entry.file_name()))?;
-        }
-    }
-    Ok(())
 }
 
 fn pair(table: Table, key: &str, value: u64) -> Entry {
@@ -229,6 +227,7 @@ impl World {
             disk: FaultDisk::default(),
             index: scratch.join("index"),
             old_index: scratch.join("old-index"),
+            watch: Watch::new(&scratch.join("index"), &scratch.join("shadow")).expect("a directory for links"),
             twin: MemoryLog::open(MemoryDisk::default(), MemoryConfig::default()),
             own: Vec::new(),
             foreign,
@@ -289,9 +288,17 @@ impl World {
             match self.rng.random_range(0..20) {
                 0 => _ = log.reclaim(),
                 3 => log.step(true),
-                1 | 2 => {
-                    // Nothing is under way: what is on the disk now is what a crash here would leave.
-                    let _ = copy_dir(&self.index, &self.old_index);
+                1 => {
+                    // Nothing is under way: what is on the disk now is what a kill here would leave.
+                    let _ = fs::remove_dir_all(&self.old_index);
+                    let old = self.watch.image(&self.old_index, Survival::Everything, 0);
+                    old.expect("a copy of the index");
+                }
+                2 => {
+                    let survival = SURVIVALS[self.rng.random_range(0..4)];
+                    let after = self.rng.random_range(0..30);
+                    let _ = fs::remove_dir_all(&self.old_index);
+                    self.watch.capture(after, &self.old_index, survival, self.rng.random());
                 }
                 _ => self.round(&log),
             }
@@ -327,15 +334,21 @@ impl World {
         } else {
             self.tally.power_losses += 1;
         }
-        let survivals = [Survival::Nothing, Survival::Prefix, Survival::Sectors, Survival::Everything];
-        let survival = survivals[self.rng.random_range(0..4)];
+        let survival = SURVIVALS[self.rng.random_range(0..4)];
         if self.rng.random_range(0..4) == 0
             && let Some(log) = &log
         {
             let _ = log.close(); // writes its idle point, as far as it gets
         }
         self.disk.cut_now();
+        // Before RocksDB is closed, which would write down what is only in its memory.
+        let image = self.index.with_extension("image");
+        let survives = if kill { Survival::Everything } else { survival };
+        let found = self.watch.image(&image, survives, self.rng.random()).expect("an image of the index");
+        self.tally.index_syncs += self.watch.syncs();
         drop(log);
+        let _ = fs::remove_dir_all(&self.index);
+        fs::rename(&image, &self.index).expect("putting the image in its place");
         self.tally.operations += self.disk.operations();
         for (path, len) in self.disk.files() {
             let mut hasher = std::hash::DefaultHasher::new();
@@ -343,14 +356,23 @@ impl World {
             self.tally.image = hasher.finish();
         }
         self.disk = if kill { self.disk.killed() } else { self.disk.power_loss(survival, &mut self.rng) };
-        match self.rng.random_range(0..4) {
-            0 => _ = fs::remove_dir_all(&self.index),
-            1 | 2 if self.old_index.exists() => {
+        let survives = |found: Found| found.all_durable(!kill);
+        match self.rng.random_range(0..8) {
+            0 => {
+                let _ = fs::remove_dir_all(&self.index);
+                self.watch.adopt(&[]).expect("watching an empty directory");
+            }
+            1..=3 if self.old_index.exists() => {
                 self.tally.old_index += 1;
                 let _ = fs::remove_dir_all(&self.index);
                 fs::rename(&self.old_index, &self.index).expect("renaming the old index");
+                let found = Found::all_in(&self.index).expect("listing the old index");
+                self.watch.adopt(&found).expect("watching the old index");
             }
-            _ => {}
+            _ => {
+                let found: Vec<Found> = found.into_iter().map(survives).collect();
+                self.watch.adopt(&found).expect("watching the index");
+            }
         }
     }
 

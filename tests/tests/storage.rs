@@ -19,6 +19,7 @@ fn two_thousand_losses_of_power_lose_nothing_that_was_certain() {
     assert!(tally.power_losses > 500 && tally.failures > 50 && tally.kills > 300, "{tally:?}");
     assert!(tally.torn > 50 && tally.rebuilt > 300 && tally.old_index > 50, "{tally:?}");
     assert!(tally.interrupted_openings > 50 && tally.survivors > 100, "{tally:?}");
+    assert!(tally.index_syncs > 10_000, "RocksDB's syncs must be seen: {tally:?}");
     assert!(tally.full > 100 && tally.full_openings > 0, "{tally:?}");
     assert!(tally.answered > 10_000, "{tally:?}");
 }
@@ -47,7 +48,7 @@ fn a_hundred_kills_lose_no_message_with_a_receipt() {
     let tally = kill::run(env!("CARGO_BIN_EXE_crash").as_ref(), seed, 100);
     println!("{tally:#?}");
     assert_eq!(tally.kills, 100);
-    assert!(tally.receipts > 5000, "{tally:?}");
+    assert!(tally.receipts > 5000 && tally.repeated > 500 && tally.gathered > 500, "{tally:?}");
 }
 
 #[test]

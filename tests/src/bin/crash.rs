@@ -54,6 +54,8 @@ enum What {
         dir: PathBuf,
         /// Seed.
         seed: u64,
+        /// First sequence of each publisher.
+        next: Vec<u64>,
     },
 }
 
@@ -84,8 +86,8 @@ fn main() -> ExitCode {
             let harmless = met.iter().filter(|met| met.harmless).count();
             println!("{fenced} batches fenced; {harmless} bits in padding or headers cost nothing");
         }
-        What::Child { dir, seed } => {
-            if let Err(e) = kill::child(&dir, seed) {
+        What::Child { dir, seed, next } => {
+            if let Err(e) = kill::child(&dir, seed, &next) {
                 eprintln!("the child failed: {e}");
                 return ExitCode::FAILURE;
             }

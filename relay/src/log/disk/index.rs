@@ -308,7 +308,7 @@ impl Index {
     }
 
     /// In a log that is stepped: waits until RocksDB's own threads have nothing to do.
-    fn settle(&self) -> Result<(), IndexError> {
+    pub(crate) fn settle(&self) -> Result<(), IndexError> {
         if self.stepped {
             self.db.wait_for_compact(&WaitForCompactOptions::default())?;
         }

@@ -38,6 +38,7 @@ impl Shared {
         self.collect_garbage()?;
         if self.checkpoint_is_due() {
             self.write_checkpoint()?;
+            self.index.settle()?; // its snapshot is gone: RocksDB may compact more
         }
         let dead = self.dead_segments();
         if dead.is_empty() {
