@@ -6,11 +6,12 @@
 
 pub(crate) mod tokens;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use rustls_pki_types::CertificateDer;
 use seaway_federation_proto::ids::{Path, Pattern};
 use seaway_relay::transport::identity::Identity;
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Extensions, Request, Status, metadata::MetadataMap};
 
 use self::tokens::Tokens;
@@ -40,9 +41,40 @@ pub(crate) struct Caller {
     /// What it may do.
     rights: Rights,
     shown: Shown,
+    /// Until when its token counts.
+    counts: Option<Counts>,
 }
 
+/// How long a token counts.
+#[derive(Debug)]
+struct Counts {
+    /// Microseconds since 1970; 0: for ever.
+    expires_us: u64,
+    revoked: CancellationToken,
+}
+
+/// The longest time that is slept before the clock is looked at again: it may be set meanwhile.
+const CLOCK_LOOK: Duration = Duration::from_secs(30);
+
 impl Caller {
+    /// Resolves when what the caller showed no longer counts: calls that are open end then.
+    pub(crate) async fn ended(&self) -> Status {
+        let Some(counts) = &self.counts else { return std::future::pending().await };
+        let expired = async {
+            loop {
+                let left = Duration::from_micros(counts.expires_us.saturating_sub(tokens::now_us()));
+                match counts.expires_us {
+                    0 => std::future::pending().await,
+                    _ if left.is_zero() => return,
+                    _ => tokio::time::sleep(left.min(CLOCK_LOOK)).await,
+                }
+            }
+        };
+        tokio::select! {
+            () = counts.revoked.cancelled() => unauthenticated("the token was revoked or changed; connect again with a token that counts"),
+            () = expired => unauthenticated("the token has expired; ask for a new one"),
+        }
+    }
     /// The caller that the interceptor recognised.
     pub(crate) fn of(extensions: &Extensions) -> Result<Arc<Caller>, Status> {
         extensions
@@ -141,7 +173,7 @@ impl<E: Engine> Authenticator<E> {
         }
         match &self.anonymous {
             Some(rights) if loopback => {
-                Ok(Caller { name: "anonymous".into(), rights: rights.clone(), shown: Shown::Nothing })
+                Ok(Caller { name: "anonymous".into(), rights: rights.clone(), shown: Shown::Nothing, counts: None })
             }
             _ => Err(unauthenticated(
                 "this door wants a token or a client certificate; give one with --token-file or --cert",
@@ -151,7 +183,8 @@ impl<E: Engine> Authenticator<E> {
 
     fn by_token(&self, token: &str) -> Result<Caller, Status> {
         let found = self.tokens.find(token).map_err(unauthenticated)?;
-        Ok(Caller { name: format!("token:{}", found.name), rights: found.rights, shown: Shown::Token })
+        let counts = Some(Counts { expires_us: found.expires_us, revoked: found.revoked.0 });
+        Ok(Caller { name: format!("token:{}", found.name), rights: found.rights, shown: Shown::Token, counts })
     }
 
     fn by_certificate(&self, certificate: &CertificateDer<'_>) -> Result<Caller, Status> {
@@ -169,7 +202,7 @@ impl<E: Engine> Authenticator<E> {
             let text = format!("client {name} has no rights here; add it to the clients of the door's configuration");
             return Err(errors::not_allowed(text));
         };
-        Ok(Caller { name: format!("client:{name}"), rights, shown: Shown::Certificate })
+        Ok(Caller { name: format!("client:{name}"), rights, shown: Shown::Certificate, counts: None })
     }
 }
 

@@ -15,6 +15,7 @@ use seaway_relay::log::contract::Table;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::{
@@ -45,7 +46,21 @@ pub(crate) struct Token {
     /// `file` or `node`.
     pub(crate) from: &'static str,
     hash: Hash,
+    /// Cancelled when it is revoked or changed: what it opened ends.
+    pub(crate) revoked: Revoked,
 }
+
+/// Cancelled when a token no longer counts. Does not enter comparisons.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Revoked(pub(crate) CancellationToken);
+
+impl PartialEq for Revoked {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Revoked {}
 
 /// The tokens that are known.
 #[derive(Debug)]
@@ -72,8 +87,18 @@ impl<E: Engine> Tokens<E> {
     pub(crate) fn reload(&self, file: Option<&Path>) -> Result<(), DoorError> {
         let fresh = file.map(read_file).transpose()?.unwrap_or_default();
         let mut tokens = self.by_hash.write();
-        tokens.retain(|_, token| token.from != FROM_FILE);
-        tokens.extend(fresh.into_iter().map(|t| (t.hash, Arc::new(t))));
+        let mut fresh: BTreeMap<Hash, Token> = fresh.into_iter().map(|t| (t.hash, t)).collect();
+        // What is the same stays, and with it what it opened.
+        tokens.retain(|hash, token| {
+            let stays = token.from != FROM_FILE || fresh.get(hash).is_some_and(|f| *f == **token);
+            if stays {
+                fresh.remove(hash);
+            } else {
+                token.revoked.0.cancel();
+            }
+            stays
+        });
+        tokens.extend(fresh.into_values().map(|t| (t.hash, Arc::new(t))));
         Ok(())
     }
 
@@ -112,7 +137,8 @@ impl<E: Engine> Tokens<E> {
             }
         }
         let text = fresh_token().map_err(errors::unavailable)?;
-        let token = Token { name: name.into(), rights, expires_us, from: FROM_NODE, hash: hash_of(&text) };
+        let revoked = Revoked::default();
+        let token = Token { name: name.into(), rights, expires_us, from: FROM_NODE, hash: hash_of(&text), revoked };
         let change = (Table::Tokens, Bytes::copy_from_slice(name.as_bytes()), Some(encode(&token)));
         self.engine.put_state(vec![change]).await.map_err(|error| errors::engine_status(&error))?;
         self.by_hash.write().insert(token.hash, Arc::new(token));
@@ -132,6 +158,7 @@ impl<E: Engine> Tokens<E> {
         let change = (Table::Tokens, Bytes::copy_from_slice(name.as_bytes()), None);
         self.engine.put_state(vec![change]).await.map_err(|error| errors::engine_status(&error))?;
         self.by_hash.write().remove(&found.hash);
+        found.revoked.0.cancel();
         Ok(())
     }
 }
@@ -143,7 +170,7 @@ fn hash_of(text: &str) -> Hash {
     Sha256::digest(text.as_bytes()).into()
 }
 
-fn now_us() -> u64 {
+pub(super) fn now_us() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
@@ -201,7 +228,8 @@ fn decode(key: &[u8], value: &[u8]) -> Result<Token, String> {
         subscribe: patterns(&record.subscribe).map_err(&fail)?,
         admin: record.admin,
     };
-    Ok(Token { name: name.clone(), rights, expires_us: record.expires_us, from: FROM_NODE, hash })
+    let revoked = Revoked::default();
+    Ok(Token { name: name.clone(), rights, expires_us: record.expires_us, from: FROM_NODE, hash, revoked })
 }
 
 /// Parses patterns of rights.
@@ -261,7 +289,7 @@ fn file_token(entry: FileToken) -> Result<Token, String> {
     let rights =
         Rights { publish: patterns(&entry.publish)?, subscribe: patterns(&entry.subscribe)?, admin: entry.admin };
     let expires_us = entry.expires.as_deref().map(parse_time).transpose()?.unwrap_or(0);
-    Ok(Token { name: entry.name, rights, expires_us, from: FROM_FILE, hash })
+    Ok(Token { name: entry.name, rights, expires_us, from: FROM_FILE, hash, revoked: Revoked::default() })
 }
 
 fn parse_time(text: &str) -> Result<u64, String> {

@@ -1,6 +1,11 @@
 //! Subscribing: the opening request is checked, then a plain subscriber or a member of a group is served.
 
-use std::{collections::BTreeMap, pin::Pin, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use futures_util::Stream;
 use seaway_federation_proto::ids::{InvalidName, LogName, Pattern, Place, Site};
@@ -58,10 +63,36 @@ pub(crate) async fn subscribe<E: Engine>(
     let stream = ReceiverStream::new(receiver);
     if open.group.is_empty() {
         open_plain(&shared, filter, open, requests, replies, slot).await?;
-        return Ok(counted(shared, stream));
+        return Ok(while_caller_counts(caller, counted(shared, stream)));
     }
     let answers = open_group(&shared, filter, open, requests, replies, slot).await?;
-    Ok(counted(shared, stream.merge(ReceiverStream::new(answers))))
+    Ok(while_caller_counts(caller, counted(shared, stream.merge(ReceiverStream::new(answers)))))
+}
+
+/// Ends the stream with the reason once the caller's token is revoked or expires.
+fn while_caller_counts(caller: Arc<Caller>, replies: ReplyStream) -> ReplyStream {
+    let ended: Pin<Box<dyn Future<Output = Status> + Send>> = Box::pin(async move { caller.ended().await });
+    Box::pin(WhileCallerCounts { replies: Some(replies), ended })
+}
+
+struct WhileCallerCounts {
+    /// Dropped at the end, so that whoever fills it leaves too.
+    replies: Option<ReplyStream>,
+    ended: Pin<Box<dyn Future<Output = Status> + Send>>,
+}
+
+impl Stream for WhileCallerCounts {
+    type Item = Result<SubscribeReply, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let Self { replies, ended } = &mut *self;
+        let Some(open) = replies else { return Poll::Ready(None) };
+        if let Poll::Ready(status) = ended.as_mut().poll(context) {
+            *replies = None;
+            return Poll::Ready(Some(Err(status)));
+        }
+        open.as_mut().poll_next(context)
+    }
 }
 
 /// Puts "opened" in front and counts what is delivered.

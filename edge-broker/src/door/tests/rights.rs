@@ -12,6 +12,7 @@ use tonic::{
 use crate::{
     api::{self, messages_client::MessagesClient},
     door::{ClientGrant, Door, DoorConfig, DoorError, DoorTls, Rights},
+    grpc::convert::batch_of_one,
     testing::*,
 };
 
@@ -119,6 +120,52 @@ async fn created_tokens_work_survive_a_restart_and_can_be_revoked() {
     assert_eq!(admin.revoke_token(revoke("none")).await.unwrap_err().code(), Code::NotFound);
     let status = client.publish(with_token(request("a/b", "x"), &token)).await.unwrap_err();
     assert_eq!(status.code(), Code::Unauthenticated);
+    harness.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_token_opened_ends_when_it_is_revoked_or_expires() {
+    let engine = TestEngine::new();
+    let harness = Harness::start_with(&engine, |config| config.auth.token_file = Some(token_file(TOKENS))).await;
+    let mut admin = harness.admin().await;
+    let soon_us = || {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        u64::try_from((now + Duration::from_secs(3)).as_micros()).unwrap()
+    };
+    for revoke in [true, false] {
+        let rights = api::Rights { publish: vec!["#".into()], subscribe: vec!["#".into()], admin: false };
+        let expires_us = if revoke { 0 } else { soon_us() };
+        let create = api::CreateTokenRequest { name: "shop".into(), rights: Some(rights), expires_us };
+        let token = admin.create_token(with_token(create, "admin-admin-admin")).await.unwrap().into_inner().token;
+        let client =
+            MessagesClient::with_interceptor(harness.channel().await, move |mut request: tonic::Request<()>| {
+                request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+                Ok(request)
+            });
+        let mut subscriber = Subscriber::open(client.clone(), open("#")).await.unwrap();
+        let mut member = Subscriber::open(client.clone(), member(&format!("g{revoke}"), "#")).await.unwrap();
+        let (requests, receiver) = tokio::sync::mpsc::channel(4);
+        requests.send(batch_of_one(request("orders", "x"))).await.unwrap();
+        let stream = tokio_stream::wrappers::ReceiverStream::new(receiver);
+        let mut replies = client.clone().publish_stream(stream).await.unwrap().into_inner();
+        assert!(soon("a receipt", replies.message()).await.unwrap().is_some());
+        subscriber.messages(1).await;
+        if revoke {
+            let revoke = api::RevokeTokenRequest { name: "shop".into() };
+            admin.revoke_token(with_token(revoke, "admin-admin-admin")).await.unwrap();
+        }
+        let ended = soon("the publisher's end", replies.message()).await.unwrap_err();
+        assert_eq!(ended.code(), Code::Unauthenticated, "{ended:?}");
+        for open in [&mut subscriber, &mut member] {
+            let mut end = open.next().await;
+            while matches!(end, Ok(Some(_))) {
+                end = open.next().await;
+            }
+            assert_eq!(end.unwrap_err().code(), Code::Unauthenticated);
+        }
+        harness.publish("orders", numbered(0..1)).await; // everybody else goes on
+        harness.subscribe(open("orders")).await.unwrap().messages(1).await;
+    }
     harness.stop().await;
 }
 
