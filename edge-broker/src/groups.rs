@@ -40,7 +40,7 @@ use crate::{
 /// Longest name of a group, bytes.
 const NAME_BYTES_MAX: usize = 128;
 /// Commands that wait for a group.
-const COMMANDS_QUEUED_MAX: usize = 256;
+const COMMANDS_QUEUED_MAX: usize = 32;
 
 /// How a member speaks to its group.
 #[derive(Debug, Clone)]
@@ -63,8 +63,28 @@ pub(crate) struct Groups<E> {
     engine: E,
     confirm_timeout: Duration,
     drain: CancellationToken,
-    /// Held while groups are made or deleted, never over their work.
-    groups: tokio::sync::Mutex<BTreeMap<String, Handle>>,
+    /// Held for a look or a change, never while anything is waited for.
+    groups: parking_lot::Mutex<BTreeMap<String, Handle>>,
+    /// Held by name while a group is made or deleted: that reads many logs and waits for the disk, and stops no other group.
+    changing: parking_lot::Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+/// The right to make or delete one group.
+struct Changing<'a> {
+    name: String,
+    all: &'a parking_lot::Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    lock: Option<tokio::sync::OwnedMutexGuard<()>>,
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        let mut all = self.all.lock();
+        drop(self.lock.take());
+        // Nobody else waits for it: others come by the map, which is locked.
+        if all.get(&self.name).is_some_and(|lock| Arc::strong_count(lock) == 1) {
+            all.remove(&self.name);
+        }
+    }
 }
 
 /// How a new member comes in.
@@ -95,8 +115,8 @@ impl<E: Engine> Groups<E> {
             let actor = Actor::new(engine.clone(), &name, &definition, positions, confirm_timeout, drain.clone());
             groups.insert(name, Handle { definition, commands: start(actor) });
         }
-        let groups = tokio::sync::Mutex::new(groups);
-        Ok(Arc::new(Self { engine, confirm_timeout, drain, groups }))
+        let groups = parking_lot::Mutex::new(groups);
+        Ok(Arc::new(Self { engine, confirm_timeout, drain, groups, changing: parking_lot::Mutex::default() }))
     }
 
     /// Joins a group, making it if it is new.
@@ -110,21 +130,38 @@ impl<E: Engine> Groups<E> {
         Ok(Member { id, commands })
     }
 
+    async fn change(&self, name: &str) -> Changing<'_> {
+        let mine = self.changing.lock().entry(name.to_owned()).or_default().clone();
+        let mut changing = Changing { name: name.to_owned(), all: &self.changing, lock: None };
+        changing.lock = Some(mine.lock_owned().await);
+        changing
+    }
+
+    /// The group that is there; refused where it means something else.
+    fn find(&self, joining: &Joining) -> Result<Option<mpsc::Sender<Command>>, Status> {
+        let groups = self.groups.lock();
+        let Some(handle) = groups.get(&joining.group) else { return Ok(None) };
+        if handle.definition.filter != joining.filter {
+            let pattern = &handle.definition.filter.pattern;
+            let text = format!(
+                "group {} exists with pattern {pattern} or other origins; use those, or another name",
+                joining.group
+            );
+            return Err(errors::status(Code::FailedPrecondition, "group-differs", text));
+        }
+        Ok(Some(handle.commands.clone()))
+    }
+
     async fn find_or_create(&self, joining: &Joining) -> Result<mpsc::Sender<Command>, Status> {
         check_name(&joining.group)?;
-        let mut groups = self.groups.lock().await;
-        if let Some(handle) = groups.get(&joining.group) {
-            if handle.definition.filter != joining.filter {
-                let pattern = &handle.definition.filter.pattern;
-                let text = format!(
-                    "group {} exists with pattern {pattern} or other origins; use those, or another name",
-                    joining.group
-                );
-                return Err(errors::status(Code::FailedPrecondition, "group-differs", text));
-            }
-            return Ok(handle.commands.clone());
+        if let Some(commands) = self.find(joining)? {
+            return Ok(commands);
         }
-        if groups.len() >= GROUPS_MAX {
+        let _changing = self.change(&joining.group).await;
+        if let Some(commands) = self.find(joining)? {
+            return Ok(commands);
+        }
+        if self.groups.lock().len().saturating_add(self.changing.lock().len()) > GROUPS_MAX {
             return Err(errors::too_many(format!("there are {GROUPS_MAX} groups already; delete some first")));
         }
         let (definition, positions) = self.create(joining).await?;
@@ -132,7 +169,7 @@ impl<E: Engine> Groups<E> {
         let actor =
             Actor::new(self.engine.clone(), &name, &definition, positions, self.confirm_timeout, self.drain.clone());
         let commands = start(actor);
-        groups.insert(name, Handle { definition, commands: commands.clone() });
+        self.groups.lock().insert(name, Handle { definition, commands: commands.clone() });
         Ok(commands)
     }
 
@@ -161,28 +198,33 @@ impl<E: Engine> Groups<E> {
 
     /// Deletes a group with its positions and its want.
     pub(crate) async fn delete(&self, name: &str) -> Result<(), Status> {
-        let mut groups = self.groups.lock().await;
-        let Some(handle) = groups.get(name) else {
+        let _changing = self.change(name).await;
+        let found = self.groups.lock().get(name).map(|handle| handle.commands.clone());
+        let Some(commands) = found else {
             return Err(errors::not_found(format!("there is no group named {name}")));
         };
         let (answer, answered) = oneshot::channel();
-        if handle.commands.send(Command::Delete(answer)).await.is_ok() {
+        if commands.send(Command::Delete(answer)).await.is_ok() {
             let _ = answered.await; // the actor is gone either way
         }
         let mut keys: BTreeSet<_> = [record::group_key(name)].into();
-        let stored = self.engine.scan_state(Table::Groups, record::positions_prefix(name).as_bytes());
+        let (engine, prefix) = (self.engine.clone(), record::positions_prefix(name));
+        // It waits on the disk.
+        let scan = move || engine.scan_state(Table::Groups, prefix.as_bytes());
+        let stored = tokio::task::spawn_blocking(scan).await;
+        let stored = stored.map_err(|_| errors::unavailable("reading the group's positions failed; try again"))?;
         keys.extend(stored.into_iter().map(|(key, _)| key));
         let changes = keys.into_iter().map(|key| (Table::Groups, key, None)).collect();
         self.engine.put_state(changes).await.map_err(|error| errors::engine_status(&error))?;
         self.engine.remove_want(&want_id(name)).await.map_err(|error| errors::engine_status(&error))?;
-        groups.remove(name); // last: whoever failed above tries again
+        self.groups.lock().remove(name); // last: whoever failed above tries again
         Ok(())
     }
 
     /// The groups (or the one that is named) with members and positions.
     pub(crate) async fn list(&self, name: &str) -> Vec<api::Group> {
         let handles: Vec<_> = {
-            let groups = self.groups.lock().await;
+            let groups = self.groups.lock();
             groups.iter().filter(|(n, _)| name.is_empty() || *n == name).map(|(_, h)| h.commands.clone()).collect()
         };
         let mut described = Vec::new();

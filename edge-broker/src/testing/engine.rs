@@ -46,6 +46,7 @@ struct Inner {
     clock: AtomicU64,
     submitting: Mutex<()>,
     refuse_state: Mutex<Option<String>>,
+    times: tokio::sync::Semaphore,
 }
 
 impl TestEngine {
@@ -85,6 +86,7 @@ impl TestEngine {
             clock,
             submitting,
             refuse_state: Mutex::default(),
+            times: tokio::sync::Semaphore::new(1),
         }))
     }
 
@@ -101,6 +103,18 @@ impl TestEngine {
     /// Units that wait for [`Self::sync`].
     pub(crate) fn waiting(&self) -> usize {
         self.0.log.units_waiting()
+    }
+
+    /// Look-ups by time wait while this is held.
+    pub(crate) async fn hold_times(&self) -> tokio::sync::SemaphorePermit<'_> {
+        self.0.times.acquire().await.unwrap()
+    }
+
+    /// Appends one batch, its body compressed.
+    pub(crate) fn append_compressed(&self, log: &LogName, payload: &str) {
+        let message = self.message(log.topic.as_str(), payload);
+        let batch = self.batch_in(log, 1, None, &[message], Codec::Lz4);
+        self.submit(vec![Entry::Append { role: Role::Own, batch }]);
     }
 
     /// From now on state is not stored, for this reason.
@@ -135,6 +149,17 @@ impl TestEngine {
     }
 
     fn batch_of(&self, log: &LogName, incarnation: u64, previous: Option<Place>, messages: &[Message]) -> Batch {
+        self.batch_in(log, incarnation, previous, messages, Codec::None)
+    }
+
+    fn batch_in(
+        &self,
+        log: &LogName,
+        incarnation: u64,
+        previous: Option<Place>,
+        messages: &[Message],
+        codec: Codec,
+    ) -> Batch {
         let mut body = BodyBuilder::default();
         messages.iter().for_each(|message| body.push(message));
         let incarnation = Incarnation { counter: incarnation, random: 7 };
@@ -150,7 +175,7 @@ impl TestEngine {
         let previous = previous.filter(|_| held.is_none());
         let origin_time_us = messages.last().map_or(0, |m| m.time_us);
         let placement = Placement { log, begin, first_of_incarnation: first, previous, origin_time_us, chain_before };
-        Batch::seal(&placement, body.finish(Codec::None).unwrap())
+        Batch::seal(&placement, body.finish(codec).unwrap())
     }
 
     fn message(&self, path: &str, payload: &str) -> Message {
@@ -267,6 +292,7 @@ impl Engine for TestEngine {
     }
 
     async fn find_time(&self, log: &LogName, time_us: u64) -> Result<Option<Place>, ReadError> {
+        let _times = self.0.times.acquire().await.unwrap();
         self.0.log.find_time(log, time_us)
     }
 

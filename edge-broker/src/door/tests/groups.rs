@@ -1,7 +1,11 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use crate::{
-    api::{self, subscribe_reply::Kind, subscribe_request::Open},
+    api::{
+        self,
+        subscribe_reply::Kind,
+        subscribe_request::{Open, open::From},
+    },
     limits::GROUP_UNCONFIRMED_MAX,
     testing::*,
 };
@@ -32,6 +36,26 @@ async fn a_group_goes_on_after_a_restart_exactly_where_it_confirmed() {
     assert_eq!((described.members, described.lag_messages, described.unconfirmed), (1, 0, 0));
     let position = described.positions[0].position.clone().unwrap().place.unwrap();
     assert_eq!((position.offset, position.incarnation), (12, 2), "the position followed into the new incarnation");
+    harness.stop().await;
+}
+
+#[tokio::test]
+async fn making_one_group_stops_no_other() {
+    let engine = TestEngine::new();
+    let harness = Harness::start(&engine).await;
+    harness.publish("orders", numbered(0..3)).await;
+    let held = engine.hold_times().await;
+    let by_time = Open { from: Some(From::TimeUs(1)), ..member("slow", "orders") };
+    let client = harness.messages().await;
+    let slow = tokio::spawn(Subscriber::open(client, by_time));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let mut other = harness.subscribe(member("other", "orders")).await.unwrap();
+    assert_eq!(payloads(&other.messages(3).await), numbered(0..3));
+    group(&mut harness.admin().await, "other").await;
+    assert!(!slow.is_finished());
+    drop(held);
+    let mut slow = soon("the slow group", slow).await.unwrap().unwrap();
+    assert_eq!(payloads(&slow.messages(3).await), numbered(0..3));
     harness.stop().await;
 }
 
