@@ -15,7 +15,7 @@ use super::{
     cursor::{Cursor, Step},
     filter::Filter,
 };
-use crate::engine::Engine;
+use crate::{engine::Engine, grpc::convert};
 
 /// Largest decompressed body, bytes: one message of the greatest size.
 const BODY_BYTES_MAX: usize = MESSAGE_BYTES_CEILING + BATCH_OVERHEAD_BYTES;
@@ -69,6 +69,18 @@ pub(crate) enum Filled {
     Done,
 }
 
+/// What a batch has for the reader: its messages from one offset to another.
+#[derive(Debug)]
+struct Stretch {
+    batch: Batch,
+    from: Offset,
+    to: Offset,
+    late: bool,
+}
+
+/// Counted for each item on top of its content.
+const ITEM_BYTES: usize = 256;
+
 /// One log as a subscription reads it.
 #[derive(Debug)]
 pub(crate) struct Feed {
@@ -76,15 +88,20 @@ pub(crate) struct Feed {
     filter: Arc<Filter>,
     cursor: Cursor,
     items: VecDeque<Item>,
-    /// Encoded bytes behind `items`, about.
-    bytes: usize,
+    /// Bytes of the messages in `items`, as they were decoded.
+    decoded_bytes: usize,
+    /// Read and not decoded yet: a batch may decode to many times its size, so each is decoded only when it has its turn.
+    read: VecDeque<Stretch>,
+    /// Encoded bytes of `read`.
+    read_bytes: usize,
     end: Option<Place>,
 }
 
 impl Feed {
     /// A feed that stands at `cursor`; with `end` it is done there.
     pub(crate) fn new(log: LogName, filter: Arc<Filter>, cursor: Cursor, end: Option<Place>) -> Self {
-        Self { log, filter, cursor, items: VecDeque::new(), bytes: 0, end }
+        let (items, read) = (VecDeque::new(), VecDeque::new());
+        Self { log, filter, cursor, items, decoded_bytes: 0, read, read_bytes: 0, end }
     }
 
     /// The log.
@@ -97,9 +114,9 @@ impl Feed {
         !self.items.is_empty()
     }
 
-    /// Bytes held in items, about.
+    /// Bytes held: of messages as they were decoded, and of batches that are not yet.
     pub(crate) fn bytes(&self) -> usize {
-        self.bytes
+        self.decoded_bytes.saturating_add(self.read_bytes)
     }
 
     /// The next item, left in place.
@@ -109,18 +126,17 @@ impl Feed {
 
     /// Takes the next item.
     pub(crate) fn pop(&mut self) -> Option<Item> {
-        let item = self.items.pop_front();
-        if self.items.is_empty() {
-            self.bytes = 0;
-        }
-        item
+        let item = self.items.pop_front()?;
+        self.decoded_bytes = self.decoded_bytes.saturating_sub(item_bytes(&item));
+        Some(item)
     }
 
     /// Goes on from another cursor; what is at hand is forgotten.
     pub(crate) fn restart(&mut self, cursor: Cursor) {
         self.cursor = cursor;
         self.items.clear();
-        self.bytes = 0;
+        self.read.clear();
+        (self.decoded_bytes, self.read_bytes) = (0, 0);
     }
 
     /// The log changed.
@@ -135,9 +151,23 @@ impl Feed {
         })
     }
 
-    /// Reads on, about `bytes_max` bytes, unless items are at hand.
+    /// Nothing more comes although the end that was set is not reached: the range up to it, which is given up then.
+    pub(crate) fn give_up(&mut self) -> Option<(Place, Place)> {
+        let end = self.end.filter(|_| !self.is_done())?;
+        let from = self.cursor.at();
+        self.end = Some(from);
+        Some((from, end))
+    }
+
+    /// Reads on, about `bytes_max` encoded bytes, unless items are at hand. Decodes one batch at a time.
     pub(crate) async fn fill<E: Engine>(&mut self, engine: &E, bytes_max: usize) -> Result<Filled, ReadError> {
         for _ in 0..STEPS_MAX {
+            while !self.has_items()
+                && let Some(stretch) = self.read.pop_front()
+            {
+                self.read_bytes = self.read_bytes.saturating_sub(stretch.batch.len());
+                self.take_batch(&stretch);
+            }
             if self.has_items() {
                 return Ok(Filled::Items);
             }
@@ -160,7 +190,7 @@ impl Feed {
                 }
             }
         }
-        Ok(if self.has_items() { Filled::Items } else { Filled::Waiting })
+        Ok(if self.has_items() || !self.read.is_empty() { Filled::Items } else { Filled::Waiting })
     }
 
     /// Takes what a read found; `false` when there is nothing until the log moves.
@@ -182,8 +212,10 @@ impl Feed {
                 break;
             }
             if end > next {
-                self.take_batch(batch, next, end.min(until), late);
-                next = end.min(until);
+                let to = end.min(until);
+                self.read_bytes = self.read_bytes.saturating_add(batch.len());
+                self.read.push_back(Stretch { batch: batch.clone(), from: next, to, late });
+                next = to;
             }
         }
         if next == from.offset {
@@ -193,8 +225,10 @@ impl Feed {
         true
     }
 
-    /// Takes the messages of a batch from `from` to `to`.
-    fn take_batch(&mut self, batch: &Batch, from: Offset, to: Offset, late: bool) {
+    /// Decodes what a batch has for the reader.
+    fn take_batch(&mut self, stretch: &Stretch) {
+        let Stretch { batch, from, to, late } = stretch;
+        let (from, to, late) = (*from, *to, *late);
         let at = |offset| Place { offset, ..batch.begin() };
         if !self.filter.may_hold(batch.header()) {
             return self.pass(at(from), to);
@@ -207,13 +241,14 @@ impl Feed {
                 return self.items.push_back(Item::Gap { from: at(from), to: at(to), reason, settled: false });
             }
         };
-        self.bytes = self.bytes.saturating_add(batch.len());
         for (offset, message) in (batch.begin().offset..).zip(messages) {
             if offset < from || offset >= to {
                 continue;
             }
             if self.filter.matches(&message.path) {
-                self.items.push_back(Item::Message { place: at(offset), message, late });
+                let item = Item::Message { place: at(offset), message, late };
+                self.decoded_bytes = self.decoded_bytes.saturating_add(item_bytes(&item));
+                self.items.push_back(item);
             } else {
                 self.pass(at(offset), offset.saturating_add(1));
             }
@@ -260,5 +295,51 @@ impl Feed {
         }
         self.items.push_back(gap);
         true
+    }
+}
+
+/// What an item counts: a message shares its batch's decoded body, so all of it together counts about that.
+fn item_bytes(item: &Item) -> usize {
+    match item {
+        Item::Message { message, .. } => {
+            convert::message_bytes(message).saturating_add(message.path.as_str().len()).saturating_add(ITEM_BYTES)
+        }
+        Item::Passed(..) | Item::Gap { .. } | Item::Hop { .. } | Item::Side(_) => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::{limits::READ_BYTES, testing::TestEngine};
+
+    /// Batches that decode to a thousand times their size: what is held in memory is what counts.
+    #[tokio::test]
+    async fn what_is_decoded_counts_and_is_decoded_one_batch_at_a_time() {
+        const PAYLOAD: usize = 512 * 1024;
+        let engine = TestEngine::new();
+        let log = TestEngine::log_name("orders", "east");
+        for _ in 0..40 {
+            engine.append_compressed(&log, &"x".repeat(PAYLOAD));
+        }
+        let info = engine.info(&log).unwrap();
+        let filter = Arc::new(Filter { pattern: "#".parse().unwrap(), origins: Vec::new() });
+        let mut feed = Feed::new(log, filter, Cursor::new(info.begin, BTreeMap::new()), Some(info.end));
+        let mut messages = 0;
+        while feed.fill(&engine, READ_BYTES).await.unwrap() == Filled::Items {
+            let held: usize = feed
+                .items
+                .iter()
+                .map(|item| if let Item::Message { message, .. } = item { message.payload.len() } else { 0 })
+                .sum();
+            assert!(held <= PAYLOAD, "{held} bytes decoded at once");
+            assert!(feed.bytes() >= held, "{held} bytes held, {} counted", feed.bytes());
+            while feed.pop().is_some_and(|item| matches!(item, Item::Message { .. })) {
+                messages += 1;
+            }
+        }
+        assert_eq!((messages, feed.bytes()), (40, 0));
     }
 }

@@ -207,6 +207,15 @@ impl<E: Engine> Plain<E> {
                     permit.send(Ok(SubscribeReply { kind: Some(kind) }));
                 }
             }
+            Ok(Filled::Waiting) if self.until_end => {
+                // Nothing is read after the end: what does not come now is told as missing before it is called so.
+                if let Some((from, to)) = feed.give_up() {
+                    let reason = "it cannot be read here at present; subscribe again to get it";
+                    let kind = Kind::Gap(gap(&log, from, to, reason.into()));
+                    permit.send(Ok(SubscribeReply { kind: Some(kind) }));
+                }
+                self.ready.remove(&log);
+            }
             Ok(Filled::Waiting | Filled::Done) => {
                 self.ready.remove(&log);
             }

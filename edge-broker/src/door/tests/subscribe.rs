@@ -32,6 +32,20 @@ async fn a_subscriber_gets_what_is_there_then_what_comes_in_order() {
 }
 
 #[tokio::test]
+async fn what_goes_before_it_was_read_is_told_before_the_end_is() {
+    let engine = TestEngine::new();
+    let harness = Harness::start(&engine).await;
+    harness.publish("orders", numbered(0..5)).await;
+    let mut subscriber = harness.subscribe(Open { until_end: true, credit: None, ..open("orders") }).await.unwrap();
+    engine.submit(vec![Entry::Drop { log: TestEngine::log_name("orders", "east") }]);
+    subscriber.give(100).await;
+    let Some(Kind::Gap(gap)) = subscriber.next().await.unwrap() else { panic!("nothing is told of what is missing") };
+    assert_eq!((gap.from.unwrap().place.unwrap().offset, gap.to_offset), (0, 5));
+    assert!(matches!(subscriber.next().await.unwrap(), Some(Kind::AtEnd(_))));
+    harness.stop().await;
+}
+
+#[tokio::test]
 async fn each_start_begins_where_it_says() {
     let engine = TestEngine::new();
     let harness = Harness::start(&engine).await;
