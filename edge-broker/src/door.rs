@@ -4,6 +4,7 @@
 //! tells who they are (`auth`), holds them to their limits ([`crate::limits`]) and hands their calls to the
 //! services in [`crate::grpc`].
 
+mod decoding;
 mod incoming;
 mod server;
 #[cfg(test)]

@@ -15,19 +15,35 @@ use governor::{
     clock::{Clock, DefaultClock},
 };
 use seaway_federation_proto::limits::MESSAGE_BYTES_CEILING;
+use tokio::sync::Semaphore;
 
-use crate::door::{ClientLimits, OnExceed};
+use crate::{
+    door::{ClientLimits, OnExceed},
+    grpc::shared::PERMIT_BYTES,
+};
 
 /// Connections of clients at one time; the next is closed at once and counted.
 pub const CONNECTIONS_MAX: usize = 4096;
 /// Calls at one time on one connection.
-pub const CALLS_PER_CONNECTION_MAX: u32 = 256;
+pub const CALLS_PER_CONNECTION_MAX: u32 = 64;
 /// Largest request, bytes: the largest message with room for path, headers and the encoding.
 pub const REQUEST_BYTES_MAX: usize = MESSAGE_BYTES_CEILING + 64 * 1024;
+/// Largest request of a subscriber, bytes: positions of thousands of logs, or as many confirmations.
+pub const SUBSCRIBE_REQUEST_BYTES_MAX: usize = 1024 * 1024;
+/// Bytes of requests of all clients that are being read, each counted whole from its first byte on.
+pub const DECODING_BYTES_MAX: usize = 128 * 1024 * 1024;
+/// Requests up to this many bytes are not counted there.
+pub const DECODING_SMALL_BYTES: usize = 4 * 1024;
+/// How long a request may take from its first byte to its last while it is counted there.
+pub const REQUEST_TIME_MAX: Duration = Duration::from_secs(60);
 /// Largest reply, bytes.
 pub const REPLY_BYTES_MAX: usize = MESSAGE_BYTES_CEILING + 64 * 1024;
 /// Bytes of messages of all clients that wait for room in the engine's append queue.
 pub const IN_FLIGHT_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Of these, of one client: one that waits for a site that is cut off leaves room for the others.
+pub const CLIENT_IN_FLIGHT_BYTES_MAX: usize = IN_FLIGHT_BYTES_MAX / 4;
+/// Messages of one client that wait for other sites, over all its streams.
+pub const CLIENT_RECEIPTS_MAX: usize = 32_768;
 /// Bytes of messages accepted on one stream and not yet answered; at least one message always fits.
 pub const STREAM_IN_FLIGHT_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Batches accepted on one stream and not yet answered.
@@ -53,7 +69,7 @@ pub const SUBSCRIPTIONS_MAX: usize = 16_384;
 /// Confirmations of one subscriber that are not yet answered.
 pub const CONFIRMS_UNANSWERED_MAX: usize = 256;
 /// Message ids in one confirmation.
-pub const CONFIRM_IDS_MAX: usize = 65_536;
+pub const CONFIRM_IDS_MAX: usize = 16_384;
 /// Durable groups of this site.
 pub const GROUPS_MAX: usize = 1024;
 /// Members of one group at one time.
@@ -95,6 +111,10 @@ pub(crate) struct ClientRate {
     bytes: Option<Bucket>,
     on_exceed: OnExceed,
     counters: Arc<RateCounters>,
+    /// Its share of the bytes in flight, in permits of [`PERMIT_BYTES`].
+    pub(crate) in_flight: Arc<Semaphore>,
+    /// Its share of messages that wait for other sites.
+    pub(crate) receipts: Arc<Semaphore>,
 }
 
 /// How often clients were held back.
@@ -142,6 +162,8 @@ impl ClientRate {
             bytes: Bucket::new("bytes a second", limits.bytes_per_s, limits.bytes_burst),
             on_exceed: limits.on_exceed,
             counters,
+            in_flight: Arc::new(Semaphore::new(CLIENT_IN_FLIGHT_BYTES_MAX / PERMIT_BYTES)),
+            receipts: Arc::new(Semaphore::new(CLIENT_RECEIPTS_MAX)),
         }
     }
 
@@ -201,7 +223,11 @@ impl Rates {
             return rate.clone();
         }
         if clients.len() >= RATED_CLIENTS_MAX {
-            clients.retain(|_, (_, used)| now.saturating_duration_since(*used) < RATE_IDLE);
+            // Who has something on the way is not idle: what it holds counts.
+            let idle = |rate: &Arc<ClientRate>, used: &Instant| {
+                Arc::strong_count(rate) == 1 && now.saturating_duration_since(*used) >= RATE_IDLE
+            };
+            clients.retain(|_, (rate, used)| !idle(rate, used));
         }
         let name = if clients.len() >= RATED_CLIENTS_MAX { "" } else { client };
         let fresh = || (Arc::new(ClientRate::new(&self.limits, self.counters.clone())), now);

@@ -11,7 +11,7 @@ use tonic::{
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use super::{DoorConfig, DoorError, incoming, tls};
+use super::{DoorConfig, DoorError, decoding::Metered, incoming, tls};
 use crate::{
     api::{self, admin_server::AdminServer, messages_server::MessagesServer},
     auth::Authenticator,
@@ -30,9 +30,9 @@ const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
 /// Silence after which a client's connection is probed, and how long its answer may take.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 /// HTTP/2 window of a stream, bytes.
-const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
 /// HTTP/2 window of a connection, bytes.
-const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 /// Services whose health follows the node's readiness; the empty name stands for the whole.
 const HEALTH_NAMES: [&str; 3] = ["", "seaway.v1.Messages", "seaway.v1.Admin"];
 
@@ -146,7 +146,8 @@ fn add_services<E: Engine>(mut server: Server, shared: &Arc<Shared<E>>) -> Resul
         let messages = MessagesServer::new(MessagesService { shared: shared.clone() })
             .max_decoding_message_size(REQUEST_BYTES_MAX)
             .max_encoding_message_size(REPLY_BYTES_MAX);
-        InterceptedService::new(messages, intercept.clone())
+        // Behind the interceptor: only callers who are known take room.
+        InterceptedService::new(Metered { inner: messages, room: shared.decoding.clone() }, intercept.clone())
     });
     let admin = AdminServer::new(AdminService { shared: shared.clone() }).max_encoding_message_size(REPLY_BYTES_MAX);
     let reflection = tonic_reflection::server::Builder::configure()

@@ -131,9 +131,19 @@ pub(crate) struct Terms {
 }
 
 impl Terms {
-    /// Messages to be published on these terms.
-    pub(crate) fn run(&self, messages: Vec<OwnMessage>) -> PublishRun {
-        let Self { acknowledgement, deadline, on_deadline, .. } = self.clone();
+    /// How long a publisher waits.
+    pub(crate) fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
+    /// Whether other sites are waited for.
+    pub(crate) fn waits_for_others(&self) -> bool {
+        self.acknowledgement != Acknowledgement::Local
+    }
+
+    /// Messages to be published on these terms, of whose time so much is left.
+    pub(crate) fn run(&self, messages: Vec<OwnMessage>, deadline: Duration) -> PublishRun {
+        let Self { acknowledgement, on_deadline, .. } = self.clone();
         PublishRun { messages, acknowledgement, deadline, on_deadline }
     }
 

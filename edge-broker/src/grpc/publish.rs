@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use seaway_relay::node::{Outcome, OwnMessage, PendingRun, PublishError};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::Instant,
+};
 use tonic::{Status, Streaming};
 
 use super::{
@@ -16,8 +19,8 @@ use crate::{
     auth::Caller,
     engine::Engine,
     limits::{
-        BATCH_MESSAGES_MAX, ClientRate, IN_FLIGHT_OVERHEAD_BYTES, REPLIES_QUEUED_MAX, STREAM_IN_FLIGHT_BYTES_MAX,
-        STREAM_IN_FLIGHT_MAX,
+        BATCH_MESSAGES_MAX, CLIENT_RECEIPTS_MAX, ClientRate, IN_FLIGHT_OVERHEAD_BYTES, REPLIES_QUEUED_MAX,
+        STREAM_IN_FLIGHT_BYTES_MAX, STREAM_IN_FLIGHT_MAX,
     },
 };
 
@@ -33,8 +36,8 @@ pub(crate) struct Publisher<E: Engine> {
 
 /// Messages that were taken, or not.
 enum Taken {
-    /// So many; what becomes of them follows.
-    Pending(u32, PendingRun),
+    /// So many; what becomes of them follows. Until then they count in the client's share.
+    Pending(u32, PendingRun, Option<OwnedSemaphorePermit>),
     /// Of so many that is all there is to say.
     Now(u32, Box<Result<Receipt, PublishFailure>>),
 }
@@ -81,10 +84,12 @@ impl<E: Engine> Publisher<E> {
         order: mpsc::Sender<Result<InOrder, Status>>,
     ) {
         let stream_room = Arc::new(Semaphore::new(STREAM_IN_FLIGHT_BYTES_MAX / PERMIT_BYTES));
+        let mut ended = std::pin::pin!(self.caller.ended());
         loop {
             let batch = tokio::select! {
                 biased;
                 () = self.shared.drain.cancelled() => Err(errors::draining()),
+                status = &mut ended => Err(status),
                 () = order.closed() => return,
                 batch = batches.message() => batch,
             };
@@ -145,8 +150,13 @@ impl<E: Engine> Publisher<E> {
             Ok(converted) => converted,
             Err(error) => return refused(error),
         };
-        // Held until the engine has the messages in its own, bounded queue.
-        let _room = take_room(&self.shared.in_flight, contents.len(), bytes).await;
+        // Held until the engine has the messages in its own, bounded queue. The client's own share first: who waits for that
+        // holds nothing of the others'.
+        let room = async {
+            let own = take_room(&self.rate.in_flight, contents.len(), bytes).await;
+            (own, take_room(&self.shared.in_flight, contents.len(), bytes).await)
+        };
+        let Ok(_room) = tokio::time::timeout(terms.deadline(), room).await else { return refused(no_room()) };
         let mut taken = Vec::new();
         let mut run = Vec::with_capacity(contents.len());
         for content in contents {
@@ -189,9 +199,21 @@ impl<E: Engine> Publisher<E> {
             }));
             return;
         }
-        taken.push(match self.shared.engine.publish_run(terms.run(messages)).await {
-            Ok(pending) => Taken::Pending(count, pending),
-            Err(error) => Taken::Now(count, Box::new(Err(errors::failure(&error)))),
+        let refused = |error: PublishError| Taken::Now(count, Box::new(Err(errors::failure(&error))));
+        let until = Instant::now() + terms.deadline();
+        let share = if terms.waits_for_others() {
+            let permits = count.min(u32::try_from(CLIENT_RECEIPTS_MAX).unwrap_or(u32::MAX));
+            match tokio::time::timeout_at(until, self.rate.receipts.clone().acquire_many_owned(permits)).await {
+                Ok(share) => share.ok(),
+                Err(_) => return taken.push(refused(no_room())),
+            }
+        } else {
+            None
+        };
+        let left = until.saturating_duration_since(Instant::now());
+        taken.push(match self.shared.engine.publish_run(terms.run(messages, left)).await {
+            Ok(pending) => Taken::Pending(count, pending, share),
+            Err(error) => refused(error),
         });
     }
 
@@ -205,9 +227,9 @@ impl<E: Engine> Publisher<E> {
 }
 
 async fn finish(taken: Taken) -> Vec<Told> {
-    let (count, pending) = match taken {
+    let (count, pending, _share) = match taken {
         Taken::Now(count, result) => return vec![(count, *result)],
-        Taken::Pending(count, pending) => (count, pending),
+        Taken::Pending(count, pending, share) => (count, pending, share),
     };
     let Ok(outcomes) = pending.await else { return vec![(count, Err(in_doubt()))] };
     let told = outcomes.into_iter().map(|Outcome { count, result }| match result {
@@ -219,6 +241,11 @@ async fn finish(taken: Taken) -> Vec<Told> {
         Err(error) => (count, Err(errors::failure(&error))),
     });
     told.collect()
+}
+
+fn no_room() -> PublishError {
+    let text = "there was no room for the message before its deadline, and it was not stored; publish it again later";
+    PublishError::Unavailable(text.into())
 }
 
 fn in_doubt() -> PublishFailure {

@@ -16,7 +16,7 @@ use crate::{
     door::{DoorConfig, DoorError},
     engine::Engine,
     groups::Groups,
-    limits::{CONNECTIONS_MAX, IN_FLIGHT_BYTES_MAX, Rates, SUBSCRIPTIONS_MAX},
+    limits::{CONNECTIONS_MAX, DECODING_BYTES_MAX, IN_FLIGHT_BYTES_MAX, Rates, SUBSCRIPTIONS_MAX},
     subscriptions::wants::PassingWants,
 };
 
@@ -69,6 +69,8 @@ pub(crate) struct Shared<E: Engine> {
     pub(crate) wants: Arc<PassingWants<E>>,
     /// Bytes of messages in flight, in permits of [`PERMIT_BYTES`].
     pub(crate) in_flight: Arc<Semaphore>,
+    /// Bytes of requests that are being read, in permits of [`PERMIT_BYTES`].
+    pub(crate) decoding: Arc<Semaphore>,
     /// Subscriptions that may still be opened.
     pub(crate) subscriptions: Arc<Semaphore>,
     /// Connections that may still be made.
@@ -94,6 +96,7 @@ impl<E: Engine> Shared<E> {
             tokens,
             groups,
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX / PERMIT_BYTES)),
+            decoding: Arc::new(Semaphore::new(DECODING_BYTES_MAX / PERMIT_BYTES)),
             subscriptions: Arc::new(Semaphore::new(SUBSCRIPTIONS_MAX)),
             connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             drain,
