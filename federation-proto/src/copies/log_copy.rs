@@ -68,6 +68,13 @@ pub struct LogCopy {
     pub(super) newest_origin_time_us: u64,
 }
 
+impl LogCopy {
+    /// The newest incarnation of which anything is held, without the rest of [`LogCopy::info`].
+    pub fn newest(&self) -> Option<Incarnation> {
+        self.incarnations.last().map(|held| held.incarnation)
+    }
+}
+
 /// What accepting a batch changed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Accepted {

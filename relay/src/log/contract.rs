@@ -36,7 +36,7 @@ use bytes::Bytes;
 use seaway_federation_proto::{
     copies::{AppendRefusal, Hole, HoleKind, LogInfo},
     envelope::{Batch, Chain},
-    ids::{LogName, Offset, Place},
+    ids::{Incarnation, LogName, Offset, Place},
 };
 
 /// The tables of durable state beside the logs. Numbers are permanent: they are on disk.
@@ -395,6 +395,16 @@ pub trait CommitLog: Send + Sync + 'static {
 
     /// The copy as of the last accepted unit (`submitted`) or the last durable one.
     fn info(&self, log: &LogName, durable: bool) -> Option<LogInfo>;
+
+    /// The newest incarnation held, as of the last accepted unit: what [`CommitLog::info`] says of it, at less cost.
+    fn newest(&self, log: &LogName) -> Option<Incarnation> {
+        self.info(log, false)?.incarnations.last().map(|i| i.incarnation)
+    }
+
+    /// Bytes of a log's batches, as of the last durable unit: what [`CommitLog::info`] says of it, at less cost.
+    fn bytes(&self, log: &LogName) -> Option<u64> {
+        Some(self.info(log, true)?.bytes)
+    }
 
     /// All logs held, in order of name.
     fn logs(&self) -> Vec<LogName>;

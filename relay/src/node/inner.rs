@@ -110,7 +110,9 @@ pub(super) struct NodeInner {
     pub(super) unavailable: ArcSwapOption<String>,
     /// How many of the commit log's damages were reported.
     pub(super) damage_reported: AtomicUsize,
-    /// Bytes the commit log had accepted when retention last ran.
+    /// Bytes the commit log had accepted when upkeep last looked.
+    pub(super) accepted: AtomicU64,
+    /// And when retention last ran.
     pub(super) accepted_at_retention: AtomicU64,
     pub(super) threads: Threads,
 }
@@ -165,6 +167,7 @@ impl NodeInner {
             }
             (None, false) => None,
         };
+        self.accepted.store(stats.accepted_bytes, Ordering::Relaxed);
         self.note_availability(why);
         self.note_damage(&stats.damage);
         if turn.is_multiple_of(EXPIRE_EVERY)
@@ -177,13 +180,14 @@ impl NodeInner {
 
     /// One turn of the retention's thread, which may wait long for room in the append queue and for the disk.
     pub(super) fn turn_retention(&self, turn: u64) -> Duration {
-        let stats = self.log.stats();
+        let accepted = self.accepted.load(Ordering::Relaxed);
         // A cache is held to its bound more often while it fills quickly.
-        let fills = self.config.cache_bytes_max.is_some_and(|max| {
-            stats.accepted_bytes.saturating_sub(self.accepted_at_retention.load(Ordering::Relaxed)) > max / 8
-        });
+        let fills = self
+            .config
+            .cache_bytes_max
+            .is_some_and(|max| accepted.saturating_sub(self.accepted_at_retention.load(Ordering::Relaxed)) > max / 8);
         if fills || turn.is_multiple_of(RETENTION_EVERY) {
-            self.accepted_at_retention.store(stats.accepted_bytes, Ordering::Relaxed);
+            self.accepted_at_retention.store(accepted, Ordering::Relaxed);
             self.retain();
         }
         UPKEEP_INTERVAL
@@ -251,14 +255,14 @@ impl NodeInner {
     }
 
     pub(super) async fn put_want(&self, want: Want) -> Result<(), PublishError> {
-        self.check_want(&want)?;
+        self.check_want(&want).await?;
         let key = Bytes::copy_from_slice(want.id.as_bytes());
         self.store(vec![Entry::Put { table: Table::Wants, key, value: wants::encode(&want) }]).await?;
         self.hub.put_want(self.clock.now(), want);
         Ok(())
     }
 
-    fn check_want(&self, want: &Want) -> Result<(), PublishError> {
+    async fn check_want(&self, want: &Want) -> Result<(), PublishError> {
         if self.origin.is_none() {
             return Err(PublishError::Invalid(format!("{} is a relay and has no wants of its own", self.config.name)));
         }
@@ -268,8 +272,14 @@ impl NodeInner {
         if self.config.wants.iter().any(|w| w.id == want.id) {
             return Err(PublishError::Invalid(format!("want {} is configured; choose another id", want.id)));
         }
-        let known = self.log.get(Table::Wants, want.id.as_bytes()).is_some();
-        if !known && self.log.scan(Table::Wants, &[]).len() >= super::start::WANTS_MAX {
+        // It waits on the disk.
+        let (log, id) = (self.log.clone(), want.id.clone());
+        let look = move || {
+            log.get(Table::Wants, id.as_bytes()).is_some()
+                || log.scan(Table::Wants, &[]).len() < super::start::WANTS_MAX
+        };
+        let looked = tokio::task::spawn_blocking(look).await;
+        if !looked.map_err(|_| PublishError::Unavailable("reading the wants failed; try again".to_owned()))? {
             let text = format!("this site has {} wants already, the most it may have", super::start::WANTS_MAX);
             return Err(PublishError::Unavailable(text));
         }

@@ -229,3 +229,71 @@ fn no_room() -> PublishError {
     let text = "there was no room for the message before its deadline; nothing was stored, publish it again later";
     PublishError::Unavailable(text.to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use seaway_federation_proto::session::NodeKind;
+
+    use super::*;
+    use crate::{
+        log::memory::{MemoryConfig, MemoryDisk, MemoryLog},
+        node::{LinkTls, Node, NodeConfig, OnDeadline},
+    };
+
+    fn config() -> NodeConfig {
+        NodeConfig {
+            federation: "test".into(),
+            name: "home/edge".parse().unwrap(),
+            kind: NodeKind::Edge,
+            data_dir: "unused".into(),
+            listen: None,
+            dial: vec![],
+            tls: LinkTls { cert: "unused".into(), key: "unused".into(), ca: "unused".into() },
+            wants: vec![],
+            replicate: vec![],
+            topics: vec![],
+            segment_bytes: 64 << 20,
+            disk_reserve_bytes: 0,
+            cache_bytes_max: None,
+            lane_credit_bytes: 1 << 20,
+            probe_interval: Duration::from_secs(1),
+            dead_after: Duration::from_secs(10),
+            mark_interval: Duration::from_secs(1),
+            costs: vec![],
+            tail_bytes_max: 1 << 20,
+        }
+    }
+
+    /// The disk stands still: what finds no room is told so at its deadline, and is not kept waiting for ever.
+    #[tokio::test]
+    async fn the_deadline_runs_while_there_is_no_room() {
+        const SIZE: usize = 1_000_000;
+        let log = MemoryLog::open(MemoryDisk::default(), MemoryConfig::default());
+        let mut start = Box::pin(Node::start_on(config(), log.clone()));
+        let node = loop {
+            tokio::select! {
+                node = &mut start => break node.unwrap(),
+                () = tokio::time::sleep(Duration::from_millis(1)) => drop(log.sync_now()),
+            }
+        };
+        let publish = || Publish {
+            path: "t".parse().unwrap(),
+            key: None,
+            headers: vec![],
+            payload: vec![0; SIZE].into(),
+            producer: None,
+            acknowledgement: Acknowledgement::Local,
+            deadline: Duration::from_millis(50),
+            on_deadline: OnDeadline::Fail,
+        };
+        let mut pending = Vec::new();
+        for _ in 0..(64 << 20) / SIZE + 5 {
+            let accepted = tokio::time::timeout(Duration::from_secs(60), node.publish(publish())).await;
+            pending.push(accepted.expect("it waits beyond its deadline").unwrap());
+        }
+        let last = pending.pop().unwrap().await.unwrap();
+        assert!(matches!(&last, Err(PublishError::Unavailable(why)) if why.contains("deadline")), "{last:?}");
+        log.sync_now();
+        assert!(pending.remove(0).await.unwrap().is_ok(), "what found room is stored however long it takes");
+    }
+}

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use seaway_federation_proto::{copies::LogInfo, ids::LogName};
+use seaway_federation_proto::ids::LogName;
 
 use crate::log::contract::{CommitLog, Entry, RejectReason, Retention, Unit};
 
@@ -32,17 +32,15 @@ pub(super) fn trim(
     cache_bytes_max: Option<u64>,
     wall_us: u64,
 ) -> Result<(), String> {
-    let held: Vec<(LogName, LogInfo)> =
-        log.logs().into_iter().filter_map(|n| Some((n.clone(), log.info(&n, true)?))).collect();
-    let share =
-        cache_bytes_max.and_then(|max| share(&held.iter().map(|(_, info)| info.bytes).collect::<Vec<_>>(), max));
+    let held: Vec<(LogName, u64)> = log.logs().into_iter().filter_map(|n| Some((n.clone(), log.bytes(&n)?))).collect();
+    let share = cache_bytes_max.and_then(|max| share(&held.iter().map(|(_, bytes)| *bytes).collect::<Vec<_>>(), max));
     let mut entries = Vec::new();
-    for (name, info) in held {
+    for (name, bytes) in held {
         let keep = keep(&name);
         let bytes_max = [keep.bytes_max, share].into_iter().flatten().min();
         let before = |age: Duration| wall_us.saturating_sub(u64::try_from(age.as_micros()).unwrap_or(u64::MAX));
         let retention = Retention { bytes_max, appended_before_us: keep.age_max.map(before), keep_from: None };
-        let nothing_to_do = bytes_max.is_none_or(|max| info.bytes <= max) && retention.appended_before_us.is_none();
+        let nothing_to_do = bytes_max.is_none_or(|max| bytes <= max) && retention.appended_before_us.is_none();
         if nothing_to_do {
             continue;
         }
@@ -115,17 +113,19 @@ mod tests {
     use super::*;
     use crate::log::{
         contract::{Role, Table},
+        disk::{DiskConfig, DiskLog},
         memory::{MemoryConfig, MemoryDisk, MemoryLog},
     };
 
-    fn batch(offset: u64) -> seaway_federation_proto::envelope::Batch {
-        use seaway_federation_proto::{
-            envelope::{Batch, Chain, Codec, Placement},
-            ids::{Incarnation, Place, Queue},
-            message::{BodyBuilder, Message},
-        };
+    use seaway_federation_proto::{
+        envelope::{Batch, Chain, Codec, Placement},
+        ids::{Incarnation, Place, Queue},
+        message::{BodyBuilder, Message},
+    };
+
+    fn batch(offset: u64, chain_before: Chain, bytes: usize) -> Batch {
         let mut builder = BodyBuilder::default();
-        let payload = vec![7; 1_000].into();
+        let payload = vec![7; bytes].into();
         let path = "t".parse().unwrap();
         builder.push(&Message { path, key: None, headers: Vec::new(), time_us: 1, producer: None, payload });
         let log = LogName { topic: "t".parse().unwrap(), origin: "a".parse().unwrap(), queue: Queue(1) };
@@ -135,9 +135,38 @@ mod tests {
             first_of_incarnation: offset == 0,
             previous: None,
             origin_time_us: 1,
-            chain_before: Chain::default(),
+            chain_before,
         };
         Batch::seal(&placement, builder.finish(Codec::None).unwrap())
+    }
+
+    /// A small cache under a steady stream stays near its size on the disk, too.
+    #[test]
+    fn a_small_cache_takes_little_disk() {
+        const CACHE: u64 = 16 << 20;
+        let dir = tempfile::tempdir().unwrap();
+        let start = seaway_federation_proto::ids::Start { time_us: 1, random: 1 };
+        let mut config = DiskConfig::new(dir.path().to_path_buf(), "test", "r/relay".parse().unwrap(), start);
+        config.reserve_bytes = 0;
+        (config.segment_bytes, config.checkpoint_bytes) = super::super::start::cache_bounds(256 << 20, CACHE);
+        let (log, _) = DiskLog::open(config).unwrap();
+        let log: Arc<dyn CommitLog> = log;
+        let (mut offset, mut chain) = (0, Chain::default());
+        let mut most = 0;
+        for _ in 0..20 {
+            for _ in 0..16 {
+                let batch = batch(offset, chain, 512 << 10);
+                (offset, chain) = (offset + 1, batch.chain_after());
+                let unit = Unit { entries: vec![Entry::Append { role: Role::Copy, batch }] };
+                let (done, stored) = mpsc::channel();
+                log.submit(unit, Box::new(move |result| done.send(result).unwrap())).unwrap();
+                stored.recv_timeout(Duration::from_secs(60)).unwrap().unwrap();
+            }
+            trim(&log, |_| Keep::default(), Some(CACHE), 1).unwrap();
+            log.reclaim().unwrap();
+            most = most.max(log.stats().segment_bytes);
+        }
+        assert!(most <= 2 * CACHE + (64 << 20), "a cache of {CACHE} bytes took {most}");
     }
 
     #[test]
@@ -145,7 +174,7 @@ mod tests {
         let config = MemoryConfig { queued_bytes_max: 4_000, ..MemoryConfig::default() };
         let memory = MemoryLog::open(MemoryDisk::default(), config);
         let log: Arc<dyn CommitLog> = memory.clone();
-        let unit = Unit { entries: vec![Entry::Append { role: Role::Copy, batch: batch(0) }] };
+        let unit = Unit { entries: vec![Entry::Append { role: Role::Copy, batch: batch(0, Chain::default(), 1_000) }] };
         log.submit(unit, Box::new(|_| {})).unwrap();
         memory.sync_now();
         // Full: nothing more is taken until something is durable.

@@ -56,6 +56,10 @@ const HOPS: u32 = 16;
 const LOST_AFTER: Duration = Duration::from_secs(24 * 3600);
 /// Events kept for a watcher that lags; after that it looks anew.
 const EVENTS: usize = 4_096;
+/// The smallest segment that a cache's size asks for: above this cost of a file more of them bring nothing.
+const CACHE_SEGMENT_BYTES_MIN: u64 = 8 << 20;
+/// A checkpoint is due after so many bytes at the latest.
+const CHECKPOINT_BYTES_MAX: u64 = 1 << 30;
 /// How long accepted messages may take to become durable when the node stops.
 const FINISH_MAX: Duration = Duration::from_secs(30);
 /// How long receipts may wait for other sites when the node stops.
@@ -124,10 +128,20 @@ fn replication_config(config: &NodeConfig, start: Start) -> ReplicationConfig {
     }
 }
 
+/// Bytes of a segment and between two checkpoints for a cache of this size. A segment goes as a whole, and none since the last two
+/// checkpoints does, so with these a cache takes at most about twice its size on disk, and 64 MiB where it is small.
+pub(super) fn cache_bounds(segment_bytes: u64, cache_bytes_max: u64) -> (u64, u64) {
+    let segment = segment_bytes.min((cache_bytes_max / 8).max(CACHE_SEGMENT_BYTES_MIN));
+    (segment, (cache_bytes_max / 4).clamp(segment, CHECKPOINT_BYTES_MAX.max(segment)))
+}
+
 /// Opens the commit log in the node's directory; answers with it and with what people should know of it.
 fn open_log(config: &NodeConfig, start: Start) -> Result<(Arc<dyn CommitLog>, Vec<Report>), StartError> {
     let mut disk = DiskConfig::new(config.data_dir.clone(), &config.federation, config.name.clone(), start);
     disk.segment_bytes = config.segment_bytes;
+    if let Some(cache) = config.cache_bytes_max {
+        (disk.segment_bytes, disk.checkpoint_bytes) = cache_bounds(config.segment_bytes, cache);
+    }
     disk.reserve_bytes = config.disk_reserve_bytes;
     disk.tail_bytes_max = config.tail_bytes_max;
     let (log, recovery) = DiskLog::open(disk).map_err(|error| StartError::Data(error.to_string()))?;
@@ -214,6 +228,7 @@ impl NodeInner {
             draining: false.into(),
             unavailable: ArcSwapOption::empty(),
             damage_reported: 0.into(),
+            accepted: 0.into(),
             accepted_at_retention: 0.into(),
             threads: Threads::default(),
         });

@@ -41,7 +41,8 @@ pub struct NodeConfig {
     pub segment_bytes: u64,
     /// Bytes of disk kept free for recovery, trims and checkpoints.
     pub disk_reserve_bytes: u64,
-    /// For a relay: bytes of batches its cache may hold in all.
+    /// For a relay: bytes of batches its cache may hold in all. On disk it takes up to about twice as much, and never less than
+    /// some 64 MiB; segments are made smaller than asked for where the cache is small.
     pub cache_bytes_max: Option<u64>,
     /// Credit per link and lane, bytes.
     pub lane_credit_bytes: u64,

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use seaway_federation_proto::{
     copies::LogInfo,
     envelope::Chain,
-    ids::{LogName, NodeName, Place, Start},
+    ids::{Incarnation, LogName, NodeName, Place, Start},
 };
 
 use super::{
@@ -203,6 +203,14 @@ impl CommitLog for DiskLog {
         let CellState { submitted, durable: on_disk, .. } = &*state;
         let copy = if durable { on_disk.as_ref().map(|durable| &durable.copy) } else { submitted.as_ref() };
         copy.map(seaway_federation_proto::copies::LogCopy::info)
+    }
+
+    fn newest(&self, log: &LogName) -> Option<Incarnation> {
+        self.shared.cell(log)?.state.lock().submitted.as_ref()?.newest()
+    }
+
+    fn bytes(&self, log: &LogName) -> Option<u64> {
+        Some(self.shared.cell(log)?.state.lock().durable.as_ref()?.copy.bytes())
     }
 
     fn logs(&self) -> Vec<LogName> {

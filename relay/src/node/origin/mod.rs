@@ -183,6 +183,8 @@ pub struct Origin {
     config: OriginConfig,
     log: Arc<dyn CommitLog>,
     topics: RwLock<HashMap<String, Arc<OwnTopic>>>,
+    /// Settings of topics as they are stored: a copy in memory, so that publishing does not wait on the disk.
+    stored: Mutex<HashMap<String, TopicSettings>>,
     producers: Mutex<Producers>,
     waiting_bytes: AtomicUsize,
     closed: AtomicBool,
@@ -202,11 +204,17 @@ impl std::fmt::Debug for Origin {
 impl Origin {
     /// An origin over its commit log: brings back what is known of producers.
     pub fn open(config: OriginConfig, log: Arc<dyn CommitLog>) -> Arc<Origin> {
+        let setting = |(key, value): (Bytes, Bytes)| {
+            let name = std::str::from_utf8(&key).ok()?.to_owned();
+            Some((name, TopicSettings::decode(value).ok()?))
+        };
+        let stored = log.scan(Table::Topics, &[]).into_iter().filter_map(setting).collect();
         let producers = Producers::restore(log.scan(Table::Producers, &[]), config.clock.now());
         Arc::new(Origin {
             config,
             log,
             topics: RwLock::default(),
+            stored: Mutex::new(stored),
             producers: Mutex::new(producers),
             waiting_bytes: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
@@ -388,7 +396,7 @@ impl Origin {
                 format!("this site has {TOPICS_MAX} topics already, the most it may have; use tags below a topic");
             return Err(Refusal::Error(PublishError::Unavailable(text)));
         }
-        let stored = self.log.get(Table::Topics, topic.as_str().as_bytes()).and_then(|v| TopicSettings::decode(v).ok());
+        let stored = self.stored.lock().get(topic.as_str()).copied();
         let mut settings = topic::settings_of(&(self.config.topics)(topic));
         if let Some(stored) = &stored {
             if stored.queues != settings.queues {
@@ -411,6 +419,7 @@ impl Origin {
         }
         if stored.as_ref() != Some(&settings) {
             self.write_settings(topic, &settings)?;
+            self.stored.lock().insert(topic.as_str().to_owned(), settings);
         }
         let opened = Arc::new(OwnTopic::new(topic.clone(), &self.config.site, &settings));
         topics.insert(topic.as_str().to_owned(), opened.clone());

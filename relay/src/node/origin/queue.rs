@@ -132,8 +132,7 @@ impl Line {
     /// A restored or cloned origin meets incarnations of its own that it did not know: they come from other holders. The newest
     /// one leads the main line, so this start goes on in one above it, at its own end; what was met is a fork.
     pub(super) fn go_above(&mut self, log: &dyn CommitLog, name: &LogName) {
-        let Some(info) = log.info(name, false) else { return };
-        let Some(newest) = info.incarnations.last().map(|i| i.incarnation) else { return };
+        let Some(newest) = log.newest(name) else { return };
         if newest <= self.end.incarnation {
             return;
         }
