@@ -71,6 +71,9 @@ impl Undo {
 struct Check<'a> {
     shared: &'a Shared,
     undo: Undo,
+    /// Only one entry changes a copy: where that is refused nothing has changed, and there is nothing to go back to.
+    /// Remembering a copy costs as much as it has incarnations, and the usual unit is one batch with its producers' rows.
+    alone: bool,
     touched: Vec<(Arc<Cell>, bool)>,
     /// Trims, by index, at the batch boundary that they were moved to.
     boundaries: Vec<(usize, Place)>,
@@ -89,7 +92,15 @@ impl Shared {
             if let Err(reason) = self.check_room(&unit, bytes) {
                 return reject(unit, done, reason);
             }
-            let mut check = Check { shared: self, undo: Undo::default(), touched: Vec::new(), boundaries: Vec::new() };
+            let changes =
+                unit.entries.iter().filter(|e| !matches!(e, Entry::Put { .. } | Entry::Delete { .. })).count();
+            let mut check = Check {
+                shared: self,
+                undo: Undo::default(),
+                alone: changes == 1,
+                touched: Vec::new(),
+                boundaries: Vec::new(),
+            };
             let checked = unit.entries.iter().enumerate().try_for_each(|(index, entry)| check.entry(index, entry));
             // A look-up that failed was taken as "not known": no unit may pass on that.
             self.stop_if_unreadable();
@@ -235,7 +246,9 @@ impl Check<'_> {
         }
         let cell = known.unwrap_or_else(|| self.shared.cell_or_new(log, role));
         let mut state = cell.state.lock();
-        self.undo.remember(&cell, &state);
+        if !self.alone || state.submitted.is_none() {
+            self.undo.remember(&cell, &state);
+        }
         if state.submitted.is_none() {
             state.submitted = Some(first_copy(&facts)?);
             state.submitted_life += 1;
