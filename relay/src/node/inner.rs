@@ -147,6 +147,7 @@ impl NodeInner {
     pub(super) fn turn_hub(&self) -> Duration {
         let now = self.clock.now();
         self.hub.pump(now, self.clock.wall_us());
+        self.receipts.look_again(now);
         self.receipts.handle_timeout(now);
         let next = [self.hub.poll_timeout(), self.receipts.poll_timeout()].into_iter().flatten().min();
         next.map_or(HUB_IDLE, |at| at.saturating_sub(self.clock.now())).min(HUB_IDLE)

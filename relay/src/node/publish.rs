@@ -273,7 +273,7 @@ mod tests {
         let node = loop {
             tokio::select! {
                 node = &mut start => break node.unwrap(),
-                () = tokio::time::sleep(Duration::from_millis(1)) => drop(log.sync_now()),
+                () = tokio::time::sleep(Duration::from_millis(1)) => log.sync_now(),
             }
         };
         let publish = || Publish {

@@ -9,7 +9,7 @@
 //! sees to that before it accepts a message.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     ops::Bound,
     sync::Arc,
     time::Duration,
@@ -26,6 +26,9 @@ use crate::link::hub::RemoteHeld;
 pub const RECEIPTS_WAITING_MAX: usize = 262_144;
 /// Deadlines are looked at in steps of this many milliseconds: a receipt is at most so much late.
 const DEADLINE_STEP_MS: u64 = 4;
+
+/// What waits of earlier incarnations is looked at again so often.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Whom a message waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -190,6 +193,9 @@ struct Inner {
     deadlines: BTreeMap<(u64, u64), (LogName, Place)>,
     next: u64,
     waiting: usize,
+    /// Logs that may have some of earlier incarnations, and when those were looked at.
+    older: BTreeSet<LogName>,
+    looked: Duration,
 }
 
 impl Inner {
@@ -250,6 +256,9 @@ impl Receipts {
         let line = if older { &mut at.older } else { &mut at.waiting };
         line.insert(key, waiter);
         inner.waiting += 1;
+        if older {
+            inner.older.insert(log.clone());
+        }
         inner.deadlines.insert((deadline_step, key.1), (log.clone(), place));
         drop(inner);
         if older {
@@ -264,6 +273,9 @@ impl Receipts {
         let at = inner.logs.entry(log.clone()).or_default();
         let met = at.apply(held);
         let ask = !at.older.is_empty();
+        if ask {
+            inner.older.insert(log.clone());
+        }
         inner.ended(&met);
         drop(inner);
         for ((place, _), waiter) in met {
@@ -302,6 +314,23 @@ impl Receipts {
         drop(inner);
         for ((place, _), waiter) in met {
             waiter.meet(log, place);
+        }
+    }
+
+    /// Now and then: what the machine learned of our own log since a site spoke may decide what waits of earlier incarnations.
+    pub fn look_again(&self, now: Duration) {
+        let logs: Vec<LogName> = {
+            let mut inner = self.inner.lock();
+            if inner.older.is_empty() || now.saturating_sub(inner.looked) < LOOK_INTERVAL {
+                return;
+            }
+            inner.looked = now;
+            let Inner { older, logs, .. } = &mut *inner;
+            older.retain(|log| logs.get(log).is_some_and(|at| !at.older.is_empty()));
+            older.iter().cloned().collect()
+        };
+        for log in logs {
+            self.ask_machine(&log, |_, _| true);
         }
     }
 
@@ -380,7 +409,10 @@ impl LogWaiters {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
+    use std::sync::{
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    };
 
     use seaway_federation_proto::{
         copies::{Hole, HoleKind},
@@ -534,7 +566,12 @@ mod tests {
     #[test]
     fn what_waits_of_an_incarnation_is_met_after_the_log_went_on_in_a_newer_one() {
         let (to, from) = mpsc::channel();
-        let r = Receipts::new(Arc::new(|_, _, place| place.incarnation == INCARNATION && place.offset < 8));
+        let known = Arc::new(AtomicU64::new(8));
+        let below = known.clone();
+        let holds = move |_: &Site, _: &LogName, p: Place| {
+            p.incarnation == INCARNATION && p.offset < below.load(Ordering::Relaxed)
+        };
+        let r = Receipts::new(Arc::new(holds));
         wait(&r, &to, 5, &Acknowledgement::All, &["a", "b"], 1000, OnDeadline::Fail);
         wait(&r, &to, 9, &Acknowledgement::All, &["a", "b"], 1000, OnDeadline::Fail);
         r.handle_held(held("a", 0, 6, &[]));
@@ -553,6 +590,10 @@ mod tests {
         wait(&r, &to, 7, &Acknowledgement::All, &["a", "b"], 1000, OnDeadline::Fail);
         assert_eq!(from.try_recv().unwrap().0, 7);
         assert_eq!(r.len(), 1);
+        // The machine hears of our own log after the sites spoke.
+        known.store(10, Ordering::Relaxed);
+        r.look_again(LOOK_INTERVAL);
+        assert_eq!(from.try_recv().unwrap().0, 9);
     }
 
     #[test]
