@@ -4,6 +4,8 @@
 //! * at the end of an incarnation that is held, with the chain value of that end;
 //! * at the lower edge of a pending hole, likewise; the batch that reaches the hole's upper edge
 //!   must also yield the chain value that the part above began with, else that part becomes a hole;
+//! * as the first batch of an incarnation that was opened by a jump and of which nothing but holes is
+//!   held below: what it names may lie in what was jumped over, so it is taken as given;
 //! * as the first batch of an incarnation that is not held, where the place that it names is held,
 //!   with the chain value there. A place below the begin, in a hole, or in an incarnation that is
 //!   older than all that is held cannot be compared: its chain value is taken as given.
@@ -192,18 +194,23 @@ impl LogCopy {
         boundaries: &dyn Boundaries,
     ) -> Result<Accepted, AppendRefusal> {
         let newest = index + 1 == self.incarnations.len();
+        let at = facts.begin;
+        let end = self.incarnations.get(index).map_or(at, Held::end_place);
+        if at.offset > end.offset {
+            return Err(AppendRefusal::Gap { found: at, expected: end });
+        }
+        if at.offset < end.offset {
+            return self.append_inside(index, facts, boundaries);
+        }
+        let jumped = facts.first_of_incarnation && self.is_jump(index, at.offset);
+        if jumped {
+            self.check_previous_of_jump(facts, boundaries)?;
+        }
         let Some(held) = self.incarnations.get_mut(index) else {
             return Err(AppendRefusal::Repeat(facts.begin));
         };
-        let at = facts.begin;
-        if at.offset > held.end {
-            return Err(AppendRefusal::Gap { found: at, expected: held.end_place() });
-        }
-        if at.offset < held.end {
-            return self.append_inside(index, facts, boundaries);
-        }
         let empty = held.begin == held.end;
-        if facts.first_of_incarnation && !(empty && held.previous.is_none()) {
+        if facts.first_of_incarnation && !jumped && !(empty && held.previous.is_none()) {
             return Err(AppendRefusal::NotFollowing {
                 found: at.incarnation,
                 why: "its first batch comes a second time, further up",
@@ -212,7 +219,8 @@ impl LogCopy {
         if held.chain_at_end.is_some_and(|chain| chain != facts.chain_before) {
             return Err(AppendRefusal::BrokenChain { at });
         }
-        if facts.first_of_incarnation {
+        // After a hole the copy joins what it jumped from, not what the batch names.
+        if facts.first_of_incarnation && empty {
             held.previous = facts.previous;
         }
         if empty {
@@ -259,17 +267,18 @@ impl LogCopy {
                 why: "the batch lies in a hole that is not pending",
             });
         }
-        let opens = facts.first_of_incarnation && hole.from == begin;
+        let opens = facts.first_of_incarnation && (hole.from == begin || self.is_jump(index, hole.from));
         if facts.first_of_incarnation && !opens {
             return Err(AppendRefusal::NotFollowing {
                 found: at.incarnation,
                 why: "its first batch comes a second time, further up",
             });
         }
-        if opens {
-            self.check_previous(facts, boundaries)?;
-        } else if at.offset != hole.from {
+        if at.offset != hole.from && !(opens && hole.from == begin) {
             return Err(AppendRefusal::Gap { found: at, expected: Place { offset: hole.from, ..at } });
+        }
+        if opens {
+            self.check_previous_of_jump(facts, boundaries)?;
         } else if below.is_some_and(|chain| chain != facts.chain_before) {
             return Err(AppendRefusal::BrokenChain { at });
         }
@@ -470,6 +479,23 @@ impl LogCopy {
             Boundary::Chain(chain) if chain != facts.chain_before => Err(AppendRefusal::BrokenChain { at }),
             Boundary::Inside => refuse("it names a place inside a batch"),
             Boundary::Chain(_) | Boundary::Unknown => Ok(()),
+        }
+    }
+
+    /// Whether an incarnation was opened by a jump, and nothing but holes is stated of it below `offset`: its first batch
+    /// may be there.
+    fn is_jump(&self, index: usize, offset: Offset) -> bool {
+        let Some(held) = self.incarnations.get(index) else { return false };
+        let holes = self.holes.iter().filter(|e| e.hole.incarnation == held.incarnation);
+        let lacking: u64 = holes.map(|e| e.hole.to.min(offset).saturating_sub(e.hole.from)).sum();
+        held.chain_at_begin.is_none() && lacking == offset.saturating_sub(held.begin)
+    }
+
+    /// As [`LogCopy::check_previous`], where the place that the batch names may lie in what the copy jumped over.
+    fn check_previous_of_jump(&self, facts: &Facts, boundaries: &dyn Boundaries) -> Result<(), AppendRefusal> {
+        match self.check_previous(facts, boundaries) {
+            Err(AppendRefusal::Gap { .. }) => Ok(()),
+            checked => checked,
         }
     }
 

@@ -405,6 +405,54 @@ fn a_copy_jumps_over_what_nobody_has() {
     assert!(info.fork_tips.is_empty());
 }
 
+/// An origin that started twice since, and trimmed all of the incarnation between.
+#[test]
+fn a_copy_jumps_to_the_first_batch_of_an_incarnation() {
+    let one = line(inc(1, 7), None, 2);
+    let between = (place(inc(2, 1), 12), Chain([5; 16]));
+    let three = line(inc(3, 9), Some(between), 3);
+    for from in [4, 12] {
+        let mut holder = holding(&one);
+        if from == 12 {
+            // It holds more of the first than the second went on from.
+            line(inc(1, 7), None, 6)[2..].iter().for_each(|facts| holder.feed(facts).unwrap());
+        }
+        let copy = holder.copy.as_mut().unwrap();
+        copy.hole(Hole { incarnation: inc(3, 9), from, to: 12, kind: HoleKind::Lost }).unwrap();
+        three.iter().for_each(|facts| holder.feed(facts).unwrap());
+        holder.check();
+        let copy = holder.copy.as_mut().unwrap();
+        assert_eq!(copy.end(), place(inc(3, 9), 18));
+        assert_eq!(copy.known_chain(place(inc(3, 9), 4)), None);
+        let joined = if from == 4 { place(inc(1, 7), 4) } else { place(inc(2, 1), 12) };
+        assert_eq!(copy.info().incarnations[1].previous, Some(joined), "what it jumped from, if it left a hole");
+        assert_eq!(holder.feed(&three[0]), Err(AppendRefusal::Repeat(three[0].begin)));
+        // Damaged later, it is fetched again.
+        let copy = holder.copy.as_mut().unwrap();
+        let first = Hole { incarnation: inc(3, 9), from: 12, to: 14, kind: HoleKind::Pending };
+        copy.damage(first, None, None, 100).unwrap();
+        holder.kept.0.remove(&three[0].begin);
+        holder.accepted.remove(&three[0].begin);
+        holder.feed(&three[0]).unwrap();
+        holder.check();
+    }
+}
+
+#[test]
+fn a_first_batch_does_not_come_a_second_time_further_up() {
+    let one = line(inc(1, 7), None, 2);
+    let two = line(inc(2, 1), Some((place(inc(1, 7), 4), one[1].chain_after)), 2);
+    let mut holder = holding(&one);
+    two.iter().for_each(|facts| holder.feed(facts).unwrap());
+    let again = Facts { begin: place(inc(2, 1), 8), end: 9, chain_before: two[1].chain_after, ..two[0] };
+    assert!(matches!(holder.feed(&again), Err(AppendRefusal::NotFollowing { .. })));
+    let copy = holder.copy.as_mut().unwrap();
+    copy.hole(Hole { incarnation: inc(2, 1), from: 8, to: 10, kind: HoleKind::Lost }).unwrap();
+    let again = Facts { begin: place(inc(2, 1), 10), end: 11, previous: Some(place(inc(1, 7), 10)), ..two[0] };
+    assert!(matches!(holder.feed(&again), Err(AppendRefusal::NotFollowing { .. })));
+    holder.check();
+}
+
 #[test]
 fn a_trimmed_log_goes_on_and_its_forgotten_incarnations_stay_away() {
     let one = line(inc(1, 7), None, 3);

@@ -2,8 +2,9 @@
 //! and which places of a copy can be read.
 
 use crate::{
-    copies::LogInfo,
+    copies::{Hole, LogInfo},
     ids::{Incarnation, Offset, Place},
+    session::FetchLine,
 };
 
 /// One incarnation as a holder has it, or as a neighbour announced it.
@@ -155,31 +156,58 @@ pub(super) fn edges_of(info: &LogInfo) -> Vec<Edge> {
 /// How a place lies to a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Where {
-    /// It can be read, or the copy goes on from it into a later incarnation.
+    /// It can be read, perhaps in a later incarnation into which the copy goes on from it.
     Held,
     /// The next batch appended there will be the one asked for.
     AtEnd,
+    /// In a hole, or the copy goes on from it into a hole.
+    Hole(Hole),
     /// Not in the copy.
     Outside,
 }
 
-pub(super) fn locate(info: &LogInfo, place: Place) -> Where {
-    let Some(own) = info.incarnations.iter().find(|i| i.incarnation == place.incarnation) else {
-        // An empty copy that was just begun has a place but perhaps no incarnation yet.
-        return if info.end == place { Where::AtEnd } else { Where::Outside };
-    };
-    if place.offset < own.begin || place.offset > own.end {
-        return Where::Outside;
+/// Where a reader that stands at `place` finds itself: as `LogCopy::locate`, which answers the reads, does.
+pub(super) fn locate(info: &LogInfo, place: Place, line: FetchLine) -> Where {
+    let mut at = place;
+    // Each round goes to a later incarnation.
+    for _ in 0..=info.incarnations.len() {
+        let Some(own) = info.incarnations.iter().find(|i| i.incarnation == at.incarnation) else {
+            // An empty copy that was just begun has a place but perhaps no incarnation yet.
+            return if info.end == at { Where::AtEnd } else { Where::Outside };
+        };
+        if at.offset < own.begin || at.offset > own.end {
+            return Where::Outside;
+        }
+        let next = if line == FetchLine::Main { leaves(info, own.incarnation) } else { None };
+        if let Some(next) = next.filter(|n| n.offset == at.offset) {
+            at = next;
+            continue;
+        }
+        if at.offset == own.end {
+            return Where::AtEnd;
+        }
+        let hole =
+            info.holes.iter().find(|h| h.incarnation == at.incarnation && h.from <= at.offset && at.offset < h.to);
+        return hole.map_or(Where::Held, |hole| Where::Hole(*hole));
     }
-    let in_hole =
-        info.holes.iter().any(|h| h.incarnation == place.incarnation && h.from <= place.offset && place.offset < h.to);
-    if in_hole {
-        return Where::Outside;
+    Where::Outside
+}
+
+/// Where the copy's main line goes on from an incarnation.
+fn leaves(info: &LogInfo, incarnation: Incarnation) -> Option<Place> {
+    let mut after = info.incarnations.last()?;
+    while after.incarnation > incarnation {
+        let previous = after.previous.filter(|p| p.offset == after.begin && p.incarnation < after.incarnation)?;
+        let before = info.incarnations.iter().find(|i| i.incarnation == previous.incarnation)?;
+        if !(before.begin..=before.end).contains(&previous.offset) {
+            return None;
+        }
+        if before.incarnation == incarnation {
+            return Some(Place { incarnation: after.incarnation, offset: after.begin });
+        }
+        after = before;
     }
-    if place.offset < own.end || info.incarnations.iter().any(|i| i.previous == Some(place)) {
-        return Where::Held;
-    }
-    Where::AtEnd
+    None
 }
 
 /// Whether a holder with these tips has everything of the main line (or fork) up to and including the message at `place`,
@@ -200,3 +228,7 @@ pub(super) fn covers(info: &LogInfo, tips: &[Place], place: Place) -> bool {
         false
     })
 }
+
+#[cfg(test)]
+#[path = "tests/lines.rs"]
+mod tests;

@@ -17,7 +17,7 @@ use super::{
     one_way::OneWays,
     questions::Questions,
     registration::Registrations,
-    routing::{DIGEST_INTERVAL, Routing},
+    routing::{DIGEST_INTERVAL, NODE_KEY, Routing},
     serving::ServedFetches,
     trace::Traces,
     wants::Wants,
@@ -115,6 +115,7 @@ impl Replication {
                     Ok(())
                 }
                 StateTable::Registrations => self.registrations.restore_ours(&value),
+                StateTable::Held if key.starts_with(NODE_KEY) => self.routing.restore_node(&key),
                 StateTable::Held if key.starts_with(b"r\0") => self.registrations.restore_site(&value),
                 StateTable::Held => self.held.restore(&value),
             };
@@ -268,6 +269,15 @@ impl Replication {
         self.served_over((link, number));
     }
 
+    /// The log that a fetch of ours stores into: its views must be up to date ([`Replication::handle_log`]) before the
+    /// fetch's end is told. `None`: it is passing, or over.
+    pub fn fetched_log(&self, link: LinkId, number: FetchNumber) -> Option<&LogName> {
+        match self.fetches.get(&(link, number))? {
+            FetchOwner::Copy(log, _) => Some(log),
+            FetchOwner::Pass(..) => None,
+        }
+    }
+
     /// A fetch of ours ended.
     pub fn handle_fetch_ended(&mut self, now: Duration, link: LinkId, ended: FetchEnded) {
         self.at(now);
@@ -393,6 +403,7 @@ impl Replication {
         self.repeat_registrations();
         self.send_traces();
         self.begin_regaining();
+        self.ask_about_gaps();
         self.check_gaps();
         self.age_records();
         for log in std::mem::take(&mut self.trimmed) {

@@ -83,7 +83,7 @@ pub struct ReplicationConfig {
     pub hops: u32,
     /// Which sites an origin accepts as registered, for each topic pattern in order; the first match counts. `None`: all that ask.
     pub replicate: Vec<(Pattern, Option<Vec<Site>>)>,
-    /// After how long without an answer a range is lost although not every registered site was reached.
+    /// After how long without an answer a range is lost although not every node ever heard of was reached.
     pub lost_after: Duration,
     /// Configured cost of a link by the peer's name; else 1.
     pub costs: Vec<(NodeName, u32)>,
@@ -148,7 +148,7 @@ pub enum StateTable {
     Starts,
     /// Registrations this site stated.
     Registrations,
-    /// What registered sites hold of our logs.
+    /// What registered sites hold of our logs, the registrations themselves, and every edge broker ever heard of.
     Held,
 }
 

@@ -28,6 +28,11 @@ const LOGS_PER_QUESTION: usize = 512;
 const ASK_INTERVAL: Duration = Duration::from_secs(5);
 /// Mark intervals that an origin without a log waits for answers before it begins with what was offered.
 const REGAIN_TICKS: u32 = 2;
+/// However many answers came, a range is not called lost before so much time passed since the question: nodes of which
+/// nothing was heard yet, just after a start, get their say.
+pub(super) const ANSWERS_WAIT: Duration = Duration::from_secs(5);
+/// Those with gaps ask again after this long: a question or an answer may have been lost with a link.
+const GAP_ASK_AGAIN: Duration = Duration::from_secs(30);
 /// Holders remembered for one log.
 const OFFERS_MAX: usize = 16;
 
@@ -44,7 +49,8 @@ pub(super) struct Gap {
     /// Where the origin goes on.
     resume: Place,
     since: Duration,
-    asked: u64,
+    /// The question about it and when it was asked; `None`: to be asked with the next interval.
+    asked: Option<(u64, Duration)>,
 }
 
 impl Gap {
@@ -60,7 +66,7 @@ pub(super) struct Questions {
     seen: BTreeMap<(NodeName, Start, u64), LinkId>,
     order: VecDeque<(NodeName, Start, u64)>,
     /// Who answered which question of ours.
-    answered: BTreeMap<u64, BTreeSet<Site>>,
+    answered: BTreeMap<u64, BTreeSet<NodeName>>,
     ask_at: Option<Duration>,
     asked_at: Option<Duration>,
 }
@@ -123,9 +129,10 @@ impl Replication {
     /// A site can be reached that could not before: an origin asks again, so do those with gaps.
     pub(super) fn site_appeared(&mut self) {
         self.ask_about_own();
-        let gaps: Vec<LogName> = self.gaps.iter().cloned().collect();
-        for log in gaps {
-            self.ask_about(&log);
+        for log in self.gaps.clone() {
+            if let Some(gap) = self.logs.get_mut(&log).and_then(|s| s.gap.as_mut()) {
+                gap.asked = None;
+            }
         }
     }
 
@@ -152,11 +159,33 @@ impl Replication {
         sequence
     }
 
-    fn ask_about(&mut self, log: &LogName) {
-        let Some(known) = known(log, self.logs.get(log).and_then(|s| s.submitted.as_ref())) else { return };
-        let sequence = self.ask(&log.origin, vec![known], Vec::new());
-        if let Some(gap) = self.logs.get_mut(log).and_then(|s| s.gap.as_mut()) {
-            gap.asked = sequence;
+    /// Each interval: asks about gaps that were not asked about yet, or so long ago that the question may have been lost.
+    pub(super) fn ask_about_gaps(&mut self) {
+        if self.links.is_empty() {
+            return;
+        }
+        let mut due: BTreeMap<Site, Vec<LogName>> = BTreeMap::new();
+        for log in &self.gaps {
+            let gap = self.logs.get(log).and_then(|s| s.gap.as_ref());
+            if gap.is_some_and(|g| g.asked.is_none_or(|(_, at)| self.now.saturating_sub(at) >= GAP_ASK_AGAIN)) {
+                due.entry(log.origin.clone()).or_default().push(log.clone());
+            }
+        }
+        for (origin, logs) in due {
+            for part in logs.chunks(LOGS_PER_QUESTION) {
+                self.ask_about_part(&origin, part);
+            }
+        }
+    }
+
+    fn ask_about_part(&mut self, origin: &Site, logs: &[LogName]) {
+        let about = |log: &LogName| known(log, self.logs.get(log).and_then(|s| s.submitted.as_ref()));
+        let sequence = self.ask(origin, logs.iter().filter_map(about).collect(), Vec::new());
+        let asked = Some((sequence, self.now));
+        for log in logs {
+            if let Some(gap) = self.logs.get_mut(log).and_then(|s| s.gap.as_mut()) {
+                gap.asked = asked;
+            }
         }
     }
 
@@ -211,9 +240,9 @@ impl Replication {
                 more.then(|| announcement(log, &View::of(info)))
             })
             .collect();
-        // A site says so too when it holds nothing more; a relay's silence means nothing.
+        // Whoever holds nothing more says so: until then he may.
         let mut parts: Vec<Vec<link::Announce>> = more.chunks(LOGS_PER_QUESTION).map(<[_]>::to_vec).collect();
-        if parts.is_empty() && self.config.kind == NodeKind::Edge {
+        if parts.is_empty() {
             parts.push(Vec::new());
         }
         for logs in parts {
@@ -247,10 +276,10 @@ impl Replication {
             return Ok(());
         }
         let holder = convert::node_from(answer.holder.as_ref())?;
-        if let Some(sites) = self.questions.answered.get_mut(&answer.sequence)
-            && sites.len() < self.config.sites_max
+        if let Some(nodes) = self.questions.answered.get_mut(&answer.sequence)
+            && self.routing.known_nodes().any(|n| *n == holder)
         {
-            sites.insert(holder.site.clone());
+            nodes.insert(holder.clone());
         }
         for offered in &answer.logs {
             let log = convert::log_from(offered.log.as_ref())?;
@@ -358,8 +387,7 @@ impl Replication {
         }
         let now = self.now;
         let Some(state) = self.logs.get_mut(log) else { return };
-        state.gap = Some(Gap { resume, since: now, asked: 0 });
-        self.ask_about(log);
+        state.gap = Some(Gap { resume, since: now, asked: None });
         self.gaps.insert(log.clone());
     }
 
@@ -416,7 +444,7 @@ impl Replication {
             let filling = !state.fetches.is_empty();
             let offered = state.offers.iter().any(|o| !o.view.missing_anywhere(&edges).is_empty());
             let waited = self.now.saturating_sub(gap.since) >= self.config.lost_after;
-            if !filling && (waited || (!offered && self.all_answered(&log.origin, gap.asked))) {
+            if !filling && (waited || (!offered && self.all_answered(&log.origin, &gap))) {
                 self.lose(&log, &info, &gap);
             }
         }
@@ -431,11 +459,13 @@ impl Replication {
         self.evaluate(log);
     }
 
-    /// Whether every site that is known answered the question (the origin has by its "not here").
-    fn all_answered(&self, origin: &Site, question: u64) -> bool {
+    /// Whether every node that was ever heard of answered the question, and had time to (the origin has answered by its
+    /// "not here").
+    fn all_answered(&self, origin: &Site, gap: &Gap) -> bool {
+        let Some((question, at)) = gap.asked else { return false };
         let Some(answered) = self.questions.answered.get(&question) else { return false };
-        let me = &self.config.node.site;
-        self.routing.known_sites().iter().all(|s| s == me || s == origin || answered.contains(s))
+        let settled = |n: &NodeName| n.site == *origin || *n == self.config.node || answered.contains(n);
+        self.now.saturating_sub(at) >= ANSWERS_WAIT && self.routing.known_nodes().all(settled)
     }
 
     fn lose(&mut self, log: &LogName, info: &LogInfo, gap: &Gap) {

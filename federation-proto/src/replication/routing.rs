@@ -12,7 +12,7 @@ use bytes::Bytes;
 use prost::Message as _;
 
 use super::{
-    LinkId, Output, Replication,
+    Change, LinkId, Output, Replication, StateTable,
     convert::{self, Checked},
 };
 use crate::{
@@ -63,8 +63,18 @@ pub(super) struct Routing {
     raises: u32,
     renewed: Duration,
     records: BTreeMap<NodeName, Known>,
+    /// Every node that was ever heard of, also when nobody has renewed its record for long: it may be back, with what
+    /// only it holds. Edge brokers' names are durable.
+    ever: BTreeMap<NodeName, NodeKind>,
     nodes: BTreeMap<NodeName, Hop>,
     sites: BTreeMap<Site, Hop>,
+}
+
+/// Key of an edge broker that was heard of, in the table of what sites hold.
+pub(super) const NODE_KEY: &[u8] = b"n\0";
+
+fn node_key(node: &NodeName) -> Bytes {
+    [NODE_KEY, node.to_string().as_bytes()].concat().into()
 }
 
 impl Routing {
@@ -76,6 +86,7 @@ impl Routing {
             raises: 0,
             renewed: now,
             records: BTreeMap::new(),
+            ever: BTreeMap::new(),
             nodes: BTreeMap::new(),
             sites: BTreeMap::new(),
         }
@@ -95,13 +106,25 @@ impl Routing {
         self.sites.get(site).map(|h| h.cost)
     }
 
-    /// Every site with an edge broker that is known of, reachable or not.
+    /// Every site with an edge broker that was ever heard of, reachable or not.
     pub(super) fn known_sites(&self) -> BTreeSet<Site> {
-        self.records.iter().filter(|(_, k)| k.kind == NodeKind::Edge).map(|(n, _)| n.site.clone()).collect()
+        self.ever.iter().filter(|(_, kind)| **kind == NodeKind::Edge).map(|(n, _)| n.site.clone()).collect()
+    }
+
+    /// Every node that was ever heard of, reachable or not.
+    pub(super) fn known_nodes(&self) -> impl Iterator<Item = &NodeName> {
+        self.ever.keys()
+    }
+
+    /// An edge broker that a former process heard of.
+    pub(super) fn restore_node(&mut self, key: &[u8]) -> Checked<()> {
+        let name = String::from_utf8_lossy(key.strip_prefix(NODE_KEY).unwrap_or(key));
+        self.ever.insert(name.parse()?, NodeKind::Edge);
+        Ok(())
     }
 
     pub(super) fn nodes_of(&self, site: &Site) -> Vec<NodeName> {
-        self.records.keys().filter(|n| n.site == *site).cloned().collect()
+        self.ever.keys().filter(|n| n.site == *site).cloned().collect()
     }
 
     /// The start that a site's edge broker states of itself now.
@@ -301,6 +324,7 @@ impl Replication {
             _ => {}
         }
         let message = Routing::record(&known, self.now);
+        self.remember_node(&node, known.kind);
         let restarted = known.kind == NodeKind::Edge && before.is_none_or(|(start, _)| start != known.start);
         self.routing.records.insert(node.clone(), known);
         let others: Vec<LinkId> = self.links.keys().copied().filter(|l| *l != from).collect();
@@ -312,6 +336,21 @@ impl Replication {
             self.origin_restarted(&node.site);
         }
         Ok(())
+    }
+
+    /// Keeps the name of a node that may hold what nobody else does.
+    fn remember_node(&mut self, node: &NodeName, kind: NodeKind) {
+        if self.routing.ever.get(node) == Some(&kind) {
+            return;
+        }
+        if self.routing.ever.len() >= self.config.sites_max.saturating_mul(4) {
+            return self.count("nodes_not_remembered");
+        }
+        self.routing.ever.insert(node.clone(), kind);
+        if kind == NodeKind::Edge {
+            let change = Change::Put { table: StateTable::Held, key: node_key(node), value: Bytes::new() };
+            self.out.push_back(Output::Store(vec![change]));
+        }
     }
 
     /// Our own name with a greater number: a former start whose clock was ahead, or a second node of this name.

@@ -28,6 +28,8 @@ type Asker = (LinkId, FetchNumber);
 pub(super) struct Served {
     order: FetchOrder,
     mode: Mode,
+    /// Where it was last served from the own copy: what runs outside there again is not served from it once more.
+    tried: Option<Place>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +52,7 @@ impl Replication {
         let asker = (from, order.number);
         let at = order.from;
         let room = if order.passing { order.allowance } else { PASS_FIRST_BYTES };
-        self.served.insert(asker, Served { order, mode: Mode::Waiting });
+        self.served.insert(asker, Served { order, mode: Mode::Waiting, tried: None });
         self.decide(asker, at, room);
     }
 
@@ -65,9 +67,10 @@ impl Replication {
         let Mode::Pass { link, number, allowance } = served.mode else { return };
         let log = served.order.log.clone();
         let line = served.order.line;
-        if served.order.towards.is_none() && self.readable(&log, next, line, true) {
+        let untried = served.tried != Some(next);
+        if served.order.towards.is_none() && untried && self.readable(&log, next, line, true) {
             self.stop_fetch(link, number);
-            return self.serve(asker);
+            return self.serve(asker, Some(next));
         }
         let total = passed.saturating_add(room.min(PASS_WINDOW_BYTES));
         if total <= allowance {
@@ -101,9 +104,9 @@ impl Replication {
         let own = log.origin == self.config.node.site;
         let info = if own { &state.durable } else { &state.submitted };
         let Some(info) = info else { return false };
-        match lines::locate(info, at) {
+        match lines::locate(info, at, line) {
             Where::Held => true,
-            Where::Outside => false,
+            Where::Hole(_) | Where::Outside => false,
             Where::AtEnd if own => true,
             // The end of an incarnation that is not the main line's end does not grow by the main fetch.
             Where::AtEnd if line == FetchLine::Incarnation => !held_only,
@@ -117,16 +120,17 @@ impl Replication {
     fn decide(&mut self, asker: Asker, at: Place, room: u64) {
         let Some(served) = self.served.get(&asker) else { return };
         let order = served.order.clone();
+        let untried = served.tried != Some(at);
         if let Mode::Pass { link, number, .. } = served.mode {
             self.stop_fetch(link, number);
         }
         // What is sent to a named holder is answered by nobody else: the asker wants all that this one has.
         let named_me = order.towards.as_ref() == Some(&self.config.node);
-        if (named_me || order.towards.is_none()) && self.readable(&order.log, at, order.line, false) {
-            return self.serve(asker);
+        if (named_me || order.towards.is_none()) && untried && self.readable(&order.log, at, order.line, false) {
+            return self.serve(asker, Some(at));
         }
         if order.log.origin == self.config.node.site && (order.towards.is_none() || named_me) {
-            return self.answer_as_origin(asker, &order.log, at);
+            return self.answer_as_origin(asker, &order, at);
         }
         if named_me {
             let end = self.logs.get(&order.log).and_then(|s| s.end()).unwrap_or(at);
@@ -146,9 +150,10 @@ impl Replication {
         self.pass(asker, &order, at, way, room);
     }
 
-    fn serve(&mut self, asker: Asker) {
+    fn serve(&mut self, asker: Asker, at: Option<Place>) {
         if let Some(served) = self.served.get_mut(&asker) {
             served.mode = Mode::Own;
+            served.tried = at;
             self.out.push_back(Output::Serve(asker.0, asker.1));
         }
     }
@@ -162,18 +167,19 @@ impl Replication {
     }
 
     /// A place of our own log that we do not hold: only the origin may say so.
-    fn answer_as_origin(&mut self, asker: Asker, log: &LogName, at: Place) {
-        let info = self.logs.get(log).and_then(|s| s.durable.as_ref());
+    fn answer_as_origin(&mut self, asker: Asker, order: &FetchOrder, at: Place) {
+        let info = self.logs.get(&order.log).and_then(|s| s.durable.as_ref());
         let Some(info) = info else {
             return self.end_served(asker, FetchEnd::UnknownPlace, None, "the origin has no such log");
         };
         let begin = info.begin;
-        let hole = info.holes.iter().find(|h| {
-            h.incarnation == at.incarnation && h.from <= at.offset && at.offset < h.to && h.kind != HoleKind::Pending
-        });
-        if let Some(hole) = hole {
+        if let Where::Hole(hole) = lines::locate(info, at, order.line) {
             let after = Place { incarnation: hole.incarnation, offset: hole.to };
-            return self.end_served(asker, FetchEnd::NotHere, Some(after), "a hole of the origin's own");
+            return if hole.kind == HoleKind::Pending {
+                self.end_served(asker, FetchEnd::Failed, Some(after), "the origin asks others for what it lost there")
+            } else {
+                self.end_served(asker, FetchEnd::NotHere, Some(after), "a hole of the origin's own")
+            };
         }
         let known = info.incarnations.iter().find(|i| i.incarnation == at.incarnation);
         let older = at.incarnation < begin.incarnation && at.offset <= begin.offset;
@@ -263,7 +269,7 @@ impl Replication {
         }
         if ended.end == FetchEnd::Done {
             // Our copy takes over; where it was trimmed meanwhile, reading there leads back here.
-            return self.serve(asker);
+            return self.serve(asker, ended.at);
         }
         if self.served.remove(&asker).is_some() {
             let passed_on = FetchEnded { number: asker.1, ..ended.clone() };

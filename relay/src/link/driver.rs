@@ -100,6 +100,22 @@ struct Incoming {
     batch: Batch,
 }
 
+/// Something of a fetch of ours that waits for the commit log, in order.
+enum Waiting {
+    Batch(Incoming),
+    /// Its end, told when all that came before it was handed over.
+    Ended(FetchEnded),
+}
+
+impl Waiting {
+    fn number(&self) -> FetchNumber {
+        match self {
+            Waiting::Batch(incoming) => incoming.number,
+            Waiting::Ended(ended) => ended.number,
+        }
+    }
+}
+
 /// See the module's documentation.
 pub struct LinkDriver {
     link: LinkId,
@@ -110,7 +126,7 @@ pub struct LinkDriver {
     mailbox: Arc<dyn Mailbox>,
     counters: Arc<LinkCounters>,
     /// What the commit log has no room for at present, in order. Its credit is not given back, which bounds it.
-    held: VecDeque<Incoming>,
+    held: VecDeque<Waiting>,
     /// When the held batches are submitted again, where nobody wakes us.
     retry_at: Option<Duration>,
     /// Fetches stopped since the session last had nothing to tell: what it told before that of them is dropped.
@@ -332,6 +348,10 @@ impl LinkDriver {
                     self.store(now, Incoming { number, lane, credit, batch });
                 }
             }
+            // It must not overtake batches that the log had no room for.
+            Event::FetchEnded(ended) if self.held.iter().any(|h| h.number() == ended.number) => {
+                self.held.push_back(Waiting::Ended(ended));
+            }
             Event::FetchEnded(ended) => self.hub.on_fetch_ended(now, link, ended),
             Event::OneWay(message) => {
                 count(&self.counters.one_way_in, 1);
@@ -391,16 +411,21 @@ impl LinkDriver {
         if self.held.is_empty() {
             self.submit(now, incoming);
         } else {
-            self.held.push_back(incoming);
+            self.held.push_back(Waiting::Batch(incoming));
         }
     }
 
     fn submit_held(&mut self, now: Duration) {
         // One that has to wait again is put back at the front, and ends the round.
         for _ in 0..self.held.len() {
-            let Some(incoming) = self.held.pop_front() else { return };
-            if !self.submit(now, incoming) {
-                return;
+            match self.held.pop_front() {
+                Some(Waiting::Batch(incoming)) => {
+                    if !self.submit(now, incoming) {
+                        return;
+                    }
+                }
+                Some(Waiting::Ended(ended)) => self.hub.on_fetch_ended(now, self.link, ended),
+                None => return,
             }
         }
     }
@@ -422,13 +447,13 @@ impl LinkDriver {
             RejectReason::Busy => {
                 // As the log charges it: a wake for less than that would only find it busy again.
                 let bytes = rejected.unit.room_bytes();
-                self.held.push_front(Incoming { number, lane, credit, batch });
+                self.held.push_front(Waiting::Batch(Incoming { number, lane, credit, batch }));
                 let mailbox = Arc::clone(&self.mailbox);
                 self.log.ready(bytes, Box::new(move || mailbox.post(LinkCommand::Retry)));
                 return false;
             }
             RejectReason::DiskFull { .. } => {
-                self.held.push_front(Incoming { number, lane, credit, batch });
+                self.held.push_front(Waiting::Batch(Incoming { number, lane, credit, batch }));
                 self.retry_at = Some(now.saturating_add(DISK_FULL_RETRY));
                 return false;
             }
@@ -466,11 +491,12 @@ impl LinkDriver {
     fn drop_held(&mut self, number: FetchNumber) {
         let session = &mut self.session;
         self.held.retain(|held| {
-            let keep = held.number != number;
-            if !keep {
-                session.release(held.lane, held.credit);
+            match held {
+                held if held.number() != number => return true,
+                Waiting::Batch(incoming) => session.release(incoming.lane, incoming.credit),
+                Waiting::Ended(_) => {}
             }
-            keep
+            false
         });
     }
 

@@ -361,6 +361,20 @@ fn a_busy_log_holds_batches_within_the_credit_and_in_order() {
 }
 
 #[test]
+fn the_end_of_a_fetch_does_not_overtake_its_batches() {
+    let (mut a, mut b) = pair(MemoryConfig { queued_bytes_max: 2500, ..MemoryConfig::default() });
+    b.sync = false;
+    fill(&a, Role::Own, &batches(5));
+    b.post(LinkCommand::StartFetch(FetchOrder { no_wait: true, ..order(1, at(0)) }));
+    settle(&mut a, &mut b);
+    assert!(end_of(&b).is_none_or(|end| end < at(5)));
+    assert_eq!(b.told(&Told::Ended(1, FetchEnd::AtEnd)), 0, "batches are still waiting for the log");
+    b.sync = true;
+    settle(&mut a, &mut b);
+    assert_eq!((end_of(&b), b.told(&Told::Ended(1, FetchEnd::AtEnd))), (Some(at(5)), 1));
+}
+
+#[test]
 fn a_stopped_fetch_gives_its_held_credit_back() {
     let (mut a, mut b) = pair(MemoryConfig { queued_bytes_max: 3000, ..MemoryConfig::default() });
     b.sync = false;

@@ -121,6 +121,8 @@ pub struct Hub {
     advanced: Arc<Mutex<BTreeSet<LogName>>>,
     /// One pump at a time.
     pumping: Mutex<()>,
+    /// Held from reading a log's state to telling the machine, so that it never hears of an older state after a newer one.
+    viewing: Mutex<()>,
     wall_us: AtomicU64,
     next_link: AtomicU64,
 }
@@ -169,6 +171,7 @@ impl Hub {
             alarms,
             advanced: Arc::default(),
             pumping: Mutex::new(()),
+            viewing: Mutex::new(()),
             wall_us: AtomicU64::new(wall_us),
             next_link: AtomicU64::new(1),
         });
@@ -210,13 +213,21 @@ impl Hub {
     fn pump_logs(&self, now: Duration) {
         let logs = mem::take(&mut *self.advanced.lock());
         for name in &logs {
-            let (submitted, durable) = (self.log.info(name, false), self.log.info(name, true));
-            self.act(|core| {
-                core.machine.handle_log(now, name.clone(), submitted, durable);
-                core.tell_serving(name);
-            });
+            self.view(now, name, |core| core.tell_serving(name));
             self.node.on_log(name);
         }
+    }
+
+    /// Tells the machine how a log is now, and what follows from it.
+    fn view(&self, now: Duration, name: &LogName, then: impl FnOnce(&mut Core)) {
+        let viewing = self.viewing.lock();
+        let (submitted, durable) = (self.log.info(name, false), self.log.info(name, true));
+        let mut core = self.core.lock();
+        core.machine.handle_log(now, name.clone(), submitted, durable);
+        then(&mut core);
+        core.collect();
+        drop(viewing);
+        self.carry_out(core);
     }
 
     fn pump_find_times(&self, now: Duration) {
@@ -507,10 +518,16 @@ impl HubPort for Hub {
     }
 
     fn on_fetch_ended(&self, now: Duration, link: LinkId, ended: FetchEnded) {
-        self.act(|core| {
+        let end = |core: &mut Core| {
             core.passes.remove(&(link, ended.number));
-            core.machine.handle_fetch_ended(now, link, ended);
-        });
+            core.machine.handle_fetch_ended(now, link, ended.clone());
+        };
+        // What the fetch brought is in the log, but perhaps the machine was not told yet; it must not take it for missing.
+        let log = self.core.lock().machine.fetched_log(link, ended.number).cloned();
+        match log {
+            Some(log) => self.view(now, &log, end),
+            None => self.act(end),
+        }
     }
 
     fn on_refused_batch(&self, now: Duration, link: LinkId, number: FetchNumber, refusal: AppendRefusal) {

@@ -97,6 +97,8 @@ pub(super) struct Net {
     pub(super) started: Vec<Lane>,
     /// By how much the clocks of nodes that start now are ahead.
     pub(super) clock_ahead: Duration,
+    /// Of nodes that are added or restarted from now on.
+    pub(super) lost_after: Duration,
 }
 
 pub(super) fn log(topic: &str, origin: &str, queue: u16) -> LogName {
@@ -122,6 +124,7 @@ impl Net {
             control_messages: 0,
             started: Vec::new(),
             clock_ahead: Duration::ZERO,
+            lost_after: Duration::from_secs(60),
         }
     }
 
@@ -140,7 +143,7 @@ impl Net {
             mark_interval: Duration::from_secs(1),
             hops: 16,
             replicate: Vec::new(),
-            lost_after: Duration::from_secs(60),
+            lost_after: self.lost_after,
             costs: Vec::new(),
             logs_max: 10_000,
             wants_max: 1000,
@@ -641,6 +644,13 @@ impl Net {
                 }
             }
         }
+    }
+
+    /// Checks that `copy` ends where the origin does and lacks this range and nothing else.
+    pub(super) fn complete_but_for(&self, origin: usize, copy: usize, log: &LogName, from: u64, to: u64) {
+        self.complete(origin, copy, log);
+        let holes: Vec<(u64, u64)> = self.info(copy, log).unwrap().holes.iter().map(|h| (h.from, h.to)).collect();
+        assert_eq!(holes, [(from, to)], "seed {}", self.seed);
     }
 
     /// Checks that `copy` has all of the origin's log from its own begin on.

@@ -1,0 +1,193 @@
+//! What an origin trimmed while a site was away: nothing that anybody holds is called lost, and copies go on above.
+
+use super::super::*;
+use super::{
+    SEEDS,
+    net::{Disk, Net, log, want},
+    three,
+};
+use crate::copies::HoleKind;
+
+const NAME: (&str, &str, u16) = ("t", "a", 1);
+
+fn name() -> LogName {
+    log(NAME.0, NAME.1, NAME.2)
+}
+
+fn lost(net: &Net, node: usize) -> bool {
+    net.nodes[node].reports.iter().any(|r| r.name == "range-lost")
+}
+
+fn restart(net: &mut Net, node: usize) {
+    let disk = net.nodes[node].disk.clone();
+    for peer in net.restart(node, disk) {
+        net.connect(node, peer);
+    }
+}
+
+fn publish(net: &mut Net, count: usize) {
+    for _ in 0..count {
+        net.publish(0, "t", 1, 1);
+    }
+}
+
+/// The origin starts twice and trims all before its newest incarnation, whose very first batch is what goes on. A relay's
+/// cache jumps there too, and a site that stands where the cache jumped from asks through it.
+#[test]
+fn copies_go_on_at_the_first_batch_of_an_incarnation_when_all_before_it_was_trimmed() {
+    for seed in SEEDS {
+        for batches_between in [0, 4] {
+            let mut net = three(seed);
+            net.add("c/edge", NodeKind::Edge);
+            net.connect(1, 3);
+            net.want(2, want("w", "t", WantStart::Earliest));
+            net.want(3, want("w", "t", WantStart::Earliest));
+            publish(&mut net, 5);
+            net.run(5);
+            net.complete(0, 2, &name());
+            for peer in [2, 3] {
+                net.cut(1, peer);
+            }
+            net.cut(0, 1);
+            for _ in 0..2 {
+                restart(&mut net, 0);
+                publish(&mut net, 1 + batches_between);
+            }
+            let newest = net.info(0, &name()).unwrap().incarnations.last().cloned().unwrap();
+            net.trim(0, &name(), Place { incarnation: newest.incarnation, offset: newest.begin });
+            net.connect(0, 1);
+            net.connect(1, 2);
+            // c sleeps, and may hold it.
+            net.run(80);
+            net.complete(0, 2, &name());
+            net.connect(1, 3);
+            net.run(40);
+            net.complete(0, 3, &name());
+            let hole = Hole { incarnation: newest.incarnation, from: 5, to: newest.begin, kind: HoleKind::Lost };
+            assert_eq!(net.info(2, &name()).unwrap().holes, [hole], "seed {seed}");
+            assert_eq!((net.refusals.len(), lost(&net, 2)), (0, true), "seed {seed}");
+            publish(&mut net, 3);
+            net.run(5);
+            net.complete(0, 2, &name());
+            net.complete(0, 3, &name());
+        }
+    }
+}
+
+/// The first batch of the origin's newest incarnation is damaged on its own disk, and a site stands right before it.
+#[test]
+fn an_origin_with_a_hole_behind_a_seam_answers() {
+    let mut net = three(1);
+    net.want(2, want("w", "t", WantStart::Earliest));
+    publish(&mut net, 5);
+    net.run(5);
+    net.cut(1, 2);
+    restart(&mut net, 0);
+    publish(&mut net, 3);
+    let newest = net.info(0, &name()).unwrap().incarnations.last().cloned().unwrap();
+    let first = Place { incarnation: newest.incarnation, offset: newest.begin };
+    net.damage(0, &name(), first, newest.begin + 1);
+    net.connect(1, 2);
+    net.run(30);
+    // The relay's cache asks again and again, without haste; b waits at its end.
+    let status = net.nodes[1].machine.copy_status(net.now, &name()).unwrap();
+    assert!(status.reason.contains("asks others"), "{status:?}");
+    assert_eq!(net.info(2, &name()).unwrap().end.offset, 5);
+}
+
+/// b was away; c, which was told everything, sleeps while the origin trims.
+fn asleep(net: &mut Net) {
+    net.lost_after = Duration::from_secs(24 * 3600);
+    for name in ["a/edge", "r/relay", "b/edge", "c/edge"] {
+        net.add(name, if name == "r/relay" { NodeKind::Relay } else { NodeKind::Edge });
+    }
+    for node in [0, 2, 3] {
+        net.connect(1, node);
+    }
+    for node in [2, 3] {
+        net.want(node, want("w", "t", WantStart::Earliest));
+    }
+    publish(net, 5);
+    net.run(5);
+    net.cut(1, 2);
+    publish(net, 10);
+    net.run(5);
+    net.complete(0, 3, &name());
+    net.cut(1, 3);
+    let end = net.info(0, &name()).unwrap().end;
+    net.trim(0, &name(), Place { offset: 12, ..end });
+}
+
+#[test]
+fn what_a_sleeping_site_holds_is_not_called_lost() {
+    for restarted in [false, true] {
+        let mut net = Net::new(3);
+        asleep(&mut net);
+        restart_empty(&mut net, 1);
+        // So long that nobody has a record of c any more.
+        net.run(4000);
+        if restarted {
+            restart(&mut net, 2);
+        }
+        net.connect(1, 2);
+        net.run(600);
+        assert!(!lost(&net, 2), "only c holds it, and c is asleep");
+        let status = net.nodes[2].machine.copy_status(net.now, &name()).unwrap();
+        assert!(status.reason.contains("other sites are being asked"), "{status:?}");
+        net.connect(1, 3);
+        net.run(60);
+        net.complete(0, 2, &name());
+        assert!(!lost(&net, 2) && net.info(2, &name()).unwrap().holes.is_empty());
+        assert_eq!(net.nodes[2].disk.batches[&name()].len(), 15);
+    }
+}
+
+#[test]
+fn after_the_configured_wait_the_copy_goes_on() {
+    let mut net = Net::new(3);
+    asleep(&mut net);
+    restart_empty(&mut net, 1);
+    net.connect(1, 2);
+    net.run(24 * 3600 - 60);
+    assert!(!lost(&net, 2));
+    net.run(120);
+    assert!(lost(&net, 2));
+    net.complete_but_for(0, 2, &name(), 5, 12);
+}
+
+/// Only a relay's cache still has what the origin trimmed.
+#[test]
+fn what_only_a_cache_holds_is_not_called_lost() {
+    for seed in SEEDS {
+        let mut net = Net::new(seed);
+        for name in ["a/edge", "b/edge", "r/relay", "c/edge"] {
+            net.add(name, if name == "r/relay" { NodeKind::Relay } else { NodeKind::Edge });
+        }
+        net.connect(0, 1);
+        net.connect(0, 2);
+        net.connect(2, 3);
+        net.want(1, want("w", "t", WantStart::Earliest));
+        net.want(3, want("w", "t", WantStart::Earliest));
+        publish(&mut net, 5);
+        net.run(5);
+        net.cut(0, 1);
+        publish(&mut net, 10);
+        net.run(5);
+        net.nodes[3].wants.clear();
+        net.cut(2, 3);
+        net.restart(3, Disk::default());
+        net.connect(2, 3);
+        let end = net.info(0, &name()).unwrap().end;
+        net.trim(0, &name(), Place { offset: 12, ..end });
+        net.connect(0, 1);
+        net.run(60);
+        assert!(!lost(&net, 1), "seed {seed}");
+        assert_eq!(net.nodes[1].disk.batches[&name()].len(), 15, "seed {seed}");
+    }
+}
+
+fn restart_empty(net: &mut Net, node: usize) {
+    for peer in net.restart(node, Disk::default()) {
+        net.connect(node, peer);
+    }
+}

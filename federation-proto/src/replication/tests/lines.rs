@@ -1,0 +1,101 @@
+//! What the machine believes of a place is what a read of it answers.
+
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
+
+use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
+
+use super::*;
+use crate::{
+    copies::{Facts, HoleKind, Located, LogCopy, OnLine, TakenAsGiven},
+    envelope::Chain,
+};
+
+fn place(counter: u64, offset: u64) -> Place {
+    Place { incarnation: Incarnation { counter, random: 0 }, offset }
+}
+
+/// A copy that jumped, forked, lost ranges and was trimmed.
+fn copy(rng: &mut SmallRng) -> LogCopy {
+    let mut copy = LogCopy::begin(place(1, 0), Some(Chain::default()));
+    for counter in 1..rng.random_range(2..8) {
+        let info = copy.info();
+        if rng.random_range(0..4) == 0 {
+            let end = copy.end().offset;
+            let from = rng.random_range(info.incarnations.last().unwrap().begin..=end);
+            let to = end + rng.random_range(0..4);
+            let hole = Hole { incarnation: place(counter, 0).incarnation, from, to, kind: HoleKind::Lost };
+            let _ = copy.hole(hole);
+        }
+        for _ in 0..rng.random_range(0..5) {
+            let held = copy.range_of(place(counter, 0).incarnation);
+            let before = &info.incarnations[rng.random_range(0..info.incarnations.len())];
+            let previous = Place {
+                incarnation: before.incarnation,
+                offset: if rng.random_range(0..3) == 0 {
+                    rng.random_range(before.begin..=before.end)
+                } else {
+                    before.end
+                },
+            };
+            let begin = held.map_or(previous.offset, |(_, end)| end);
+            let facts = Facts {
+                begin: place(counter, begin),
+                end: begin + rng.random_range(1..4),
+                first_of_incarnation: held.is_none() || begin == 0,
+                previous: Some(previous).filter(|_| held.is_none()),
+                chain_before: copy.known_chain(place(counter, begin)).unwrap_or_default(),
+                chain_after: Chain([1; 16]),
+                origin_time_us: 0,
+                bytes: 1,
+            };
+            let _ = copy.append(&facts, &TakenAsGiven);
+        }
+        if let Some((begin, end)) = copy.range_of(place(counter, 0).incarnation)
+            && end > begin
+            && rng.random_range(0..3) == 0
+        {
+            let from = rng.random_range(begin..end);
+            let to = rng.random_range(from..end) + 1;
+            let hole = Hole { incarnation: place(counter, 0).incarnation, from, to, kind: HoleKind::Pending };
+            let _ = copy.damage(hole, None, None, 0);
+        }
+    }
+    if rng.random_range(0..3) == 0 {
+        let at = copy.info().incarnations[0].incarnation;
+        let (begin, end) = copy.range_of(at).unwrap();
+        copy.trim(Place { incarnation: at, offset: rng.random_range(begin..=end) }, &TakenAsGiven).unwrap();
+    }
+    copy
+}
+
+#[test]
+fn what_is_believed_of_a_place_is_what_a_read_answers() {
+    let mut met = [0; 4];
+    for seed in 0..3000 {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let copy = copy(&mut rng);
+        let info = copy.info();
+        for counter in 0..9 {
+            for offset in 0..40 {
+                let at = place(counter, offset);
+                for (line, reads) in [(FetchLine::Main, OnLine::Main), (FetchLine::Incarnation, OnLine::Incarnation)] {
+                    let (believed, kind) = match locate(&info, at, line) {
+                        Where::Held => ("held", 0),
+                        Where::AtEnd => ("at end", 1),
+                        Where::Hole(_) => ("hole", 2),
+                        Where::Outside => ("outside", 3),
+                    };
+                    met[kind] += 1;
+                    let read = match copy.locate(at, reads) {
+                        Located::Held { .. } => "held",
+                        Located::AtEnd(_) => "at end",
+                        Located::Hole { .. } => "hole",
+                        Located::Below(_) | Located::Above(_) | Located::UnknownIncarnation => "outside",
+                    };
+                    assert_eq!(believed, read, "seed {seed}: {at} on {line:?} of {info:#?}");
+                }
+            }
+        }
+    }
+    assert!(met.iter().all(|n| *n > 1000), "{met:?}");
+}
