@@ -15,6 +15,7 @@ use super::{
     logs::Logs,
     marks::Marks,
     one_way::OneWays,
+    passes::Pools,
     questions::Questions,
     registration::Registrations,
     routing::{DIGEST_INTERVAL, NODE_KEY, Routing},
@@ -52,6 +53,7 @@ pub struct Replication {
     pub(super) wants: Wants,
     pub(super) fetches: BTreeMap<(LinkId, FetchNumber), FetchOwner>,
     pub(super) served: ServedFetches,
+    pub(super) pools: Pools,
     pub(super) retries: BTreeSet<(Duration, LogName)>,
     /// Logs whose fetches ended with a link, until they are planned anew.
     pub(super) unfed: Vec<LogName>,
@@ -88,6 +90,7 @@ impl Replication {
             wants: Wants::default(),
             fetches: BTreeMap::new(),
             served: BTreeMap::new(),
+            pools: Pools::default(),
             retries: BTreeSet::new(),
             unfed: Vec::new(),
             held: Held::default(),
@@ -263,6 +266,12 @@ impl Replication {
         self.served_room((link, number), next, passed, room);
     }
 
+    /// A batch of so many bytes came for the pass ([`Output::Pass`]) that feeds this fetch of the peer.
+    pub fn handle_pass_arrived(&mut self, now: Duration, link: LinkId, number: FetchNumber, bytes: u64) {
+        self.at(now);
+        self.pass_arrived((link, number), bytes);
+    }
+
     /// A fetch of the peer is over: its asker stopped it, or the session ended it by itself (`no_wait`, `until`, failed read).
     pub fn handle_served_over(&mut self, now: Duration, link: LinkId, number: FetchNumber) {
         self.at(now);
@@ -376,7 +385,7 @@ impl Replication {
         }
     }
 
-    /// Answers [`Output::FindTime`].
+    /// Answers [`Output::FindTime`]: the first batch, or the main line's end if none is so late; `None` if it cannot be told.
     pub fn handle_time_found(&mut self, now: Duration, token: u64, place: Option<Place>) {
         self.at(now);
         self.time_found(token, place);
@@ -402,9 +411,11 @@ impl Replication {
         self.check_ahead();
         self.repeat_registrations();
         self.send_traces();
+        self.resolve_again();
         self.begin_regaining();
         self.ask_about_gaps();
         self.check_gaps();
+        self.lend_idle_passes();
         self.age_records();
         for log in std::mem::take(&mut self.trimmed) {
             self.announce_log(&log);

@@ -5,7 +5,8 @@
 //! it carries out the outputs. Batches themselves do not pass through here.
 //!
 //! One file for each concern: [`machine`] holds the state and spreads the inputs; [`routing`] knows the way; [`wants`] and
-//! [`announce`] say what is asked for and what there is; [`fetching`] feeds the own copies, [`serving`] answers others' fetches;
+//! [`announce`] say what is asked for and what there is; [`fetching`] feeds the own copies, [`serving`] answers others' fetches, [`passes`] bounds what
+//! is read through for them;
 //! [`held`] and [`registration`] tell origins who has what; [`marks`] and [`trace`] keep status true; [`questions`] look for
 //! what an origin lost; [`one_way`] carries what is not stored. [`lines`] knows how a log's incarnations hang together.
 
@@ -18,6 +19,7 @@ mod logs;
 mod machine;
 mod marks;
 mod one_way;
+mod passes;
 mod questions;
 mod registration;
 mod routing;
@@ -29,7 +31,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-pub use self::machine::Replication;
+pub use self::{machine::Replication, passes::PASS_POOL_BYTES};
 use crate::{
     copies::Hole,
     envelope::Chain,

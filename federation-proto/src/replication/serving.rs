@@ -1,7 +1,8 @@
 //! Serving what neighbours fetch: from the own copy where it holds the place, else read through from further towards the origin.
 //!
 //! A fetch that is read through is fed by a *passing* fetch of ours, which nobody stores and which may bring only as much
-//! as its asker has room for. It ends where the own copy can take over. "Not here" is only ever the origin's answer.
+//! as its asker has room for, and as its link's pool has ([`super::passes`]). It ends where the own copy can take over.
+//! "Not here" is only ever the origin's answer.
 
 use std::collections::BTreeMap;
 
@@ -9,6 +10,7 @@ use super::{
     Change, LinkId, Output, Replication,
     fetching::FetchOwner,
     lines::{self, Where},
+    passes::Passing,
 };
 use crate::{
     copies::HoleKind,
@@ -17,29 +19,27 @@ use crate::{
     wire::link::FetchEnd,
 };
 
-/// Most bytes that a passing fetch may bring ahead of what its asker has been sent.
-pub(super) const PASS_WINDOW_BYTES: u64 = 4 * 1024 * 1024;
 /// What a passing fetch may bring before its asker's room is known.
 const PASS_FIRST_BYTES: u64 = 1024 * 1024;
 
-type Asker = (LinkId, FetchNumber);
+pub(super) type Asker = (LinkId, FetchNumber);
 
 #[derive(Debug)]
 pub(super) struct Served {
-    order: FetchOrder,
-    mode: Mode,
+    pub(super) order: FetchOrder,
+    pub(super) mode: Mode,
     /// Where it was last served from the own copy: what runs outside there again is not served from it once more.
     tried: Option<Place>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mode {
+pub(super) enum Mode {
     /// From our copy.
     Own,
     /// Until our copy begins.
     Waiting,
     /// Read through by this fetch of ours.
-    Pass { link: LinkId, number: FetchNumber, allowance: u64 },
+    Pass(Passing),
 }
 
 pub(super) type ServedFetches = BTreeMap<Asker, Served>;
@@ -63,31 +63,21 @@ impl Replication {
     }
 
     pub(super) fn served_room(&mut self, asker: Asker, next: Place, passed: u64, room: u64) {
-        let Some(served) = self.served.get_mut(&asker) else { return };
-        let Mode::Pass { link, number, allowance } = served.mode else { return };
+        let Some(served) = self.served.get(&asker) else { return };
+        let Mode::Pass(_) = served.mode else { return };
         let log = served.order.log.clone();
         let line = served.order.line;
         let untried = served.tried != Some(next);
         if served.order.towards.is_none() && untried && self.readable(&log, next, line, true) {
-            self.stop_fetch(link, number);
+            self.stop_passing(asker);
             return self.serve(asker, Some(next));
         }
-        let total = passed.saturating_add(room.min(PASS_WINDOW_BYTES));
-        if total <= allowance {
-            return;
-        }
-        if let Some(served) = self.served.get_mut(&asker) {
-            served.mode = Mode::Pass { link, number, allowance: total };
-        }
-        self.out.push_back(Output::RaiseAllowance(link, number, total));
+        self.pass_went_on(asker, passed, room);
     }
 
     pub(super) fn served_over(&mut self, asker: Asker) {
-        if let Some(served) = self.served.remove(&asker)
-            && let Mode::Pass { link, number, .. } = served.mode
-        {
-            self.stop_fetch(link, number);
-        }
+        self.stop_passing(asker);
+        self.served.remove(&asker);
     }
 
     pub(super) fn served_link_down(&mut self, link: LinkId) {
@@ -121,9 +111,7 @@ impl Replication {
         let Some(served) = self.served.get(&asker) else { return };
         let order = served.order.clone();
         let untried = served.tried != Some(at);
-        if let Mode::Pass { link, number, .. } = served.mode {
-            self.stop_fetch(link, number);
-        }
+        self.stop_passing(asker);
         // What is sent to a named holder is answered by nobody else: the asker wants all that this one has.
         let named_me = order.towards.as_ref() == Some(&self.config.node);
         if (named_me || order.towards.is_none()) && untried && self.readable(&order.log, at, order.line, false) {
@@ -144,8 +132,8 @@ impl Replication {
             let text = format!("there is no way to {} from {}", order.log.origin, self.config.node);
             return self.end_served(asker, FetchEnd::CannotReach, None, &text);
         };
-        if self.may_begin_cache(&order) {
-            return self.begin_cache(asker, &order.log, at);
+        if let Some(begin) = self.may_begin_cache(&order, at) {
+            return self.begin_cache(asker, &order.log, begin);
         }
         self.pass(asker, &order, at, way, room);
     }
@@ -159,6 +147,7 @@ impl Replication {
     }
 
     pub(super) fn end_served(&mut self, asker: Asker, end: FetchEnd, at: Option<Place>, text: &str) {
+        self.stop_passing(asker);
         if self.served.remove(&asker).is_some() {
             let answered_by = self.config.node.site.to_string();
             let ended = FetchEnded { number: asker.1, end, at, answered_by, text: text.to_owned() };
@@ -194,15 +183,22 @@ impl Replication {
         }
     }
 
-    /// A relay's copy begins at the first place that a neighbour asks for in order to store it.
-    fn may_begin_cache(&self, order: &FetchOrder) -> bool {
-        self.config.kind == NodeKind::Relay
-            && !order.passing
-            && !order.no_wait
-            && order.towards.is_none()
-            && order.line == FetchLine::Main
-            && self.logs.get(&order.log).is_some_and(|s| s.submitted.is_none())
-            && self.needs(&order.log)
+    /// A relay's copy begins at the first place that a neighbour asks for in order to store it, if the upstream announced
+    /// it: nobody may make it stand where the origin never was. A place above the announced end of the newest incarnation
+    /// may well be true, but is not known here yet: then the copy begins at that end.
+    fn may_begin_cache(&self, order: &FetchOrder, at: Place) -> Option<Place> {
+        let storing = !order.passing && !order.no_wait && order.towards.is_none() && order.line == FetchLine::Main;
+        if self.config.kind != NodeKind::Relay || !storing || !self.needs(&order.log) {
+            return None;
+        }
+        let state = self.logs.get(&order.log).filter(|s| s.submitted.is_none())?;
+        let remote = state.remote.as_ref()?;
+        let edge = remote.edge(at.incarnation)?;
+        if at.offset < edge.begin {
+            return None;
+        }
+        let newest = remote.tip().incarnation == at.incarnation;
+        (newest || at.offset <= edge.end).then(|| Place { offset: at.offset.min(edge.end), ..at })
     }
 
     fn begin_cache(&mut self, asker: Asker, log: &LogName, at: Place) {
@@ -236,17 +232,16 @@ impl Replication {
             return self.end_served(asker, FetchEnd::Hops, Some(at), "the way is too long, or the routes are changing");
         }
         let Some(number) = self.next_fetch(way, FetchOwner::Pass(asker.0, asker.1)) else { return };
-        let allowance = room.min(PASS_WINDOW_BYTES);
-        if let Some(served) = self.served.get_mut(&asker) {
-            served.mode = Mode::Pass { link: way, number, allowance };
-        }
         let until = match (order.until, self.takes_over_at(order, at)) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
-        let through = FetchOrder { number, from: at, passing: true, hops: hops - 1, allowance, until, ..order.clone() };
+        // It may bring nothing before the pool allows it.
+        let (hops, allowance) = (hops - 1, 0);
+        let through = FetchOrder { number, from: at, passing: true, hops, allowance, until, ..order.clone() };
         self.out.push_back(Output::StartFetch(way, through));
         self.out.push_back(Output::Pass((way, number), asker));
+        self.begin_passing(asker, order.lane, way, number, room);
     }
 
     /// Where our own copy can take over from a fetch that stands below its begin, on the main line.
@@ -260,6 +255,7 @@ impl Replication {
 
     /// A passing fetch of ours ended: the fetch that it fed goes on another way, or gets the answer.
     pub(super) fn pass_ended(&mut self, asker: Asker, ended: &FetchEnded) {
+        self.stop_passing(asker);
         let Some(served) = self.served.get_mut(&asker) else { return };
         if served.order.until.is_some()
             && ended.end == FetchEnd::Done

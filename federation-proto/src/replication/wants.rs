@@ -4,7 +4,10 @@
 //! from that upstream. A want's start counts once for each origin, for the logs of the first complete announcement; from
 //! then on the copies' own ends say where to go on, and logs announced later are fetched from their begin.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use bytes::Bytes;
 
@@ -20,6 +23,12 @@ use crate::{
 
 /// Most questions for a time under way at once, own and passed on.
 const RESOLVES_MAX: usize = 65_536;
+/// Questions for a time that one want has under way at an origin.
+const RESOLVES_AT_ONCE: usize = 256;
+/// What could not be told, or was not answered, is asked again after this long.
+const RESOLVE_AGAIN: Duration = Duration::from_secs(5);
+/// After so many rounds without an answer people are told.
+const RESOLVE_ROUNDS_QUIET: u32 = 12;
 /// Copies begun in one unit.
 const BEGINS_PER_UNIT: usize = 1024;
 
@@ -47,7 +56,15 @@ pub(super) enum Resolving {
 /// A want whose start by time is being resolved at one origin.
 #[derive(Debug, Default)]
 pub(super) struct Gathering {
+    time_us: u64,
+    /// Asked, and not answered yet.
     open: BTreeSet<u64>,
+    /// Yet to be asked, or to be asked again with the next round.
+    ask: BTreeSet<LogName>,
+    again: BTreeSet<LogName>,
+    /// When the next round begins, and how many went by.
+    next_round: Duration,
+    rounds: u32,
     starts: BTreeMap<LogName, Place>,
 }
 
@@ -62,7 +79,7 @@ pub(super) struct Wants {
     resolved: BTreeSet<(String, Site)>,
     gathering: BTreeMap<(String, Site), Gathering>,
     resolving: BTreeMap<u64, (LinkId, Resolving)>,
-    finding: BTreeMap<u64, (LinkId, u64)>,
+    finding: BTreeMap<u64, (LinkId, u64, LogName)>,
     next_number: u64,
 }
 
@@ -217,9 +234,9 @@ impl Replication {
                 self.send(sent.link, link::control::Kind::WantDrop(link::WantDrop { key: want.key }));
             }
         }
+        // Our own are asked again with the next announcement.
         if let Some(old) = old {
-            // Questions that went that way will not be answered; they are asked again with the next announcement.
-            self.wants.resolving.retain(|_, (link, _)| *link != old);
+            self.resolving_lost(old);
         }
         self.wants.gathering.retain(|(_, o), _| o != origin);
         self.sync_wants(origin);
@@ -233,10 +250,11 @@ impl Replication {
             }
             !links.is_empty()
         });
+        self.resolving_lost(link);
         self.wants
             .resolving
-            .retain(|_, (l, who)| *l != link && !matches!(who, Resolving::Peer { link: asker, .. } if *asker == link));
-        self.wants.finding.retain(|_, (l, _)| *l != link);
+            .retain(|_, (_, who)| !matches!(who, Resolving::Peer { link: asker, .. } if *asker == link));
+        self.wants.finding.retain(|_, (l, ..)| *l != link);
         for origin in origins {
             self.sync_wants(&origin);
             self.evaluate_origin(&origin);
@@ -343,7 +361,7 @@ impl Replication {
             return;
         }
         let pair = (want.id.clone(), origin.clone());
-        let mut gathering = Gathering::default();
+        let mut gathering = Gathering { next_round: self.now.saturating_add(RESOLVE_AGAIN), ..Gathering::default() };
         for log in self.logs.names_of(origin, &want.pattern) {
             let Some(state) = self.logs.get(&log) else { continue };
             if state.submitted.is_some() || state.beginning {
@@ -360,24 +378,110 @@ impl Replication {
                 WantStart::Earliest => drop(gathering.starts.insert(log, remote.begin)),
                 WantStart::Latest => drop(gathering.starts.insert(log, remote.tip())),
                 WantStart::Time(time_us) => {
-                    if let Some(number) = self.ask_time(want, &log, time_us) {
-                        gathering.open.insert(number);
-                    }
+                    gathering.time_us = time_us;
+                    gathering.ask.insert(log);
                 }
             }
         }
-        if gathering.open.is_empty() {
-            self.want_resolved(&pair, gathering.starts);
-        } else {
-            self.wants.gathering.insert(pair, gathering);
+        // A former round of it may be under way still: its answers no longer count.
+        self.forget_gathering(&pair);
+        self.wants.gathering.insert(pair.clone(), gathering);
+        self.ask_times(&pair);
+        self.gathered(&pair);
+    }
+
+    fn forget_gathering(&mut self, pair: &(String, Site)) {
+        for number in self.wants.gathering.remove(pair).into_iter().flat_map(|g| g.open) {
+            self.wants.resolving.remove(&number);
         }
     }
 
-    fn ask_time(&mut self, want: &Want, log: &LogName, time_us: u64) -> Option<u64> {
+    /// Asks for the next times of a want, a window of them at once.
+    fn ask_times(&mut self, pair: &(String, Site)) {
+        while let Some(gathering) = self.wants.gathering.get_mut(pair)
+            && gathering.open.len() < RESOLVES_AT_ONCE
+            && let Some(log) = gathering.ask.pop_first()
+        {
+            let time_us = gathering.time_us;
+            let asked = self.ask_time(&pair.0, &log, time_us);
+            let Some(gathering) = self.wants.gathering.get_mut(pair) else { return };
+            match asked {
+                Some(number) => drop(gathering.open.insert(number)),
+                None => drop(gathering.again.insert(log)),
+            }
+        }
+    }
+
+    /// Begins what is known of a want's starts; when nothing is open any more, the start is counted.
+    fn gathered(&mut self, pair: &(String, Site)) {
+        let Some(gathering) = self.wants.gathering.get_mut(pair) else { return };
+        let done = gathering.open.is_empty() && gathering.ask.is_empty() && gathering.again.is_empty();
+        if !done && gathering.starts.len() < RESOLVES_AT_ONCE {
+            return;
+        }
+        let starts = std::mem::take(&mut gathering.starts);
+        if done {
+            self.want_resolved(pair, starts);
+        } else {
+            let changes = self.begin_at(starts);
+            self.out.push_back(Output::Store(changes));
+        }
+    }
+
+    /// Each interval: times that could not be told, or whose answer is long due, are asked again.
+    pub(super) fn resolve_again(&mut self) {
+        let due = |g: &Gathering, now| now >= g.next_round;
+        let pairs: Vec<_> =
+            self.wants.gathering.iter().filter(|(_, g)| due(g, self.now)).map(|(pair, _)| pair.clone()).collect();
+        for pair in pairs {
+            let Some(gathering) = self.wants.gathering.get_mut(&pair) else { continue };
+            gathering.next_round = self.now.saturating_add(RESOLVE_AGAIN);
+            gathering.rounds = gathering.rounds.saturating_add(1);
+            let waits = gathering.again.len().saturating_add(gathering.open.len());
+            let report = gathering.rounds == RESOLVE_ROUNDS_QUIET && waits > 0;
+            let mut again = std::mem::take(&mut gathering.again);
+            for number in std::mem::take(&mut gathering.open) {
+                if let Some((_, Resolving::Own { log, .. })) = self.wants.resolving.remove(&number) {
+                    again.insert(log);
+                }
+            }
+            gathering.ask.extend(again);
+            if report {
+                let text = format!(
+                    "{} does not tell where {waits} of its logs stood at the time that want {} asks for; it is asked again \
+                     and again",
+                    pair.1, pair.0
+                );
+                self.report("start-unresolved", text);
+            }
+            self.ask_times(&pair);
+            self.gathered(&pair);
+        }
+    }
+
+    /// Questions that went this way will not be answered: those who asked through us are told so, and ask again.
+    fn resolving_lost(&mut self, way: LinkId) {
+        let lost: Vec<u64> =
+            self.wants.resolving.iter().filter(|(_, (link, _))| *link == way).map(|(number, _)| *number).collect();
+        for number in lost {
+            match self.wants.resolving.remove(&number) {
+                Some((_, Resolving::Peer { link, number })) => self.answer_resolve(link, number, None),
+                Some((_, Resolving::Own { want, log })) => {
+                    if let Some(gathering) = self.wants.gathering.get_mut(&(want, log.origin.clone())) {
+                        gathering.open.remove(&number);
+                        gathering.again.insert(log);
+                    }
+                }
+                None => {}
+            }
+        }
+    }
+
+    fn ask_time(&mut self, want: &str, log: &LogName, time_us: u64) -> Option<u64> {
         let upstream = self.routing.upstream(&log.origin)?;
         self.wants.next_number += 1;
         let number = self.wants.next_number;
-        let own = Resolving::Own { want: want.id.clone(), log: log.clone() };
+        let own = Resolving::Own { want: want.to_owned(), log: log.clone() };
         self.wants.resolving.insert(number, (upstream, own));
         let resolve = link::Resolve { number, log: Some(log.into()), time_us, hops: self.config.hops };
         self.send(upstream, link::control::Kind::Resolve(resolve));
@@ -386,21 +490,8 @@ impl Replication {
 
     /// Begins the copies at the resolved starts and remembers, in the same unit, that the start was counted.
     fn want_resolved(&mut self, pair: &(String, Site), starts: BTreeMap<LogName, Place>) {
-        self.wants.gathering.remove(pair);
-        let mut changes = Vec::new();
-        let mut begun = Vec::new();
-        for (log, at) in starts {
-            let Some(state) = self.logs.get_mut(&log) else { continue };
-            if state.submitted.is_some() || state.beginning {
-                continue;
-            }
-            state.beginning = true;
-            begun.push(log.clone());
-            changes.push(Change::BeginCopy { log, at, chain: None });
-            if changes.len() >= BEGINS_PER_UNIT {
-                self.out.push_back(Output::Store(std::mem::take(&mut changes)));
-            }
-        }
+        self.forget_gathering(pair);
+        let mut changes = self.begin_at(starts);
         self.wants.resolved.insert(pair.clone());
         changes.push(Change::Put { table: StateTable::Starts, key: starts_key(&pair.0, &pair.1), value: Bytes::new() });
         self.out.push_back(Output::Store(changes));
@@ -409,6 +500,23 @@ impl Replication {
         for log in self.logs.names_of_origin(&pair.1) {
             self.begin_if_wanted(&log);
         }
+    }
+
+    /// Begins copies; the changes that are left for the last unit.
+    fn begin_at(&mut self, starts: BTreeMap<LogName, Place>) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for (log, at) in starts {
+            let Some(state) = self.logs.get_mut(&log) else { continue };
+            if state.submitted.is_some() || state.beginning {
+                continue;
+            }
+            state.beginning = true;
+            changes.push(Change::BeginCopy { log, at, chain: None });
+            if changes.len() >= BEGINS_PER_UNIT {
+                self.out.push_back(Output::Store(std::mem::take(&mut changes)));
+            }
+        }
+        changes
     }
 
     /// A log without a copy here that a resolved want covers was announced: it is copied from its begin.
@@ -449,45 +557,56 @@ impl Replication {
         }
         self.wants.next_number += 1;
         let token = self.wants.next_number;
-        self.wants.finding.insert(token, (from, resolve.number));
+        self.wants.finding.insert(token, (from, resolve.number, log.clone()));
         self.out.push_back(Output::FindTime { token, log, time_us: resolve.time_us });
         Ok(())
     }
 
-    fn answer_resolve(&mut self, to: LinkId, number: u64, place: Option<Place>) {
-        let resolved = link::Resolved { number, place: place.map(Into::into), found: place.is_some() };
-        self.send(to, link::control::Kind::Resolved(resolved));
+    fn answer_resolve(&mut self, to: LinkId, number: u64, told: Option<(link::ResolveOutcome, Place)>) {
+        let outcome = told.map_or(link::ResolveOutcome::CannotTell, |(outcome, _)| outcome);
+        let place = told.map(|(_, place)| place.into());
+        self.send(to, link::control::Kind::Resolved(link::Resolved { number, place, outcome: outcome.into() }));
     }
 
+    /// The own copy was searched. What it begins with may be too late: whoever trimmed what came before cannot tell, the
+    /// origin excepted.
     pub(super) fn time_found(&mut self, token: u64, place: Option<Place>) {
-        if let Some((link, number)) = self.wants.finding.remove(&token) {
-            self.answer_resolve(link, number, place);
-        }
+        let Some((link, number, log)) = self.wants.finding.remove(&token) else { return };
+        let own = log.origin == self.config.node.site;
+        let info = self.logs.get(&log).and_then(|s| if own { s.durable.as_ref() } else { s.submitted.as_ref() });
+        let told = match (place, info) {
+            (Some(place), Some(info)) => {
+                let root = info.incarnations.first().is_some_and(|i| i.begin == 0 && i.previous.is_none());
+                let outcome = if place == info.end { link::ResolveOutcome::AtEnd } else { link::ResolveOutcome::Found };
+                (own || root || place != info.begin).then_some((outcome, place))
+            }
+            _ => None,
+        };
+        self.answer_resolve(link, number, told);
     }
 
     pub(super) fn handle_resolved(&mut self, from: LinkId, resolved: &link::Resolved) -> Checked<()> {
-        let place = match resolved.found {
-            true => Some(convert::place_from(resolved.place.as_ref())?),
-            false => None,
+        // An outcome that is not known here reads as "cannot tell".
+        let told = match resolved.outcome() {
+            link::ResolveOutcome::CannotTell => None,
+            outcome => Some((outcome, convert::place_from(resolved.place.as_ref())?)),
         };
         let Some((link, who)) = self.wants.resolving.remove(&resolved.number) else { return Ok(()) };
         if link != from {
             return Err(WireError::Range { what: "resolved.number", found: resolved.number });
         }
         match who {
-            Resolving::Peer { link, number } => self.answer_resolve(link, number, place),
+            Resolving::Peer { link, number } => self.answer_resolve(link, number, told),
             Resolving::Own { want, log } => {
                 let pair = (want, log.origin.clone());
-                let tip = self.logs.get(&log).and_then(|s| s.remote.as_ref()).map(super::lines::View::tip);
                 let Some(gathering) = self.wants.gathering.get_mut(&pair) else { return Ok(()) };
                 gathering.open.remove(&resolved.number);
-                if let Some(at) = place.or(tip) {
-                    gathering.starts.insert(log, at);
+                match told {
+                    Some((_, at)) => drop(gathering.starts.insert(log, at)),
+                    None => drop(gathering.again.insert(log)),
                 }
-                if gathering.open.is_empty() {
-                    let starts = std::mem::take(&mut gathering.starts);
-                    self.want_resolved(&pair, starts);
-                }
+                self.ask_times(&pair);
+                self.gathered(&pair);
             }
         }
         Ok(())

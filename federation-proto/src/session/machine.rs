@@ -231,9 +231,16 @@ impl Session {
     }
 
     /// A batch read through for a served fetch that is not served from the own copy: sent in order; must begin at (or
-    /// contain) its next place. After [`Session::serve`] it is ignored.
-    pub fn push_passed(&mut self, number: FetchNumber, batch: Batch) {
-        self.serving.push_passed(number, batch, &mut self.events);
+    /// contain) its next place. After [`Session::serve`] it is ignored. Whether it waits to be sent now; if so,
+    /// [`Session::poll_fed_gone`] tells of it later.
+    pub fn push_passed(&mut self, number: FetchNumber, batch: Batch) -> bool {
+        self.serving.push_passed(number, batch, &mut self.events)
+    }
+
+    /// The next fetch of which batches given to [`Session::push_passed`] were sent, or dropped with it, and how many bytes
+    /// of them, in the order in which they were given.
+    pub fn poll_fed_gone(&mut self) -> Option<(FetchNumber, u64)> {
+        self.serving.poll_fed_gone()
     }
 
     /// Where a served fetch stands; `None` once it has ended.

@@ -6,8 +6,9 @@
 //! fewer bytes than its allowance were sent, so it runs over by less than one batch and cannot stand still for want
 //! of a few bytes.
 //!
-//! What is read ahead is bounded per lane ([`READ_AHEAD_BYTES`]); what is read through is bounded by the room that
-//! [`ServedAt`] states to the core.
+//! What is read ahead is bounded per lane ([`READ_AHEAD_BYTES`]), and no more is read for a fetch than it may send, so that
+//! one that may not go on takes nothing from the others. What is read through is bounded by the core, which asks for no more
+//! than [`ServedAt`] has room for and is told when it has left ([`super::Session::poll_fed_gone`]).
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -46,13 +47,21 @@ enum Source {
     Fed,
 }
 
+/// A batch that waits to be sent.
+#[derive(Debug)]
+struct Queued {
+    batch: Batch,
+    /// Read through, not from the own copy.
+    fed: bool,
+}
+
 #[derive(Debug)]
 struct Served {
     order: FetchOrder,
     source: Source,
     /// After everything queued.
     next: Place,
-    queue: VecDeque<Batch>,
+    queue: VecDeque<Queued>,
     queued: u64,
     sent: u64,
     allowance: u64,
@@ -98,6 +107,10 @@ impl Served {
     fn passed(&self) -> u64 {
         self.fed.saturating_sub(self.queued)
     }
+
+    fn fed_queued(&self) -> u64 {
+        self.queue.iter().filter(|q| q.fed).map(|q| q.batch.len() as u64).sum()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -107,7 +120,9 @@ struct LaneOut {
     /// Answers to stops; the fetches are gone.
     ends: VecDeque<link::FetchEnded>,
     to_read: VecDeque<FetchNumber>,
+    /// Bytes of all batches that wait, and of those among them that were read through.
     queued: u64,
+    queued_fed: u64,
     reading: u64,
     fed: BTreeSet<FetchNumber>,
 }
@@ -124,6 +139,8 @@ pub(super) struct Serving {
     highest: FetchNumber,
     /// Fed fetches whose progress the core has not yet been told.
     moved: BTreeSet<FetchNumber>,
+    /// Bytes that were fed and have left, by fetch, until the shell takes note: at most one entry for each batch.
+    fed_gone: VecDeque<(FetchNumber, u64)>,
 }
 
 impl Serving {
@@ -137,6 +154,7 @@ impl Serving {
             lanes: Default::default(),
             highest: 0,
             moved: BTreeSet::new(),
+            fed_gone: VecDeque::new(),
         }
     }
 
@@ -227,26 +245,34 @@ impl Serving {
         self.lane(lane).fed.insert(number);
     }
 
-    /// A batch read through.
-    pub(super) fn push_passed(&mut self, number: FetchNumber, batch: Batch, events: &mut VecDeque<Event>) {
+    /// A batch read through; whether it waits to be sent now.
+    pub(super) fn push_passed(&mut self, number: FetchNumber, batch: Batch, events: &mut VecDeque<Event>) -> bool {
         if self.fetches.get(&number).is_some_and(|f| f.source == Source::Paused) {
             self.feed(number);
         }
         // What still comes after the copy took over is in the copy, too.
         let fed = |f: &&mut Served| f.source == Source::Fed && f.ended.is_none();
-        let Some(fetch) = self.fetches.get_mut(&number).filter(fed) else { return };
+        let Some(fetch) = self.fetches.get_mut(&number).filter(fed) else { return false };
         let next = fetch.next;
         if batch.begin().incarnation == next.incarnation && batch.end_offset() <= next.offset {
-            return;
+            // As good as sent.
+            fetch.fed = fetch.fed.saturating_add(batch.len() as u64);
+            return false;
         }
         // Batch boundaries are the same everywhere, so only a fetch's first batch may begin below its place.
         let begins = next == fetch.order.from && contains(&batch, next);
         if !begins && !follows(&batch, next, FetchLine::Main) {
             let text = format!("what was read through jumped from {next} to {}", batch.begin());
-            return self.end_self(number, FetchEnd::Failed, Some(next), text, events);
+            self.end_self(number, FetchEnd::Failed, Some(next), text, events);
+            return false;
         }
-        fetch.fed = fetch.fed.saturating_add(batch.len() as u64);
-        self.enqueue(number, batch, events);
+        let len = batch.len() as u64;
+        fetch.fed = fetch.fed.saturating_add(len);
+        let taken = self.enqueue(number, batch, true, events);
+        if let Some(fetch) = self.fetches.get_mut(&number).filter(|_| !taken) {
+            fetch.fed = fetch.fed.saturating_sub(len);
+        }
+        taken
     }
 
     /// A read came back; whether it ran outside the copy.
@@ -264,7 +290,7 @@ impl Serving {
         match outcome {
             ReadOutcome::Batches(batches, next) if !batches.is_empty() => {
                 for batch in batches {
-                    self.enqueue(number, batch, events);
+                    self.enqueue(number, batch, false, events);
                 }
                 if let Some(fetch) = self.fetches.get_mut(&number).filter(|f| f.ended.is_none()) {
                     fetch.next = next;
@@ -287,13 +313,15 @@ impl Serving {
         }
     }
 
-    fn enqueue(&mut self, number: FetchNumber, batch: Batch, events: &mut VecDeque<Event>) {
+    /// Puts a batch at the end of its fetch's queue; false if the fetch ended before it.
+    fn enqueue(&mut self, number: FetchNumber, batch: Batch, fed: bool, events: &mut VecDeque<Event>) -> bool {
         let batch_bytes_max = self.batch_bytes_max;
-        let Some(fetch) = self.fetches.get_mut(&number).filter(|f| f.ended.is_none()) else { return };
+        let Some(fetch) = self.fetches.get_mut(&number).filter(|f| f.ended.is_none()) else { return false };
         let until = fetch.order.until;
         let next = fetch.next;
         if until.is_some_and(|until| batch.begin().offset >= until) {
-            return self.end_self(number, FetchEnd::Done, Some(next), String::new(), events);
+            self.end_self(number, FetchEnd::Done, Some(next), String::new(), events);
+            return false;
         }
         if batch.len() > batch_bytes_max {
             let text = format!(
@@ -301,19 +329,25 @@ impl Serving {
                 next,
                 batch.len()
             );
-            return self.end_self(number, FetchEnd::Failed, Some(next), text, events);
+            self.end_self(number, FetchEnd::Failed, Some(next), text, events);
+            return false;
         }
         let len = batch.len() as u64;
         let end = batch.end();
         fetch.next = end;
         fetch.queued = fetch.queued.saturating_add(len);
-        fetch.queue.push_back(batch);
+        fetch.queue.push_back(Queued { batch, fed });
         let lane = fetch.order.lane;
-        self.lane(lane).queued += len;
+        let out = self.lane(lane);
+        out.queued += len;
+        if fed {
+            out.queued_fed += len;
+        }
         self.make_ready(number);
         if until.is_some_and(|until| end.offset >= until) {
             self.end_self(number, FetchEnd::Done, Some(end), String::new(), events);
         }
+        true
     }
 
     /// The fetch ends by itself, which the core is told.
@@ -365,6 +399,11 @@ impl Serving {
         Some(ServedAt { next: fetch.next, room: by_allowance.min(by_credit), passed: fetch.passed() })
     }
 
+    /// Bytes that were fed to a fetch and have left this node, or were dropped with it.
+    pub(super) fn poll_fed_gone(&mut self) -> Option<(FetchNumber, u64)> {
+        self.fed_gone.pop_front()
+    }
+
     /// The next fed fetch whose progress or room is worth telling.
     pub(super) fn poll_moved(&mut self) -> Option<FetchNumber> {
         while let Some(number) = self.moved.pop_first() {
@@ -395,8 +434,13 @@ impl Serving {
             }
         }
         self.moved.remove(&number);
+        let fed_queued = fetch.fed_queued();
+        if fed_queued > 0 {
+            self.fed_gone.push_back((number, fed_queued));
+        }
         let lane = self.lane(fetch.order.lane);
         lane.fed.remove(&number);
+        lane.queued_fed = lane.queued_fed.saturating_sub(fed_queued);
         lane.queued = lane.queued.saturating_sub(fetch.queued);
         lane.reading = lane.reading.saturating_sub(fetch.reading.unwrap_or_default());
         if fetch.ready {
@@ -437,7 +481,7 @@ impl Serving {
         for lane in LANES {
             loop {
                 let out = self.lane(lane);
-                let held = out.queued.saturating_add(out.reading);
+                let held = out.queued.saturating_sub(out.queued_fed).saturating_add(out.reading);
                 if held > 0 && held.saturating_add(READ_BYTES as u64) > READ_AHEAD_BYTES {
                     break;
                 }
@@ -447,7 +491,9 @@ impl Serving {
                 if fetch.source != Source::Copy || fetch.ended.is_some() {
                     continue;
                 }
-                let left = usize::try_from(fetch.allowance_left()).unwrap_or(usize::MAX);
+                // What it may not send would keep others from being read for.
+                let left = fetch.allowance_left().saturating_sub(fetch.queued);
+                let left = usize::try_from(left).unwrap_or(usize::MAX);
                 let bytes_max = READ_BYTES.min(left).max(1);
                 fetch.reading = Some(bytes_max as u64);
                 let (log, from, line) = (fetch.order.log.clone(), fetch.next, fetch.order.line);
@@ -487,20 +533,26 @@ impl Serving {
                     fetch.deficit = fetch.deficit.saturating_add(QUANTUM_BYTES);
                     self.lane(lane).ready.rotate_left(1);
                 }
-                Turn::Send(batch) => {
+                Turn::Send(Queued { batch, fed }) => {
                     out.push_batch(number, &batch);
-                    self.sent(number, lane, batch.len() as u64);
+                    self.sent(number, lane, batch.len() as u64, fed);
                 }
             }
         }
     }
 
-    fn sent(&mut self, number: FetchNumber, lane: Lane, len: u64) {
+    fn sent(&mut self, number: FetchNumber, lane: Lane, len: u64, fed: bool) {
         let out = self.lane(lane);
         out.credit.take(len);
         out.queued = out.queued.saturating_sub(len);
+        if fed {
+            out.queued_fed = out.queued_fed.saturating_sub(len);
+            self.fed_gone.push_back((number, len));
+        }
         let Some(fetch) = self.fetches.get_mut(&number) else { return };
-        if fetch.source == Source::Fed && fetch.passed().saturating_sub(fetch.reported.0) >= FED_REPORT_BYTES {
+        let untold = fetch.passed().saturating_sub(fetch.reported.0);
+        // With nothing left here, what is still to come is all that is promised to it.
+        if fetch.source == Source::Fed && (untold >= FED_REPORT_BYTES || (untold > 0 && fetch.queue.is_empty())) {
             self.moved.insert(number);
         }
         self.want_read(number);
@@ -517,15 +569,15 @@ enum Turn {
     /// It has used up its share of this round.
     Next,
     /// This goes.
-    Send(Batch),
+    Send(Queued),
 }
 
 /// What the fetch at the head of the round does with a lane's room.
 fn turn(fetch: &mut Served, room: u64) -> Turn {
-    let Some(batch) = fetch.queue.front() else {
+    let Some(next) = fetch.queue.front() else {
         return if fetch.ended.is_some() { Turn::Over } else { Turn::Nothing };
     };
-    let len = batch.len() as u64;
+    let len = next.batch.len() as u64;
     if fetch.sent >= fetch.allowance {
         return Turn::Nothing;
     }
@@ -535,9 +587,9 @@ fn turn(fetch: &mut Served, room: u64) -> Turn {
     if fetch.deficit < len {
         return Turn::Next;
     }
-    let Some(batch) = fetch.queue.pop_front() else { return Turn::Nothing };
+    let Some(next) = fetch.queue.pop_front() else { return Turn::Nothing };
     fetch.deficit -= len;
     fetch.sent = fetch.sent.saturating_add(len);
     fetch.queued = fetch.queued.saturating_sub(len);
-    Turn::Send(batch)
+    Turn::Send(next)
 }

@@ -7,6 +7,8 @@ use seaway_federation_proto::{
     wire::link,
 };
 
+use super::passing::PassTicket;
+
 /// One instruction to a link's driver.
 #[derive(Debug)]
 pub enum LinkCommand {
@@ -20,8 +22,8 @@ pub enum LinkCommand {
     RaiseAllowance(FetchNumber, u64),
     /// Serve the peer's fetch from our copy.
     Serve(FetchNumber),
-    /// Feed the peer's fetch with a batch read through on another link.
-    Passed(FetchNumber, Batch),
+    /// Feed the peer's fetch with a batch read through on another link; the ticket is dropped when the batch has left.
+    Passed(FetchNumber, Batch, PassTicket),
     /// End the peer's fetch.
     EndServed(FetchEnded),
     /// A log's readable end moved.

@@ -5,7 +5,7 @@
 //! See [`super`] for the flow of data.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
     sync::{
         Arc,
@@ -30,6 +30,7 @@ use seaway_federation_proto::{
 
 use super::{
     command::{LinkCommand, Mailbox},
+    passing::PassTicket,
     port::HubPort,
 };
 use crate::log::contract::{CommitLog, Entry, Line, Poisoned, Read, ReadError, RejectReason, Role, Unit};
@@ -132,6 +133,8 @@ pub struct LinkDriver {
     /// Fetches stopped since the session last had nothing to tell: what it told before that of them is dropped.
     stopped: BTreeSet<FetchNumber>,
     jobs: VecDeque<ReadJob>,
+    /// Of batches read through that wait in the session: their length, and what is given back when they have left.
+    tickets: BTreeMap<FetchNumber, VecDeque<(u64, PassTicket)>>,
     one_way: VecDeque<Bytes>,
     one_way_bytes: usize,
     /// What the session had dropped when it was last asked.
@@ -168,6 +171,7 @@ impl LinkDriver {
             retry_at: None,
             stopped: BTreeSet::new(),
             jobs: VecDeque::new(),
+            tickets: BTreeMap::new(),
             one_way: VecDeque::new(),
             one_way_bytes: 0,
             session_dropped: 0,
@@ -219,7 +223,7 @@ impl LinkDriver {
     fn handle_serving(&mut self, now: Duration, command: LinkCommand) {
         match command {
             LinkCommand::Serve(number) => self.session.serve(number),
-            LinkCommand::Passed(number, batch) => self.session.push_passed(number, batch),
+            LinkCommand::Passed(number, batch, ticket) => self.feed(number, batch, ticket),
             LinkCommand::EndServed(ended) => self.session.end_served(ended),
             LinkCommand::Advanced(log) => self.session.handle_advanced(&log),
             LinkCommand::Stored(lane, credit) => self.session.release(lane, credit),
@@ -312,6 +316,28 @@ impl LinkDriver {
             self.handle_event(now, event);
         }
         self.stopped.clear();
+        while let Some((number, bytes)) = self.session.poll_fed_gone() {
+            self.fed_gone(number, bytes);
+        }
+    }
+
+    fn feed(&mut self, number: FetchNumber, batch: Batch, ticket: PassTicket) {
+        let bytes = batch.len() as u64;
+        if self.session.push_passed(number, batch) {
+            self.tickets.entry(number).or_default().push_back((bytes, ticket));
+        }
+    }
+
+    fn fed_gone(&mut self, number: FetchNumber, mut bytes: u64) {
+        let Some(tickets) = self.tickets.get_mut(&number) else { return };
+        while bytes > 0
+            && let Some((len, _left)) = tickets.pop_front()
+        {
+            bytes = bytes.saturating_sub(len);
+        }
+        if tickets.is_empty() {
+            self.tickets.remove(&number);
+        }
     }
 
     fn handle_event(&mut self, now: Duration, event: Event) {
@@ -365,6 +391,7 @@ impl LinkDriver {
                 self.held.clear();
                 self.retry_at = None;
                 self.jobs.clear();
+                self.tickets.clear();
                 self.one_way.clear();
                 self.one_way_bytes = 0;
                 self.hub.on_closed(now, link, &reason);

@@ -454,7 +454,7 @@ fn what_lies_outside_the_copy_is_fed_until_the_copy_goes_on() {
     let begin = Entry::BeginCopy { log: log_name(), at: at(4), chain: None };
     b.log.submit(Unit { entries: vec![begin] }, Box::new(|done| done.unwrap())).unwrap();
     for batch in &all[4..10] {
-        a.post(LinkCommand::Passed(1, batch.clone()));
+        a.post(LinkCommand::Passed(1, batch.clone(), PassTicket::free()));
         settle(&mut a, &mut b);
     }
     assert_eq!(end_of(&b), Some(at(10)));

@@ -30,6 +30,7 @@ use seaway_federation_proto::{
 use super::{
     alarms::Alarms,
     command::{LinkCommand, Mailbox},
+    passing::{PassPool, PassTicket},
     port::HubPort,
     stores::{Stores, table_of},
 };
@@ -83,6 +84,8 @@ enum Action {
 struct LinkEntry {
     mailbox: Arc<dyn Mailbox>,
     up: bool,
+    /// What is read through for the peer, by lane.
+    passing: BTreeMap<Lane, PassPool>,
 }
 
 struct FindTime {
@@ -193,7 +196,7 @@ impl Hub {
     /// Gives a new link its id and makes its mailbox known; to be called before its driver is made.
     pub fn attach(&self, mailbox: Arc<dyn Mailbox>) -> LinkId {
         let link = LinkId(self.next_link.fetch_add(1, Ordering::Relaxed));
-        self.core.lock().links.insert(link, LinkEntry { mailbox, up: false });
+        self.core.lock().links.insert(link, LinkEntry { mailbox, up: false, passing: BTreeMap::new() });
         link
     }
 
@@ -534,20 +537,19 @@ impl HubPort for Hub {
         self.act(|core| core.machine.handle_refused_batch(now, link, number, refusal));
     }
 
-    fn on_passed_batch(
-        &self,
-        _now: Duration,
-        link: LinkId,
-        number: FetchNumber,
-        batch: Batch,
-        lane: Lane,
-        credit: u64,
-    ) {
+    fn on_passed_batch(&self, now: Duration, link: LinkId, number: FetchNumber, batch: Batch, lane: Lane, credit: u64) {
         self.act(|core| {
-            if let Some((to, served)) = core.passes.get(&(link, number)).copied() {
-                core.post(to, LinkCommand::Passed(served, batch));
-            }
-            core.post(link, LinkCommand::Stored(lane, credit));
+            let bytes = batch.len() as u64;
+            let to = core.passes.get(&(link, number)).copied();
+            let from = core.links.get(&link).map(|entry| entry.mailbox.clone());
+            let asker = to.and_then(|(to, _)| core.links.get_mut(&to));
+            let (Some((to, served)), Some(from), Some(asker)) = (to, from, asker) else {
+                return core.post(link, LinkCommand::Stored(lane, credit));
+            };
+            let pool = asker.passing.entry(lane).or_default();
+            let ticket = PassTicket::take(pool, bytes, from, lane, credit);
+            core.machine.handle_pass_arrived(now, to, served, bytes);
+            core.post(to, LinkCommand::Passed(served, batch, ticket));
         });
     }
 

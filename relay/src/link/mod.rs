@@ -13,5 +13,6 @@ pub mod alarms;
 pub mod command;
 pub mod driver;
 pub mod hub;
+pub mod passing;
 pub mod port;
 mod stores;

@@ -55,8 +55,8 @@ pub trait HubPort: Send + Sync {
     fn on_refused_batch(&self, now: Duration, link: LinkId, number: FetchNumber, refusal: AppendRefusal);
 
     /// A batch came for a passing fetch of ours: to be posted as `Passed` to the link whose fetch it feeds. The
-    /// credit stays taken until `Stored(lane, credit)` is posted to this link, which the hub does once the batch was
-    /// handed on or dropped.
+    /// credit stays taken until `Stored(lane, credit)` is posted to this link, which the hub does at once where the asker's
+    /// pool has room, else when the batch has left or was dropped (see [`PassTicket`](super::passing::PassTicket)).
     fn on_passed_batch(&self, now: Duration, link: LinkId, number: FetchNumber, batch: Batch, lane: Lane, credit: u64);
 
     /// A one-way message came.

@@ -54,7 +54,7 @@ fn cost(command: &LinkCommand) -> u64 {
     let content = match command {
         LinkCommand::Send(kind) => kind.encoded_len(),
         LinkCommand::OneWay(message) => message.encoded_len(),
-        LinkCommand::Passed(_, batch) => batch.len(),
+        LinkCommand::Passed(_, batch, _) => batch.len(),
         LinkCommand::StartFetch(_)
         | LinkCommand::StopFetch(_)
         | LinkCommand::RaiseAllowance(..)

@@ -128,7 +128,7 @@ fn messages() -> Vec<Kind> {
         Kind::Fetch(fetch.clone()),
         Kind::Fetch(link::Fetch { number: 2, passing: true, allowance: 99, hops, until: 20, no_wait: true, ..fetch }),
         Kind::Resolve(link::Resolve { number, log: log(), time_us: 5, hops }),
-        Kind::Resolved(link::Resolved { number, place: Some(place(4)), found: true }),
+        Kind::Resolved(link::Resolved { number, place: Some(place(4)), outcome: 1 }),
         Kind::Held(link::Held {
             sites: vec![link::HeldBy {
                 site: site.clone(),
@@ -292,7 +292,9 @@ fn act(session: &mut Session, what: u8, number: &mut u64) {
         4 => session.stop_fetch(other),
         5 => session.raise_allowance(other, 1 << 20),
         6 => {
-            batches().into_iter().for_each(|batch| session.push_passed(other, batch));
+            for batch in batches() {
+                let _ = session.push_passed(other, batch);
+            }
             session.end_served(FetchEnded {
                 number: other,
                 end: link::FetchEnd::NotHere,

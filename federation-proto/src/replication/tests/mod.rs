@@ -4,6 +4,8 @@
 
 mod gaps;
 mod net;
+mod passing;
+mod starts;
 
 use std::time::Duration;
 

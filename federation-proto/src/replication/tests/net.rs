@@ -78,6 +78,8 @@ pub(super) struct TestNode {
     pub(super) wants: Vec<Want>,
     pub(super) reports: Vec<Report>,
     pub(super) one_way: Vec<link::OneWay>,
+    /// Its disk does not find times.
+    pub(super) unreadable: bool,
     opened: BTreeMap<LogName, Incarnation>,
     passes: BTreeMap<(LinkId, FetchNumber), (LinkId, FetchNumber)>,
     pub(super) passed_batches: u64,
@@ -162,6 +164,7 @@ impl Net {
             wants: Vec::new(),
             reports: Vec::new(),
             one_way: Vec::new(),
+            unreadable: false,
             opened: BTreeMap::new(),
             passes: BTreeMap::new(),
             passed_batches: 0,
@@ -343,6 +346,12 @@ impl Net {
         self.pump(node);
     }
 
+    /// A node's link to another.
+    pub(super) fn link_of(&self, node: usize, peer: usize) -> LinkId {
+        let ends = &self.links[&(node.min(peer), node.max(peer))].ends;
+        ends.iter().find(|e| e.node == node).unwrap().id
+    }
+
     fn end_mut(&mut self, id: LinkId) -> Option<&mut End> {
         self.links.values_mut().flat_map(|l| &mut l.ends).find(|e| e.id == id)
     }
@@ -414,11 +423,11 @@ impl Net {
                 }
             }
             Output::FindTime { token, log, time_us } => {
-                let found = self.nodes[node]
-                    .disk
-                    .batches
-                    .get(&log)
-                    .and_then(|b| b.values().find(|b| b.header().origin_time_us >= time_us).map(Batch::begin));
+                let disk = &self.nodes[node].disk;
+                let late = |b: &&Batch| b.header().origin_time_us >= time_us;
+                let found = disk.batches.get(&log).and_then(|b| b.values().find(late).map(Batch::begin));
+                let found = found.or_else(|| disk.copies.get(&log).map(|c| c.info().end));
+                let found = found.filter(|_| !self.nodes[node].unreadable);
                 self.nodes[node].machine.handle_time_found(self.now, token, found);
             }
             Output::DeliverOneWay(message) => self.nodes[node].one_way.push(*message),
@@ -508,6 +517,8 @@ impl Net {
         let Some(order) = self.end_mut(id).unwrap().fetching.get(&number).cloned() else { return };
         if order.passing {
             let Some((link, theirs)) = self.nodes[node].passes.get(&(id, number)).copied() else { return };
+            let bytes = batch.len() as u64;
+            self.nodes[node].machine.handle_pass_arrived(self.now, link, theirs, bytes);
             let Some(s) = self.end_mut(link).and_then(|e| e.serving.get_mut(&theirs)) else { return };
             assert!(s.mode == Mode::Passed);
             s.next = batch.end();

@@ -147,7 +147,7 @@ impl World {
                 return false;
             };
             if at.room > 0 {
-                session.push_passed(*number, batch.clone());
+                let _ = session.push_passed(*number, batch.clone());
                 *index += 1;
             }
             true

@@ -101,6 +101,36 @@ fn a_passing_fetch_runs_over_its_allowance_by_less_than_one_batch() {
     assert_eq!(total, 5);
 }
 
+/// Many passing fetches that are given no more must not keep what is read for them from leaving room for the others.
+#[test]
+fn fetches_that_may_not_go_on_do_not_stop_the_others() {
+    let wide = |node| SessionConfig {
+        batch_bytes_max: 200_000,
+        lane_credit: [(Lane::Live, 40_000_000), (Lane::Backlog, 40_000_000)],
+        ..config(node)
+    };
+    let (mut a, mut b) = (Session::new(wide("a/1"), NOW), Session::new(wide("b/1"), NOW));
+    b.handle_bytes(NOW, Channel::Control, take(&mut a, Channel::Control));
+    a.handle_bytes(NOW, Channel::Control, take(&mut b, Channel::Control));
+    let mut log = TestLog::new("x");
+    (0..60).for_each(|_| drop(log.append(1, 100_000, false).clone()));
+    let from = log.batches[0].begin();
+    for number in 1..=40 {
+        let stuck = FetchOrder { passing: true, allowance: 300_000, ..order(number, &log.name, from) };
+        request(&mut a, &mut b, stuck);
+    }
+    request(&mut a, &mut b, order(41, &log.name, from));
+    let mut came = 0;
+    for _ in 0..200 {
+        serve_all(&mut b, &[&log]);
+        a.handle_bytes(NOW, Channel::Lane(Lane::Live), take(&mut b, Channel::Lane(Lane::Live)));
+        while let Some(event) = a.poll_event() {
+            came += usize::from(matches!(event, Event::Batch { number: 41, .. }));
+        }
+    }
+    assert_eq!(came, 60);
+}
+
 #[test]
 fn what_is_fed_is_counted_from_the_first_batch_fed() {
     let (mut a, mut b) = up();
@@ -116,14 +146,17 @@ fn what_is_fed_is_counted_from_the_first_batch_fed() {
         }
     }
     let room = b.served_at(1).unwrap().room;
-    b.push_passed(1, log.batches[1].clone());
+    assert!(b.push_passed(1, log.batches[1].clone()));
+    assert_eq!(b.poll_fed_gone(), None, "it waits here");
     let at = b.served_at(1).unwrap();
     assert_eq!((at.next, at.passed), (log.batches[2].begin(), 0));
     assert_eq!(room - at.room, log.batches[1].len() as u64);
     take(&mut b, Channel::Lane(Lane::Live));
     assert_eq!(b.served_at(1).unwrap().passed, log.batches[1].len() as u64);
+    assert_eq!(b.poll_fed_gone(), Some((1, log.batches[1].len() as u64)));
+    assert!(!b.push_passed(1, log.batches[1].clone()), "it was sent already");
     // A gap in what is read through ends the fetch rather than reach the peer.
-    b.push_passed(1, log.batches[3].clone());
+    assert!(!b.push_passed(1, log.batches[3].clone()));
     assert!(b.served_at(1).is_none());
     let over = std::iter::from_fn(|| b.poll_event()).any(|e| matches!(e, Event::ServedOver(1)));
     assert!(over);
