@@ -310,7 +310,12 @@ impl Replication {
         let pending = self.has_pending_hole(log);
         let Some(state) = self.logs.get_mut(log) else { return };
         state.offers.retain(|o| o.holder != offer.holder);
-        if !pending && state.submitted.is_some() && offer.view.missing_anywhere(&state.edges()).is_empty() {
+        let above = match (&state.submitted, &state.gap) {
+            (Some(info), Some(gap)) => offered_above([&offer], info, gap).is_some(),
+            _ => false,
+        };
+        let joins = !offer.view.missing_anywhere(&state.edges()).is_empty();
+        if !pending && !above && state.submitted.is_some() && !joins {
             return;
         }
         if state.offers.len() < OFFERS_MAX {
@@ -370,7 +375,9 @@ impl Replication {
         }
         let edges = state.edges();
         let holes = state.submitted.as_ref().is_some_and(|i| i.holes.iter().any(|h| h.kind == HoleKind::Pending));
-        state.offers.retain(|o| holes || !o.view.missing_anywhere(&edges).is_empty());
+        let (info, gap) = (state.submitted.as_ref(), state.gap.as_ref());
+        let above = |o: &Offer| info.zip(gap).is_some_and(|(info, gap)| offered_above([o], info, gap).is_some());
+        state.offers.retain(|o| holes || above(o) || !o.view.missing_anywhere(&edges).is_empty());
         self.evaluate(log);
     }
 
@@ -468,8 +475,12 @@ impl Replication {
         self.now.saturating_sub(at) >= ANSWERS_WAIT && self.routing.known_nodes().all(settled)
     }
 
+    /// Records what nobody has, up to where somebody goes on: another site, or at last the origin.
     fn lose(&mut self, log: &LogName, info: &LogInfo, gap: &Gap) {
-        let Some(hole) = jump(info, gap.resume, HoleKind::Lost) else {
+        let offers = self.logs.get(log).map(|s| s.offers.as_slice()).unwrap_or_default();
+        let reachable = offers.iter().filter(|o| self.routing.towards(&o.holder).is_some());
+        let part = offered_above(reachable, info, gap);
+        let Some(hole) = jump(info, part.unwrap_or(gap.resume), HoleKind::Lost) else {
             let text = format!(
                 "{log}: the origin begins anew at {}, below what is held here; nothing joins the two",
                 gap.resume
@@ -485,11 +496,19 @@ impl Replication {
         if hole.to > hole.from {
             let text = format!(
                 "{log}: {} to {} is held by no site that can be reached any more; it is recorded as lost and the copy goes on above",
-                info.end, gap.resume
+                info.end,
+                Place { incarnation: hole.incarnation, offset: hole.to }
             );
             self.report("range-lost", text);
         }
         self.out.push_back(Output::Store(vec![Change::Hole { log: log.clone(), hole }]));
+        if part.is_some() {
+            // What is offered there is fetched now; for what is still missing above it, everybody is asked anew.
+            if let Some(gap) = self.logs.get_mut(log).and_then(|s| s.gap.as_mut()) {
+                gap.asked = None;
+            }
+            return;
+        }
         if let Some(state) = self.logs.get_mut(log) {
             state.gap = None;
             state.offers.clear();
@@ -498,6 +517,19 @@ impl Replication {
         // The hole's being there plans anew; should the log refuse it, the fetch is asked again and so is this.
         self.retry_later(log, None);
     }
+}
+
+/// Where the lowest part begins that is offered of a gap but does not join what is held.
+fn offered_above<'a>(offers: impl IntoIterator<Item = &'a Offer>, info: &LogInfo, gap: &Gap) -> Option<Place> {
+    let newest = info.incarnations.last()?;
+    let edges = offers.into_iter().flat_map(|o| &o.view.edges).filter(|e| e.end > e.begin);
+    let begins = edges.map(|e| Place { incarnation: e.incarnation, offset: e.begin });
+    let inside = |p: &Place| {
+        (newest.incarnation..=gap.resume.incarnation).contains(&p.incarnation)
+            && (newest.end..gap.resume.offset).contains(&p.offset)
+            && jump(info, *p, HoleKind::Lost).is_some()
+    };
+    begins.filter(inside).min_by_key(|p| (p.incarnation, p.offset))
 }
 
 /// The hole after which a copy goes on at `resume`, if what it holds allows one.

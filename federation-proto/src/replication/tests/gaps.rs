@@ -142,6 +142,28 @@ fn what_a_sleeping_site_holds_is_not_called_lost() {
     }
 }
 
+/// c trimmed too, but holds more than the origin.
+#[test]
+fn of_a_lost_range_the_part_that_somebody_holds_is_fetched() {
+    for restarted in [false, true] {
+        let mut net = Net::new(3);
+        asleep(&mut net);
+        restart_empty(&mut net, 1);
+        let end = net.info(3, &name()).unwrap().end;
+        net.trim(3, &name(), Place { offset: 8, ..end });
+        if restarted {
+            // The origin has begun another incarnation since.
+            restart(&mut net, 0);
+            publish(&mut net, 3);
+        }
+        net.connect(1, 3);
+        net.connect(1, 2);
+        net.run(60);
+        net.complete_but_for(0, 2, &name(), 5, 8);
+        assert!((8..15).all(|offset| net.nodes[2].disk.batches[&name()].contains_key(&Place { offset, ..end })));
+    }
+}
+
 #[test]
 fn after_the_configured_wait_the_copy_goes_on() {
     let mut net = Net::new(3);
