@@ -472,6 +472,9 @@ fn check(header: &Header) -> Result<(), EnvelopeError> {
     if header.begin.offset.checked_add(u64::from(header.count)).is_none() {
         return fail("its offsets go past the greatest");
     }
+    if header.begin.incarnation.counter > limits::INCARNATION_COUNTER_MAX {
+        return fail("its incarnation's counter is greater than any origin's can be");
+    }
     match header.previous {
         Some(_) if !header.first_of_incarnation => {
             fail("it names an incarnation before it but is not the first of its own")

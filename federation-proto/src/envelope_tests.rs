@@ -14,7 +14,7 @@ fn place(counter: u64, offset: u64) -> Place {
 
 prop_compose! {
     fn batches()(
-        topic in "[a-zä/]{0,3}[a-z]{1,20}", queue in any::<u16>(), counter in 2..u64::MAX, offset in 0..u64::MAX / 2,
+        topic in "[a-zä/]{0,3}[a-z]{1,20}", queue in any::<u16>(), counter in 2..=limits::INCARNATION_COUNTER_MAX, offset in 0..u64::MAX / 2,
         count in 1..=limits::BATCH_MESSAGES_MAX, kind in 0..3, time in any::<u64>(), codec in any::<u8>(), version in any::<u8>(),
         chain in any::<[u8; 16]>(), tags in proptest::option::of(proptest::collection::vec("[a-z]{0,300}", 0..20)),
         body in proptest::collection::vec(any::<u8>(), 0..300),
@@ -121,6 +121,22 @@ fn bounds_are_kept() {
     assert_eq!(oversized.unwrap_err(), EnvelopeError::TooLarge { found: 101, allowed: 100 });
     assert_eq!(Batch::claimed_len(b"SWB1"), Ok(None));
     assert!(Batch::claimed_len(b"SWB2________").is_err());
+    let sealed = |counter| {
+        let placement = Placement {
+            log: &log("x", 1),
+            begin: place(counter, 7),
+            first_of_incarnation: false,
+            previous: None,
+            origin_time_us: 5,
+            chain_before: Chain::default(),
+        };
+        let bytes = Bytes::from_static(b"content");
+        let hash = hash(&bytes);
+        let body = SealedBody { hash, bytes, codec: Codec::None, version: 1, count: 1, tags: Tags::Any };
+        Batch::decode(whole(&Batch::seal(&placement, body)).into(), limits::BATCH_BYTES_MAX, false)
+    };
+    assert!(sealed(limits::INCARNATION_COUNTER_MAX).is_ok());
+    assert!(matches!(sealed(limits::INCARNATION_COUNTER_MAX + 1), Err(EnvelopeError::Malformed(_))));
 }
 
 /// The format is permanent: these bytes were written by the first build.

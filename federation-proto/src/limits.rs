@@ -12,6 +12,8 @@ pub const MESSAGE_BYTES_CEILING: usize = 16 * 1024 * 1024;
 pub const MESSAGE_BYTES_DEFAULT: usize = 1024 * 1024;
 /// Room on top of a message for envelope and record, in bytes.
 pub const BATCH_OVERHEAD_BYTES: usize = 8 * 1024;
+/// Greatest counter of an incarnation: one a start of a process, so no origin comes near it. What claims more is made up.
+pub const INCARNATION_COUNTER_MAX: u64 = 1 << 48;
 /// Most messages in one batch.
 pub const BATCH_MESSAGES_MAX: u32 = 65_536;
 /// Most tags that an envelope lists; with more it says "any".
