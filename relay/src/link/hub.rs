@@ -565,3 +565,7 @@ impl HubPort for Hub {
         });
     }
 }
+
+#[cfg(test)]
+#[path = "hub_tests.rs"]
+mod tests;

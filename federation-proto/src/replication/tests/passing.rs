@@ -43,8 +43,8 @@ fn drain(machine: &mut Replication, passes: &mut BTreeMap<FetchNumber, Through>)
     while let Some(output) = machine.poll_output() {
         match output {
             Output::StartFetch(_, order) => assert!(order.passing && order.allowance == 0),
-            Output::Pass((_, ours), (_, theirs)) => {
-                drop(passes.insert(ours, Through { asker: theirs, ..Through::default() }))
+            Output::Pass((_, ours), (_, asker)) => {
+                passes.insert(ours, Through { asker, ..Through::default() });
             }
             Output::RaiseAllowance(_, ours, total) => passes.get_mut(&ours).unwrap().allowance = total,
             _ => {}
