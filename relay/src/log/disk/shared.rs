@@ -270,23 +270,29 @@ impl Shared {
         }
     }
 
+    /// Takes appends, or takes none; a change is logged.
+    pub(crate) fn note_disk_full(&self, free: u64, full: bool) {
+        if self.figures.disk_full.swap(full, Ordering::Relaxed) == full {
+            return;
+        }
+        if full {
+            let reserve = self.config.reserve_bytes;
+            tracing::warn!(free, reserve, "the disk is nearly full: appends are refused until there is room");
+        } else {
+            tracing::info!(free, "there is room on the disk again: appends are taken");
+        }
+    }
+
     /// Measures the room on the disk and decides whether appends are taken.
     pub(crate) fn measure_disk(&self) {
         match self.config.files.free_bytes(&self.config.dir) {
             Ok(free) => {
                 self.figures.disk_free.store(free, Ordering::Relaxed);
-                let full = free < self.config.reserve_bytes;
-                if self.figures.disk_full.swap(full, Ordering::Relaxed) != full {
-                    if full {
-                        tracing::warn!(
-                            free,
-                            reserve = self.config.reserve_bytes,
-                            "the disk is nearly full: appends are refused until there is room"
-                        );
-                    } else {
-                        tracing::info!(free, "there is room on the disk again: appends are taken");
-                    }
-                }
+                let reserve = self.config.reserve_bytes;
+                let was = self.figures.disk_full.load(Ordering::Relaxed);
+                // Some room above the reserve before appends are taken again, so that it does not turn with every write.
+                let full = free < if was { reserve.saturating_add(reserve / 8) } else { reserve };
+                self.note_disk_full(free, full);
             }
             Err(e) => tracing::warn!("the free room on the disk cannot be measured: {e}"),
         }

@@ -138,15 +138,31 @@ impl Shared {
             Err(Full::Stopped(poisoned)) => return Err(poisoned.into()),
         }
         let free = self.figures.disk_free.load(Ordering::Relaxed);
-        let needed = match needs_of(unit) {
-            Needs::Reserve => self.config.reserve_bytes,
-            Needs::HalfReserve => self.config.reserve_bytes.div_ceil(2),
-            Needs::Nothing => 0,
+        let (has_room, needed) = match needs_of(unit) {
+            Needs::Reserve => (self.has_disk_for(bytes), self.config.reserve_bytes),
+            Needs::HalfReserve => {
+                let needed = self.config.reserve_bytes.div_ceil(2);
+                (!self.figures.disk_full.load(Ordering::Relaxed) || free >= needed, needed)
+            }
+            Needs::Nothing => (true, 0),
         };
-        if self.figures.disk_full.load(Ordering::Relaxed) && free < needed {
+        if !has_room {
             return Err(RejectReason::DiskFull { free, needed });
         }
         Ok(())
+    }
+
+    /// Whether the reserve stays whole when so many bytes more are written than are on their way already: what was
+    /// accepted since the disk was measured counts, or a fast publisher would fill it between two looks.
+    fn has_disk_for(&self, bytes: usize) -> bool {
+        let free = self.figures.disk_free.load(Ordering::Relaxed);
+        let coming = (self.queue.fill().0 as u64).saturating_add(bytes as u64);
+        let full = self.figures.disk_full.load(Ordering::Relaxed);
+        if !full && free < self.config.reserve_bytes.saturating_add(coming) {
+            self.note_disk_full(free, true);
+            return false;
+        }
+        !full
     }
 
     /// Copies may be read as soon as they are accepted.

@@ -26,6 +26,8 @@ use crate::log::{contract::Poisoned, files::LogFile};
 pub const GROUP_BYTES_MAX: usize = 8 << 20;
 /// The room on the disk is measured after so many bytes, too: a fast disk would pass the reserve between two looks.
 const MEASURE_EVERY_BYTES: u64 = 32 << 20;
+/// Where the reserve is small, as often as fits it, and not after fewer bytes than these.
+const MEASURE_BYTES_MIN: u64 = 1 << 20;
 /// How often RocksDB is asked how large its files are.
 const INDEX_SIZE_EVERY: Duration = Duration::from_secs(10);
 const PADDING: [u8; ALIGN as usize] = [0; ALIGN as usize];
@@ -298,7 +300,8 @@ impl Writer {
 
     fn measure_when_due(&mut self) {
         let due = self.measured_at.elapsed() >= self.shared.config.measure_interval;
-        if due || self.unmeasured_bytes >= MEASURE_EVERY_BYTES {
+        let often = (self.shared.config.reserve_bytes / 8).clamp(MEASURE_BYTES_MIN, MEASURE_EVERY_BYTES);
+        if due || self.unmeasured_bytes >= often {
             self.measured_at = Instant::now();
             self.unmeasured_bytes = 0;
             self.shared.measure_disk();

@@ -4,6 +4,7 @@ mod conformance;
 mod gate;
 mod random;
 mod recovery;
+mod room;
 
 use std::{
     collections::BTreeMap,
