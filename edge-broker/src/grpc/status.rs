@@ -8,7 +8,7 @@ use std::{
 
 use seaway_federation_proto::{
     copies::{HoleKind, LogInfo},
-    ids::{LogName, Site, Topic},
+    ids::{LogName, Place, Site, Topic},
     replication::{CopyStatus, SiteStatus},
     session::NodeKind,
 };
@@ -156,7 +156,8 @@ pub(crate) fn topics<E: Engine>(engine: &E, topic: &str) -> Vec<api::TopicStatus
 fn add_log(topic: &mut api::TopicStatus, log: &LogName, info: &LogInfo, status: Option<CopyStatus>) {
     topic.messages = topic.messages.saturating_add(info.messages);
     topic.bytes = topic.bytes.saturating_add(info.bytes);
-    let origin_end = status.as_ref().and_then(|s| s.origin_end);
+    // The origin's last mark may be older than what has come since: it holds at least what is here.
+    let origin_end = status.as_ref().and_then(|s| s.origin_end).map(|end| at_least(end, info));
     match status {
         Some(status) => add_status(topic, status),
         None => topic.lag_known = false,
@@ -171,6 +172,11 @@ fn add_log(topic: &mut api::TopicStatus, log: &LogName, info: &LogInfo, status: 
         forks: info.fork_tips.iter().copied().map(place).collect(),
         chain: chain.map(|chain| format!("{chain:?}")).unwrap_or_default(),
     });
+}
+
+fn at_least(stated: Place, info: &LogInfo) -> Place {
+    let here = info.end;
+    if stated.incarnation == here.incarnation && stated.offset < here.offset { here } else { stated }
 }
 
 /// Sums the lag and keeps the worst state.
@@ -218,7 +224,7 @@ fn site_info<E: Engine>(engine: &E, site: SiteStatus, own: &Site) -> api::SiteIn
         reachable: site.next_hop.is_some() || site.site == *own,
         site: site.site.to_string(),
         nodes: site.nodes.iter().map(ToString::to_string).collect(),
-        next_hop: site.next_hop.map(|link| format!("link {}", link.0)).unwrap_or_default(),
+        next_hop: site.via.map(|node| node.to_string()).unwrap_or_default(),
         cost: site.cost.unwrap_or(0),
         held: site.held.into_iter().map(held).collect(),
     }

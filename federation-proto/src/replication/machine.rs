@@ -479,6 +479,7 @@ impl Replication {
             .map(|site| SiteStatus {
                 nodes: self.routing.nodes_of(&site),
                 next_hop: self.routing.upstream(&site),
+                via: self.routing.upstream(&site).and_then(|link| self.links.get(&link)).map(|l| l.peer.node.clone()),
                 cost: self.routing.cost(&site).map(|c| u32::try_from(c).unwrap_or(u32::MAX)),
                 round_trip: self.round_trip(&site),
                 held: self

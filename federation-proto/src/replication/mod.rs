@@ -244,6 +244,8 @@ pub struct SiteStatus {
     pub nodes: Vec<NodeName>,
     /// The link towards it.
     pub next_hop: Option<LinkId>,
+    /// The node at its other end.
+    pub via: Option<NodeName>,
     /// Cost of the way.
     pub cost: Option<u32>,
     /// Last round trip of an end-to-end probe to it; `None` while it is not wanted from, or none came back.

@@ -68,6 +68,8 @@ pub(super) struct Routing {
     ever: BTreeMap<NodeName, NodeKind>,
     nodes: BTreeMap<NodeName, Hop>,
     sites: BTreeMap<Site, Hop>,
+    /// Sites with more than one edge broker within reach, as reported.
+    doubled: BTreeSet<Site>,
 }
 
 /// Key of an edge broker that was heard of, in the table of what sites hold.
@@ -89,6 +91,7 @@ impl Routing {
             ever: BTreeMap::new(),
             nodes: BTreeMap::new(),
             sites: BTreeMap::new(),
+            doubled: BTreeSet::new(),
         }
     }
 
@@ -137,6 +140,18 @@ impl Routing {
     /// that the lower one is its present one (its clock was ahead, and the memory of that is gone).
     pub(super) fn is_former(&self, site: &Site, found: Start, known: Start) -> bool {
         found < known && self.start_of(site) != Some(found)
+    }
+
+    /// The edge brokers within reach (and this node, if it is one) of every site that has more than one.
+    fn doubled_sites(&self, own: &NodeName) -> BTreeMap<Site, Vec<NodeName>> {
+        let mut edges: BTreeMap<Site, Vec<NodeName>> = BTreeMap::new();
+        for (node, known) in &self.records {
+            if known.kind == NodeKind::Edge && (node == own || self.nodes.contains_key(node)) {
+                edges.entry(node.site.clone()).or_default().push(node.clone());
+            }
+        }
+        edges.retain(|_, nodes| nodes.len() > 1);
+        edges
     }
 
     fn heads(&self) -> Vec<link::RecordHead> {
@@ -418,6 +433,23 @@ impl Replication {
             let old = before.get(&origin).map(|h| h.link);
             self.upstream_changed(&origin, old);
         }
+        self.report_doubled_sites();
+    }
+
+    /// A site has one active edge broker; a second one's messages would be forks of the first one's logs.
+    fn report_doubled_sites(&mut self) {
+        let doubled = self.routing.doubled_sites(&self.config.node);
+        for (site, nodes) in &doubled {
+            if !self.routing.doubled.contains(site) {
+                let names = nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
+                let text = format!(
+                    "{names} are all edge brokers of site {site}, which has one: stop the others, or give them sites of their own; \
+                     what each appends meanwhile is kept as forks of one log"
+                );
+                self.report("two-edges-one-site", text);
+            }
+        }
+        self.routing.doubled = doubled.into_keys().collect();
     }
 
     /// Everything of an origin moves to its new upstream.

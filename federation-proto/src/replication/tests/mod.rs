@@ -75,6 +75,28 @@ fn edge_relay_edge_in_both_directions_with_several_origins_on_one_topic() {
 }
 
 #[test]
+fn two_edge_brokers_of_one_site_are_reported_everywhere_while_both_are_there() {
+    let mut net = three(3);
+    net.run(5);
+    assert!(net.nodes.iter().all(|n| n.reports.is_empty()));
+    let twin = net.add("a/other", NodeKind::Edge);
+    net.connect(1, twin);
+    net.run(5);
+    for node in &net.nodes {
+        let found: Vec<_> = node.reports.iter().filter(|r| r.name == "two-edges-one-site").collect();
+        assert_eq!(found.len(), 1, "{:?}", node.reports);
+        assert!(found[0].text.contains("a/edge and a/other are all edge brokers of site a"), "{}", found[0].text);
+    }
+    // One that is gone is no second one, although its record is still known; back again, it is reported again.
+    net.cut(1, twin);
+    net.run(5);
+    net.connect(1, twin);
+    net.run(5);
+    let again = net.nodes[2].reports.iter().filter(|r| r.name == "two-edges-one-site").count();
+    assert_eq!(again, 2);
+}
+
+#[test]
 fn a_quiet_federation_says_little() {
     let mut net = three(1);
     net.want(2, want("w", "#", WantStart::Earliest));

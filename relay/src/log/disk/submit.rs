@@ -158,7 +158,8 @@ impl Shared {
         let free = self.figures.disk_free.load(Ordering::Relaxed);
         let coming = (self.queue.fill().0 as u64).saturating_add(bytes as u64);
         let full = self.figures.disk_full.load(Ordering::Relaxed);
-        if !full && free < self.config.reserve_bytes.saturating_add(coming) {
+        // 0 as long as the disk could not be measured.
+        if !full && free > 0 && free < self.config.reserve_bytes.saturating_add(coming) {
             self.note_disk_full(free, true);
             return false;
         }
