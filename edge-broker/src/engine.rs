@@ -66,6 +66,8 @@ pub trait Engine: Clone + Send + Sync + 'static {
     fn log_stats(&self) -> LogStats;
     /// See [`Node::readiness`].
     fn readiness(&self) -> Result<(), String>;
+    /// See [`Node::stop_waiting`].
+    fn stop_waiting(&self);
 }
 
 impl Engine for Node {
@@ -132,5 +134,8 @@ impl Engine for Node {
     }
     fn readiness(&self) -> Result<(), String> {
         Node::readiness(self)
+    }
+    fn stop_waiting(&self) {
+        Node::stop_waiting(self);
     }
 }

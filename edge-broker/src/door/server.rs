@@ -33,6 +33,9 @@ const KEEPALIVE: Duration = Duration::from_secs(20);
 const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
 /// HTTP/2 window of a connection, bytes.
 const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// How long receipts that wait for other sites may come while draining, at most; then they end with "this node is
+/// stopping", so that the client learns it while it can still be told.
+const RECEIPTS_WHILE_DRAINING: Duration = Duration::from_secs(2);
 /// Services whose health follows the node's readiness; the empty name stands for the whole.
 const HEALTH_NAMES: [&str; 3] = ["", "seaway.v1.Messages", "seaway.v1.Admin"];
 
@@ -104,11 +107,14 @@ impl<E: Engine> Door<E> {
         let (reporter, health) = tonic_health::server::health_reporter();
         let reporting = tokio::spawn(report_health(shared.clone(), reporter));
         let draining = drain.clone();
+        let (engine, grace) = (shared.engine.clone(), shared.config.drain_timeout / 2);
         let waiting = tokio::spawn(async move {
             tokio::select! {
                 () = shutdown => draining.cancel(),
                 () = draining.cancelled() => {}
             }
+            tokio::time::sleep(grace.min(RECEIPTS_WHILE_DRAINING)).await;
+            engine.stop_waiting();
         });
         let router = add_services(server, &shared)?.add_service(health);
         let connections = incoming::connections(listener, shared.connections.clone(), shared.counters.clone());

@@ -68,13 +68,16 @@ pub(crate) fn failure(error: &PublishError) -> PublishFailure {
         PublishError::NobodyToAcknowledge(_) => Code::NobodyToAcknowledge,
         // Stored, but not known to be acknowledged.
         PublishError::Deadline { .. } | PublishError::StoredBefore { .. } => Code::Deadline,
+        PublishError::Stopping { .. } => Code::Stopping,
         PublishError::Unavailable(_) => Code::Unavailable,
         PublishError::ProducerUnknown => Code::ProducerUnknown,
         PublishError::ProducerSequence { .. } => Code::ProducerSequence,
         PublishError::ProducerFenced { .. } => Code::ProducerFenced,
     };
     let id = match error {
-        PublishError::Deadline { log, place, .. } => Some(convert::message_id(log, *place)),
+        PublishError::Deadline { log, place, .. } | PublishError::Stopping { log, place, .. } => {
+            Some(convert::message_id(log, *place))
+        }
         _ => None,
     };
     PublishFailure { code: code.into(), text: error.to_string(), id, retry_after_ms: 0 }
@@ -110,6 +113,7 @@ pub fn code_name(code: publish_failure::Code) -> &'static str {
         Code::ProducerUnknown => "producer-unknown",
         Code::ProducerSequence => "producer-sequence",
         Code::ProducerFenced => "producer-fenced",
+        Code::Stopping => "stopping",
     }
 }
 
@@ -122,7 +126,7 @@ pub(crate) fn failure_status(failure: &PublishFailure) -> Status {
         F::NotAllowed => Code::PermissionDenied,
         F::Limited => Code::ResourceExhausted,
         F::Deadline => Code::DeadlineExceeded,
-        F::Unavailable => Code::Unavailable,
+        F::Unavailable | F::Stopping => Code::Unavailable,
         F::NobodyToAcknowledge | F::ProducerUnknown | F::ProducerSequence | F::ProducerFenced => {
             Code::FailedPrecondition
         }

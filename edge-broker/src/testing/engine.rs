@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -47,6 +47,7 @@ struct Inner {
     submitting: Mutex<()>,
     refuse_state: Mutex<Option<String>>,
     times: tokio::sync::Semaphore,
+    stopped_waiting: AtomicBool,
 }
 
 impl TestEngine {
@@ -87,6 +88,7 @@ impl TestEngine {
             submitting,
             refuse_state: Mutex::default(),
             times: tokio::sync::Semaphore::new(1),
+            stopped_waiting: AtomicBool::new(false),
         }))
     }
 
@@ -115,6 +117,11 @@ impl TestEngine {
         let message = self.message(log.topic.as_str(), payload);
         let batch = self.batch_in(log, 1, None, &[message], Codec::Lz4);
         self.submit(vec![Entry::Append { role: Role::Own, batch }]);
+    }
+
+    /// Whether the door has said that nothing waits for other sites any more.
+    pub(crate) fn stopped_waiting(&self) -> bool {
+        self.0.stopped_waiting.load(Ordering::SeqCst)
     }
 
     /// From now on state is not stored, for this reason.
@@ -358,5 +365,9 @@ impl Engine for TestEngine {
 
     fn readiness(&self) -> Result<(), String> {
         Ok(())
+    }
+
+    fn stop_waiting(&self) {
+        self.0.stopped_waiting.store(true, Ordering::SeqCst);
     }
 }

@@ -245,8 +245,13 @@ impl Node {
         self.inner.readiness()
     }
 
+    /// Ends the waits for other sites, now and from now on, with [`PublishError::Stopping`]: the node is about to stop.
+    pub fn stop_waiting(&self) {
+        self.inner.receipts.stop();
+    }
+
     /// Refuses new publishes, lets those accepted finish, closes links in peace, closes the log. Messages that still wait for
-    /// other sites are answered as if their deadline had come.
+    /// other sites after two seconds are answered with [`PublishError::Stopping`].
     ///
     /// # Errors
     /// The commit log could not be closed in peace, or the node is stopping already.

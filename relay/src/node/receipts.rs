@@ -153,12 +153,24 @@ impl Waiter {
                 (self.answer)(Ok(Receipt { log, place, sites, degraded: true, missing, repeated: self.repeated }));
             }
             OnDeadline::Fail => {
-                let names = missing.iter().map(Site::as_str).collect::<Vec<_>>().join(", ");
-                let lacking = self.need.count.saturating_sub(sites.len());
-                let missing = if lacking < missing.len() { format!("{lacking} of {names}") } else { names };
+                let missing = self.lacking();
                 (self.answer)(Err(PublishError::Deadline { log, place, missing }));
             }
         }
+    }
+
+    /// The node stops: whatever the policy, the deadline has not passed.
+    fn stop(self, log: &LogName, place: Place) {
+        let missing = self.lacking();
+        (self.answer)(Err(PublishError::Stopping { log: log.clone(), place, missing }));
+    }
+
+    /// Who is missing, in words.
+    fn lacking(&self) -> String {
+        let missing = self.missing();
+        let names = missing.iter().map(Site::as_str).collect::<Vec<_>>().join(", ");
+        let lacking = self.need.count.saturating_sub(self.holders().len());
+        if lacking < missing.len() { format!("{lacking} of {names}") } else { names }
     }
 }
 
@@ -196,6 +208,8 @@ struct Inner {
     /// Logs that may have some of earlier incarnations, and when those were looked at.
     older: BTreeSet<LogName>,
     looked: Duration,
+    /// The node stops: nothing begins to wait any more.
+    stopping: bool,
 }
 
 impl Inner {
@@ -239,6 +253,7 @@ impl Receipts {
         let mut inner = self.inner.lock();
         inner.next += 1;
         let key = (place, inner.next);
+        let stopping = inner.stopping;
         let at = inner.logs.entry(log.clone()).or_default();
         for (index, site) in sites.iter().enumerate() {
             if let Some(held) = at.held.get(site) {
@@ -249,6 +264,10 @@ impl Receipts {
         if waiter.is_met() {
             drop(inner);
             return waiter.meet(&log, place);
+        }
+        if stopping {
+            drop(inner);
+            return waiter.stop(&log, place);
         }
         // Of an earlier incarnation only the machine knows what followed it.
         let goes_on = |held: &RemoteHeld| held.below.incarnation > place.incarnation;
@@ -336,6 +355,10 @@ impl Receipts {
 
     /// Ends the waits whose deadline has passed.
     pub fn handle_timeout(&self, now: Duration) {
+        self.take_due(now).into_iter().for_each(|(log, place, waiter)| waiter.expire(&log, place));
+    }
+
+    fn take_due(&self, now: Duration) -> Vec<(LogName, Place, Waiter)> {
         let mut expired = Vec::new();
         let mut inner = self.inner.lock();
         while let Some(first) = inner.deadlines.first_entry().filter(|first| first.key().0 <= step(now)) {
@@ -346,8 +369,7 @@ impl Receipts {
             expired.extend(waiter.map(|w| (log, place, w)));
         }
         inner.waiting = inner.waiting.saturating_sub(expired.len());
-        drop(inner);
-        expired.into_iter().for_each(|(log, place, waiter)| waiter.expire(&log, place));
+        expired
     }
 
     /// When to call [`Receipts::handle_timeout`].
@@ -359,9 +381,10 @@ impl Receipts {
             .map(|((step, _), _)| Duration::from_millis(step.saturating_mul(DEADLINE_STEP_MS)))
     }
 
-    /// Ends all waits as if their deadline had come: the node stops.
-    pub fn expire_all(&self) {
-        self.handle_timeout(Duration::MAX);
+    /// The node stops: all waits end with [`PublishError::Stopping`], now and from now on.
+    pub fn stop(&self) {
+        self.inner.lock().stopping = true;
+        self.take_due(Duration::MAX).into_iter().for_each(|(log, place, waiter)| waiter.stop(&log, place));
     }
 
     /// How many wait.
@@ -546,6 +569,25 @@ mod tests {
         let degraded = from.try_recv().unwrap().1.unwrap();
         assert!(degraded.degraded);
         assert_eq!((names(&degraded), degraded.missing.clone()), (vec!["b"], vec!["a".parse().unwrap()]));
+        assert!(r.is_empty() && r.poll_timeout().is_none());
+    }
+
+    #[test]
+    fn a_stop_is_told_apart_from_a_deadline_whatever_the_policy() {
+        let (to, from) = mpsc::channel();
+        let r = Receipts::new(Arc::new(|_, _, _| false));
+        wait(&r, &to, 1, &Acknowledgement::All, &["a", "b"], 60_000, OnDeadline::Degrade);
+        r.handle_held(held("b", 0, 2, &[]));
+        r.stop();
+        let stopping =
+            |offset| Err(PublishError::Stopping { log: log(), place: place(offset), missing: "a".to_owned() });
+        assert_eq!(from.try_recv().unwrap(), (1, stopping(1)));
+        // What becomes durable after that does not begin to wait; what is met already has its receipt.
+        r.handle_held(held("b", 0, 4, &[]));
+        wait(&r, &to, 3, &Acknowledgement::All, &["a", "b"], 60_000, OnDeadline::Fail);
+        assert_eq!(from.try_recv().unwrap(), (3, stopping(3)));
+        wait(&r, &to, 3, &Acknowledgement::Count(1), &["a", "b"], 60_000, OnDeadline::Fail);
+        assert_eq!(names(&from.try_recv().unwrap().1.unwrap()), vec!["b"]);
         assert!(r.is_empty() && r.poll_timeout().is_none());
     }
 

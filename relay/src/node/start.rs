@@ -349,7 +349,7 @@ impl NodeInner {
         while !self.receipts.is_empty() && self.clock.now() < limit {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        self.receipts.expire_all();
+        self.receipts.stop();
         if let Some(transport) = self.transport.get() {
             transport.shutdown().await;
         }

@@ -215,6 +215,19 @@ pub enum PublishError {
         /// Whether other sites were to acknowledge it; if not, nothing is amiss.
         asked: bool,
     },
+    /// Stored here at this place, but the node stops before the sites asked for stated to hold it. A retry under the same
+    /// producer number waits on once the node is back, and is stored once.
+    #[error(
+        "this node is stopping: the message is stored at {log} {place}, and {missing} is not yet known to hold it; it will still be delivered"
+    )]
+    Stopping {
+        /// Its log.
+        log: LogName,
+        /// Its place.
+        place: Place,
+        /// Who, in words.
+        missing: String,
+    },
     /// Disk full, draining, poisoned; the sentence says which.
     #[error("{0}")]
     Unavailable(String),

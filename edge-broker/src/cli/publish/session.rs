@@ -46,6 +46,8 @@ const BATCH_BYTES: usize = 256 << 10;
 /// Between two attempts to connect.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(2);
+/// A stream that lived so long was good, although nothing may have been settled on it: other sites take their time.
+const GOOD_STREAM: Duration = Duration::from_secs(5);
 /// How long answers are waited for once a message has failed for good.
 const SETTLE_FOR: Duration = Duration::from_secs(30);
 
@@ -124,6 +126,11 @@ pub(crate) struct Publisher {
     refused: usize,
     doubtful: usize,
     settled: u64,
+    /// Since when nothing is settled although streams open, and how many messages were then.
+    stalled: Option<(Instant, u64)>,
+    pause: Duration,
+    /// When the stream in use was opened.
+    opened: Instant,
     input_open: bool,
     tally: Tally,
 }
@@ -148,6 +155,9 @@ impl Publisher {
             refused: 0,
             doubtful: 0,
             settled: 0,
+            stalled: None,
+            pause: RETRY_MIN,
+            opened: Instant::now(),
             input_open: true,
             tally: Tally::default(),
         })
@@ -159,7 +169,11 @@ impl Publisher {
 
     /// Publishes all batches.
     pub(crate) async fn run(&mut self, mut batches: mpsc::Receiver<Batch>) -> Result<(), CliError> {
-        let mut stream = self.open_once(false).await?;
+        let mut stream = match self.open_once(false).await {
+            // A frozen node takes the connection and answers no call; nothing was sent yet.
+            Err(e) if e.exit() == Exit::Failed && self.servers.len() > 1 => self.open_once(true).await?,
+            opened => opened?,
+        };
         loop {
             let broken = match self.pump(&mut stream, &mut batches).await {
                 Ok(Pumped::Done) => return Ok(()),
@@ -224,6 +238,7 @@ impl Publisher {
             self.restamp();
         }
         self.server = server;
+        self.opened = Instant::now();
         if site.is_some() {
             self.tally.site.clone_from(&site);
         }
@@ -240,16 +255,29 @@ impl Publisher {
         ))
     }
 
-    /// Opens a stream after one broke, trying for [`RECONNECT_FOR`].
+    /// Opens a stream after one broke, trying until nothing was settled for [`RECONNECT_FOR`]: a server that opens
+    /// streams and takes nothing counts as one that does not answer.
     async fn reopen(&mut self, broken: Option<CliError>) -> Result<Stream, CliError> {
-        let until = Instant::now() + RECONNECT_FOR;
-        let mut pause = if broken.is_some() { RETRY_MIN } else { Duration::ZERO };
+        let was_good = self.opened.elapsed() >= GOOD_STREAM;
+        if was_good || self.stalled.is_none_or(|(_, settled)| settled != self.settled) {
+            self.stalled = Some((Instant::now(), self.settled));
+            self.pause = if broken.is_some() { RETRY_MIN } else { Duration::ZERO };
+            if let Some(why) = &broken {
+                let patience = humantime::format_duration(RECONNECT_FOR);
+                self.progress.suspend(|| output::note(&format!("seaway: {why}; trying again for {patience}")));
+            }
+        }
+        let until = self.stalled.map_or_else(Instant::now, |(since, _)| since + RECONNECT_FOR);
         let mut next = false;
         loop {
+            if Instant::now() >= until {
+                return Err(broken.unwrap_or_else(|| CliError::failed("the server does not answer")));
+            }
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep(self.pause) => {}
                 () = crate::cli::node::interrupted() => return Err(interrupted()),
             }
+            self.pause = (self.pause * 2).clamp(RETRY_MIN, RETRY_MAX);
             let tried = tokio::time::timeout_at(until, self.open_once(next)).await;
             match tried {
                 Ok(Ok(stream)) => {
@@ -262,7 +290,6 @@ impl Publisher {
                 Ok(Err(_)) => {}
             }
             next = self.doubtful == 0 && !next;
-            pause = (pause * 2).clamp(RETRY_MIN, RETRY_MAX);
         }
     }
 
@@ -298,8 +325,12 @@ impl Publisher {
                         Ok(Some(pumped)) => { broken.get_or_insert(pumped); }
                         Err(e) => { stop.get_or_insert(e); }
                     },
-                    Ok(None) => return stop.map_or_else(|| Ok(Pumped::Broken(CliError::failed("the server ended the stream"))), Err),
-                    Err(status) => return stop.map_or_else(|| lost(status), Err),
+                    // What an answer said before says more than how the stream ended.
+                    ended => return match (stop, broken) {
+                        (Some(e), _) => Err(e),
+                        (None, Some(pumped)) => Ok(pumped),
+                        (None, None) => ended.map_or_else(lost, |_| Ok(Pumped::Broken(CliError::failed("the server ended the stream")))),
+                    },
                 },
                 permit = stream.to_server.reserve(), if more => match permit {
                     Ok(permit) => permit.send(self.next_batch()),
@@ -461,6 +492,12 @@ impl Publisher {
             F::ProducerUnknown if self.doubtful == 0 => {
                 self.refused += 1;
                 Ok(Some(Pumped::NewEpoch))
+            }
+            // Stored, and sent again under the same number it waits on once the node is back: only there.
+            F::Stopping => {
+                self.refused += 1;
+                self.doubtful = self.doubtful.max(self.refused);
+                Ok(Some(Pumped::Broken(CliError::failed(text))))
             }
             F::Deadline => {
                 self.settle(self.refused);

@@ -223,5 +223,36 @@ async fn each_message_of_a_batch_has_its_own_fate_and_follows_the_one_before() {
     };
     assert_eq!(fates, [true, true, false, false, true, true, false, true, false]);
     assert!(end.message().contains("no message"), "{end:?}");
+    drop((sender, client, replies));
+    harness.stop().await;
+}
+
+#[tokio::test]
+async fn while_draining_waits_for_other_sites_end_before_the_door_is_cut() {
+    let engine = TestEngine::manual();
+    let mut harness = Harness::start(&engine).await;
+    let (sender, receiver) = tokio::sync::mpsc::channel(1);
+    sender.send(batch_of_one(request("orders", "waits"))).await.unwrap();
+    let mut client = harness.messages().await;
+    let mut replies = client.publish_stream(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+    soon("accepting it", async {
+        while engine.waiting() < 1 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert!(!engine.stopped_waiting());
+    harness.drain();
+    soon("the word that the node stops", async {
+        while !engine.stopped_waiting() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    // The stream is still there to be told.
+    engine.sync();
+    let reply = soon("its answer", replies.next()).await.unwrap().unwrap();
+    assert!(matches!(reply.result, Some(publish_reply::Result::Receipt(_))), "{reply:?}");
+    drop((sender, client, replies));
     harness.stop().await;
 }
