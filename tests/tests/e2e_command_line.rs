@@ -18,7 +18,8 @@ fn wrong_usage_is_answered_without_a_server() {
     seaway(&["pub", "a", "--mode", "async", "--ack", "all", "x"]).failed(2, "--mode sync");
     seaway(&["pub", "a", "--server", "ftp://x", "x"]).failed(2, "http://HOST:PORT");
     seaway(&["status", "--server", "https://localhost:1"]).failed(2, "--tls-ca");
-    seaway(&["sub"]).failed(2, "PATTERN");
+    seaway(&["sub"]).failed(2, "begins a comment in a shell");
+    seaway(&["ca", "client", "x", "--dir", "nowhere", "--host", "h"]).failed(2, "--host");
     seaway(&["frobnicate"]).failed(2, "frobnicate");
     seaway(&["status", "--server", "http://127.0.0.1:1"]).failed(1, "cannot reach http://127.0.0.1:1");
     let script = seaway(&["completions", "bash"]).ok().out;

@@ -310,11 +310,14 @@ pub(crate) enum SubOutput {
 #[command(after_help = "In a shell, # begins a comment: write '#' or 'orders/#' in quotes.")]
 pub(crate) struct SubArgs {
     /// Which paths: + is one level, a final # all levels from there on.
+    // Missing, it is as good as empty: a bare # never reaches us, and the answer to an empty one says so.
+    #[arg(default_value = "", hide_default_value = true)]
     pub(crate) pattern: String,
     /// A durable subscription of this name at this site: goes on where it was confirmed. A message is confirmed once written.
     #[arg(long, value_name = "G")]
     pub(crate) group: Option<String>,
-    /// earliest, latest, a time (RFC 3339), or positions as `--output json` gives them (several times, or by commas).
+    /// Where to begin (a group: when it is new; after that it goes on where it was confirmed): earliest, latest (so
+    /// unless told otherwise), a time (RFC 3339), or positions as `--output json` gives them (several times, or by commas).
     #[arg(long, value_name = "earliest|latest|TIME|POSITION", value_delimiter = ',', conflicts_with = "last")]
     pub(crate) from: Vec<String>,
     /// Begins so many messages before the end of each log.
@@ -358,6 +361,9 @@ pub(crate) enum CaCommand {
         /// The node.
         #[arg(value_name = "SITE/NODE")]
         node: String,
+        /// A DNS name or address under which clients reach its door; may be given several times.
+        #[arg(long, value_name = "HOST")]
+        host: Vec<String>,
         #[command(flatten)]
         issue: IssueArgs,
     },
@@ -378,9 +384,6 @@ pub(crate) struct IssueArgs {
     /// Where the files go; the authority's directory if not given.
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
-    /// A DNS name or address under which clients reach its door; may be given several times.
-    #[arg(long, value_name = "HOST")]
-    pub(crate) host: Vec<String>,
     /// How long it is valid; a year if not given.
     #[arg(long, value_name = "D", value_parser = duration)]
     pub(crate) lifetime: Option<Duration>,

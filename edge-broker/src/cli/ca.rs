@@ -21,24 +21,30 @@ pub(crate) fn run(command: CaCommand) -> Result<Exit, CliError> {
             let files = Authority::create(&dir, &federation, lifetime.unwrap_or(AUTHORITY_LIFETIME)).map_err(failed)?;
             report(&files)
         }
-        CaCommand::Issue { node, issue } => {
+        CaCommand::Issue { node, host, issue } => {
             let node: NodeName = node.parse().map_err(|e| CliError::usage(format!("{e}")))?;
             let name = format!("{}-{}", node.site, node.node);
             let authority = Authority::open(&issue.dir).map_err(failed)?;
             let identity = Identity::node(authority.federation(), node).map_err(|e| CliError::usage(e.to_string()))?;
-            issue_one(&authority, Holder::Member(identity), issue, &name)
+            issue_one(&authority, Holder::Member(identity), host, issue, &name)
         }
         CaCommand::Client { name, issue } => {
             let authority = Authority::open(&issue.dir).map_err(failed)?;
             let identity =
                 Identity::client(authority.federation(), &name).map_err(|e| CliError::usage(e.to_string()))?;
-            issue_one(&authority, Holder::Member(identity), issue, &name)
+            issue_one(&authority, Holder::Member(identity), Vec::new(), issue, &name)
         }
     }
 }
 
-fn issue_one(authority: &Authority, holder: Holder, issue: IssueArgs, name: &str) -> Result<Exit, CliError> {
-    let request = Request { holder, hosts: issue.host, lifetime: issue.lifetime.unwrap_or(CERTIFICATE_LIFETIME) };
+fn issue_one(
+    authority: &Authority,
+    holder: Holder,
+    hosts: Vec<String>,
+    issue: IssueArgs,
+    name: &str,
+) -> Result<Exit, CliError> {
+    let request = Request { holder, hosts, lifetime: issue.lifetime.unwrap_or(CERTIFICATE_LIFETIME) };
     let out = issue.out.unwrap_or(issue.dir);
     report(&authority.issue(&request, &out, name).map_err(failed)?)
 }

@@ -101,9 +101,11 @@ impl Servers {
         for step in 0..self.endpoints.len() {
             let number = (first + step) % self.endpoints.len();
             let Some((name, endpoint)) = self.endpoints.get(number) else { continue };
-            match endpoint.connect().await {
-                Ok(channel) => return Ok((number, InterceptedService::new(channel, self.token.clone()))),
-                Err(e) => failures.push(format!("{name} ({})", deepest(&e))),
+            // The endpoint's own bound ends with the connection; a frozen node accepts that, and no handshake.
+            match tokio::time::timeout(CONNECT_TIMEOUT, endpoint.connect()).await {
+                Ok(Ok(channel)) => return Ok((number, InterceptedService::new(channel, self.token.clone()))),
+                Ok(Err(e)) => failures.push(format!("{name} ({})", deepest(&e))),
+                Err(_) => failures.push(format!("{name} (no answer within {} s)", CONNECT_TIMEOUT.as_secs())),
             }
         }
         let text = format!("cannot reach {}; check --server and that the node runs", failures.join(", nor "));
@@ -133,7 +135,9 @@ fn tls(connection: &Connection, key: Option<&PathBuf>) -> Result<Option<ClientTl
     }
     match (&connection.cert, key) {
         (Some(cert), Some(key)) => config = config.identity(Identity::from_pem(read(cert)?, read(key)?)),
-        (Some(_), None) => return Err(CliError::usage("--cert needs its private key beside it")),
+        (Some(_), None) => {
+            return Err(CliError::usage("--cert needs its private key: give it with --tls-key FILE"));
+        }
         _ if connection.tls_ca.is_none() => return Ok(None),
         _ => {}
     }
@@ -153,7 +157,9 @@ fn endpoint(server: &str, tls: Option<&ClientTlsConfig>) -> Result<Endpoint, Cli
     let secure = url.starts_with("https://");
     let endpoint = Endpoint::from_shared(url).map_err(|_| wrong("is not a URL"))?;
     let endpoint = match (secure, tls) {
-        (true, Some(tls)) => endpoint.tls_config(tls.clone()).map_err(|e| CliError::usage(deepest(&e)))?,
+        (true, Some(tls)) => endpoint.tls_config(tls.clone()).map_err(|e| {
+            CliError::usage(format!("--tls-ca, --cert and --tls-key cannot be used together: {}", deepest(&e)))
+        })?,
         (true, None) => {
             return Err(CliError::usage("an https:// server needs --tls-ca FILE, the authority that it is checked by"));
         }

@@ -11,8 +11,11 @@ use crate::config::Loaded;
 pub(crate) fn run(command: ConfigCommand) -> Result<Exit, CliError> {
     match command {
         ConfigCommand::Check(args) => {
-            load(&args)?;
+            let loaded = load(&args)?;
             output::line(&format!("{} is right", args.file.display()))?;
+            for missing in unreadable(&loaded) {
+                output::note(&format!("seaway: {missing}; the node will not start without it"));
+            }
         }
         ConfigCommand::Show { config, output: how } => {
             let loaded = load(&config)?;
@@ -26,6 +29,23 @@ pub(crate) fn run(command: ConfigCommand) -> Result<Exit, CliError> {
         }
     }
     Ok(Exit::Done)
+}
+
+/// Files that the configuration names and that cannot be read here: no mistake of its own, since it may be checked
+/// elsewhere than it is used.
+fn unreadable(loaded: &Loaded) -> Vec<String> {
+    let (Ok(node), Ok(door)) = (loaded.node_config(), loaded.door_config()) else { return Vec::new() };
+    let mut files = vec![node.tls.cert, node.tls.key, node.tls.ca];
+    if let Some(door) = door {
+        files.extend(door.tls.into_iter().flat_map(|tls| [Some(tls.cert), Some(tls.key), tls.client_ca]).flatten());
+        files.extend(door.auth.token_file);
+    }
+    files.sort();
+    files.dedup();
+    let fails = |file: &std::path::PathBuf| {
+        std::fs::File::open(file).err().map(|e| format!("{} cannot be read: {e}", file.display()))
+    };
+    files.iter().filter_map(fails).collect()
 }
 
 fn load(args: &ConfigArgs) -> Result<Loaded, CliError> {

@@ -88,7 +88,23 @@ impl From<Status> for CliError {
         let text = match (status.code(), status.message()) {
             (Code::Unavailable | Code::Unknown, text) if text.is_empty() || text.contains("transport error") => {
                 let cause = std::error::Error::source(&status).map(deepest).unwrap_or_default();
-                format!("the connection to the server was lost ({cause}); check the server and try again")
+                format!(
+                    "the connection to the server was lost ({cause}); check the server, and whether its door wants https://"
+                )
+            }
+            (_, text) if text.ends_with("http2 error") => {
+                "the server does not speak HTTP/2 there; where a door speaks TLS, write https:// and give --tls-ca"
+                    .into()
+            }
+            (_, text) if text.starts_with("h2 protocol error") || text.contains("error reading a body") => {
+                let cause = std::error::Error::source(&status).map(deepest).unwrap_or_default();
+                format!(
+                    "the connection to the server was lost ({cause}); check the server, and whether its door wants https://"
+                )
+            }
+            (Code::Unimplemented, "") => {
+                "the server has no such service; a relay shows its status, and clients publish and subscribe at an edge"
+                    .into()
             }
             (_, "") => format!("the server answered {:?}", status.code()),
             (_, text) => text.to_string(),

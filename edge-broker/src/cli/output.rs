@@ -38,6 +38,9 @@ pub(crate) fn watched() -> bool {
     std::io::stderr().is_terminal()
 }
 
+/// Longest name in a table, in characters.
+const NAME_SHOWN_MAX: usize = 48;
+
 /// Rows under headings, in columns.
 #[derive(Debug)]
 pub(crate) struct Table {
@@ -89,6 +92,15 @@ impl Table {
     }
 }
 
+/// A name for a column: long ones are cut, since they would push all else off the screen. JSON has them whole.
+pub(crate) fn short(name: &str) -> String {
+    if name.chars().count() <= NAME_SHOWN_MAX {
+        return name.to_string();
+    }
+    let begin: String = name.chars().take(NAME_SHOWN_MAX - 1).collect();
+    format!("{begin}…")
+}
+
 /// A number of bytes for people.
 pub(crate) fn size(bytes: f64) -> String {
     let mut left = bytes;
@@ -117,6 +129,13 @@ mod tests {
         table.row(["a".to_string(), "10".to_string()]);
         table.row(["longer".to_string(), "2".to_string()]);
         assert_eq!(table.render(), "NAME    SIZE\na         10\nlonger     2\n");
+    }
+
+    #[test]
+    fn long_names_are_cut_and_say_so() {
+        assert_eq!(short("orders"), "orders");
+        assert_eq!(short(&"ä".repeat(48)), "ä".repeat(48));
+        assert_eq!(short(&"ä".repeat(49)), format!("{}…", "ä".repeat(47)));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::{
     CliError, Exit,
     args::{ListArgs, NamedListArgs, Output},
     client::Servers,
-    output::{self, Table, count, size},
+    output::{self, Table, count, short, size},
 };
 use crate::api::{
     ListGroupsRequest, ListLinksRequest, ListSitesRequest, ListTokensRequest, ListTopicsRequest, StatusRequest,
@@ -123,9 +123,11 @@ fn topics_table(topics: &[TopicView]) -> Table {
     let mut table =
         Table::new(&["TOPIC", "ORIGIN", "STATE", ">END", ">ORIGIN END", ">LAG", ">LAG BYTES", ">LAG TIME", "REASON"]);
     for topic in topics {
-        let lag = |text: String| if topic.lag_known { text } else { "?".into() };
+        // Without a way to the origin the lag is that of its last mark: there may be more by now.
+        let at_least = if matches!(topic.state.as_str(), "down" | "stalled") { "≥ " } else { "" };
+        let lag = |text: String| if topic.lag_known { format!("{at_least}{text}") } else { "?".into() };
         table.row([
-            topic.topic.clone(),
+            short(&topic.topic),
             topic.origin.clone(),
             topic.state.clone(),
             topic.end().to_string(),
@@ -179,7 +181,7 @@ pub(crate) async fn groups(args: ListArgs) -> Result<Exit, CliError> {
         for group in groups {
             table.row([
                 group.name.clone(),
-                group.pattern.clone(),
+                short(&group.pattern),
                 group.members.to_string(),
                 group.lag_messages.to_string(),
                 group.unconfirmed.to_string(),
@@ -240,7 +242,7 @@ pub(crate) async fn sites(args: ListArgs) -> Result<Exit, CliError> {
             }
             for held in &site.held {
                 table.row(head.clone().into_iter().chain([
-                    held.topic.clone(),
+                    short(&held.topic),
                     held.queue.to_string(),
                     held.below.clone().unwrap_or_default(),
                     held.lag_messages.to_string(),

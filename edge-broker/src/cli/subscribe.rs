@@ -2,13 +2,15 @@
 //!
 //! Messages are written as they come and flushed whenever no more are at hand; of a group, a message is confirmed once
 //! it is written, and the command ends only when its confirmations are answered. Credit is what the server may send
-//! ahead; with `--count` never more than is still wanted, so that a group's other members get the rest.
+//! ahead; with `--count` never more than is still wanted, so that a group's other members get the rest. A connection that
+//! breaks is made anew where it is certain where to go on: in a group, and after `--from earliest` or positions.
 
-use std::io::Write;
+use std::{collections::BTreeMap, io::Write, time::Duration};
 
 use seaway_federation_proto::ids::{Pattern, Site};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
 
 use super::{
     CliError, Exit,
@@ -16,10 +18,11 @@ use super::{
     client::{Servers, messages},
     json::{Line, parse_position},
     output,
+    publish::RECONNECT_FOR,
 };
 use crate::{
     api::{
-        Message, MessageId, SubscribeReply, SubscribeRequest,
+        Message, MessageId, Place, Position, SubscribeReply, SubscribeRequest,
         subscribe_reply::{Gap, Kind},
         subscribe_request::{self, Confirm, Credit, Open, Positions, open::From},
     },
@@ -29,24 +32,83 @@ use crate::{
 /// What the server may send ahead of us, in messages and bytes.
 const CREDIT_MESSAGES: u32 = 16_384;
 const CREDIT_BYTES: u64 = 16 << 20;
+/// Between two attempts to connect again.
+const RETRY_MIN: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(2);
 
 /// Runs the command.
 pub(crate) async fn run(args: SubArgs) -> Result<Exit, CliError> {
     let open = open(&args)?;
     let servers = Servers::of(&args.client)?;
-    let listening = async {
-        let (_, door) = servers.connect(0).await?;
-        let (to_server, requests) = mpsc::channel(64);
-        let _ = to_server.send(SubscribeRequest { kind: Some(subscribe_request::Kind::Open(open.clone())) }).await;
-        let replies = messages(door).subscribe(ReceiverStream::new(requests)).await?.into_inner();
-        Subscriber::new(&args, to_server).listen(replies).await
-    };
+    let listening = listen_on(&args, open, &servers);
     match args.timeout {
         None => listening.await,
         Some(timeout) => tokio::time::timeout(timeout, listening).await.unwrap_or_else(|_| {
             let text = format!("the time of {} is over", humantime::format_duration(timeout));
             Err(CliError::new(Exit::TimedOut, text))
         }),
+    }
+}
+
+/// Subscribes, and again when the connection breaks, as long as it is certain where to go on.
+async fn listen_on(args: &SubArgs, mut open: Open, servers: &Servers) -> Result<Exit, CliError> {
+    let mut subscriber = Subscriber::new(args);
+    let mut broken: Option<(CliError, Instant)> = None;
+    let mut pause = RETRY_MIN;
+    loop {
+        let written = subscriber.written;
+        let ended = match subscribe(&open, servers).await {
+            Ok((to_server, replies)) => subscriber.listen(to_server, replies).await,
+            Err(e) if broken.is_some() => Err(Ended::Broken(e)),
+            Err(e) => return Err(e),
+        };
+        let why = match ended {
+            Ok(exit) => return Ok(exit),
+            Err(Ended::Failed(e)) => return Err(e),
+            Err(Ended::Broken(why)) => why,
+        };
+        let text = format!("after {}: {why}", output::count(subscriber.written, "message"));
+        if !subscriber.go_on_in(&mut open) {
+            return Err(CliError::new(why.exit(), text));
+        }
+        if subscriber.written > written || broken.is_none() {
+            output::note(&format!("seaway: {text}; connecting again"));
+            (broken, pause) = (Some((CliError::new(why.exit(), text), Instant::now())), RETRY_MIN);
+        }
+        if let Some((first, since)) = &broken
+            && since.elapsed() >= RECONNECT_FOR
+        {
+            return Err(first.clone());
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = super::node::interrupted() => return Ok(Exit::Done),
+        }
+        pause = (pause * 2).min(RETRY_MAX);
+    }
+}
+
+type Opened = (mpsc::Sender<SubscribeRequest>, tonic::Streaming<SubscribeReply>);
+
+async fn subscribe(open: &Open, servers: &Servers) -> Result<Opened, CliError> {
+    let (_, door) = servers.connect(0).await?;
+    let (to_server, requests) = mpsc::channel(64);
+    let _ = to_server.send(SubscribeRequest { kind: Some(subscribe_request::Kind::Open(open.clone())) }).await;
+    let replies = messages(door).subscribe(ReceiverStream::new(requests)).await?.into_inner();
+    Ok((to_server, replies))
+}
+
+/// How a subscription ended before it was done.
+enum Ended {
+    /// The connection, or the node: another may be made.
+    Broken(CliError),
+    /// For good.
+    Failed(CliError),
+}
+
+impl std::convert::From<CliError> for Ended {
+    fn from(error: CliError) -> Self {
+        Self::Failed(error)
     }
 }
 
@@ -102,13 +164,23 @@ struct Subscriber {
     confirmations: u64,
     unanswered: u64,
     written: u64,
+    /// The place after the last message written of each log, where the start makes it certain that no more is needed
+    /// to go on: from the begin of what is there, or positions.
+    reached: Option<BTreeMap<(String, String, u32), Position>>,
 }
 
 impl Subscriber {
-    fn new(args: &SubArgs, to_server: mpsc::Sender<SubscribeRequest>) -> Self {
+    fn new(args: &SubArgs) -> Self {
         let ahead = args.count.map_or(u64::from(CREDIT_MESSAGES), |count| count.min(CREDIT_MESSAGES.into()));
+        let begins = match from(&args.from) {
+            Ok(Some(From::Earliest(_))) => Some(Vec::new()),
+            Ok(Some(From::Positions(given))) => Some(given.positions),
+            _ => None,
+        };
+        let key = |p: &Position| (p.topic.clone(), p.origin.clone(), p.queue);
         Self {
-            to_server,
+            // Replaced as soon as there is a stream.
+            to_server: mpsc::channel(1).0,
             output: args.output,
             in_group: args.group.is_some(),
             left: args.count,
@@ -117,10 +189,35 @@ impl Subscriber {
             confirmations: 0,
             unanswered: 0,
             written: 0,
+            reached: begins.map(|positions| positions.into_iter().map(|p| (key(&p), p)).collect()),
         }
     }
 
-    async fn listen(mut self, mut replies: tonic::Streaming<SubscribeReply>) -> Result<Exit, CliError> {
+    /// Changes `open` so that it goes on after what was written; `false` where that is not certain.
+    fn go_on_in(&mut self, open: &mut Open) -> bool {
+        let wanted = self.left.unwrap_or(u64::MAX).min(CREDIT_MESSAGES.into());
+        self.ahead = wanted;
+        self.unanswered = 0;
+        self.used = Credit::default();
+        open.credit = Some(Credit { messages: u32::try_from(wanted).unwrap_or(CREDIT_MESSAGES), bytes: CREDIT_BYTES });
+        if self.in_group {
+            // The group knows; what was written and not yet confirmed comes again.
+            return true;
+        }
+        let Some(reached) = &self.reached else { return false };
+        let positions: Vec<Position> = reached.values().cloned().collect();
+        if !positions.is_empty() {
+            open.from = Some(From::Positions(Positions { positions }));
+        }
+        true
+    }
+
+    async fn listen(
+        &mut self,
+        to_server: mpsc::Sender<SubscribeRequest>,
+        mut replies: tonic::Streaming<SubscribeReply>,
+    ) -> Result<Exit, Ended> {
+        self.to_server = to_server;
         let mut at_end = false;
         let mut interrupted = std::pin::pin!(super::node::interrupted());
         while !self.is_done(at_end) {
@@ -128,11 +225,7 @@ impl Subscriber {
                 reply = replies.message() => reply,
                 () = &mut interrupted => return Ok(Exit::Done),
             };
-            let reply = reply.map_err(|status| {
-                let error = CliError::from(status);
-                let text = format!("after {}: {error}", output::count(self.written, "message"));
-                CliError::new(error.exit(), text)
-            })?;
+            let reply = reply.map_err(|status| self.ended_by(status))?;
             match reply.and_then(|reply| reply.kind) {
                 Some(Kind::Opened(_)) => {}
                 Some(Kind::Messages(batch)) => self.take(batch.messages).await?,
@@ -144,14 +237,22 @@ impl Subscriber {
                 }
                 Some(Kind::Gap(gap)) => report(&gap),
                 Some(Kind::AtEnd(_)) => at_end = true,
-                None => {
-                    let text =
-                        format!("the server ended the subscription after {}", output::count(self.written, "message"));
-                    return Err(CliError::failed(text));
-                }
+                None => return Err(Ended::Broken(CliError::failed("the server ended the subscription"))),
             }
         }
         Ok(Exit::Done)
+    }
+
+    fn ended_by(&self, status: tonic::Status) -> Ended {
+        let code = status.code();
+        let error = CliError::from(status);
+        match code {
+            Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled => Ended::Broken(error),
+            _ => {
+                let text = format!("after {}: {error}", output::count(self.written, "message"));
+                Ended::Failed(CliError::new(error.exit(), text))
+            }
+        }
     }
 
     fn is_done(&self, at_end: bool) -> bool {
@@ -166,6 +267,14 @@ impl Subscriber {
         let bytes = messages.iter().map(message_bytes).sum();
         self.write(&messages)?;
         self.written += messages.len() as u64;
+        if let Some(reached) = &mut self.reached {
+            // A fork's messages, marked late, are no place to go on from: they may come again.
+            for id in messages.iter().filter(|m| !m.late).filter_map(|m| m.id.as_ref()) {
+                let place = id.place.map(|p| Place { offset: p.offset.saturating_add(1), ..p });
+                let next = Position { topic: id.topic.clone(), origin: id.origin.clone(), queue: id.queue, place };
+                reached.insert((id.topic.clone(), id.origin.clone(), id.queue), next);
+            }
+        }
         if self.in_group && !messages.is_empty() {
             let ids: Vec<MessageId> = messages.iter().filter_map(|m| m.id.clone()).collect();
             let confirm = Confirm { number: self.confirmations, ids, up_to: false };

@@ -53,6 +53,10 @@ impl Loaded {
             .merge(Serialized::defaults(file.values()))
             .merge(Serialized::defaults(env.values()))
             .merge(Serialized::defaults(flags.values()));
+        // A misspelt section first: what it was to hold would only be said to be missing.
+        if let Err(error) = figment.extract::<settings::Sections>() {
+            return Err(explain(&error, &file, &env, &flags));
+        }
         match figment.extract::<Settings>() {
             Ok(settings) => Ok(Self { settings, file, env, flags }),
             Err(error) => Err(explain(&error, &file, &env, &flags)),

@@ -9,7 +9,7 @@ use seaway_federation_proto::{
     limits,
     replication::WantStart,
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 
 use super::values::{Given, HostPort, Label, Size};
 
@@ -39,6 +39,21 @@ pub struct Settings {
     /// What it says of itself on standard error.
     #[serde(default)]
     pub logging: LoggingSection,
+}
+
+/// The names of all sections, whatever they hold.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "sections such as [node]")]
+#[allow(dead_code, reason = "only the names count")]
+pub(crate) struct Sections {
+    node: Option<IgnoredAny>,
+    link: Option<IgnoredAny>,
+    log: Option<IgnoredAny>,
+    door: Option<IgnoredAny>,
+    cache: Option<IgnoredAny>,
+    topic: Option<IgnoredAny>,
+    want: Option<IgnoredAny>,
+    logging: Option<IgnoredAny>,
 }
 
 /// The kind of a node.

@@ -76,6 +76,11 @@ fn a_mistake_says_line_found_and_expected() {
             "conf/edge.toml:10: unknown key \"lisen\" in [link]; did you mean \"listen\"?",
         ),
         (("[door]", "[dor]"), "conf/edge.toml:20: unknown section \"dor\"; did you mean \"door\"?"),
+        // Although without it another key is missing, too.
+        (
+            ("[door]\n", "[dor]\nx = 1\n[door.limits]\n"),
+            "conf/edge.toml:20: unknown section \"dor\"; did you mean \"door\"?",
+        ),
         (
             ("queues = 4", "queus = 4"),
             "conf/edge.toml:25: unknown key \"queus\" in [topic[1]]; did you mean \"queues\"?",
