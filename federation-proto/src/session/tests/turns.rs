@@ -118,6 +118,8 @@ fn fetches_that_may_not_go_on_do_not_stop_the_others() {
     for number in 1..=40 {
         let stuck = FetchOrder { passing: true, allowance: 300_000, ..order(number, &log.name, from) };
         request(&mut a, &mut b, stuck);
+        serve_all(&mut b, &[&log]);
+        a.handle_bytes(NOW, Channel::Lane(Lane::Live), take(&mut b, Channel::Lane(Lane::Live)));
     }
     request(&mut a, &mut b, order(41, &log.name, from));
     let mut came = 0;
