@@ -431,9 +431,16 @@ impl Publisher {
                 }
             }
             Some(publish_reply::Result::Failure(failure)) => {
+                // All of them are answered, also where the first ends the command.
+                let mut failed = None;
                 for _ in 0..count {
-                    let now = self.failure(&failure)?;
-                    pumped = pumped.or(now);
+                    match self.failure(&failure) {
+                        Ok(now) => pumped = pumped.or(now),
+                        Err(e) => failed = failed.or(Some(e)),
+                    }
+                }
+                if let Some(e) = failed {
+                    return Err(e);
                 }
             }
             None => return unfit("the server answered without a result"),
