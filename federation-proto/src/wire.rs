@@ -183,22 +183,22 @@ impl From<NodeName> for link::NodeName {
     }
 }
 
-impl TryFrom<link::NodeKind> for NodeKind {
-    type Error = WireError;
-    fn try_from(found: link::NodeKind) -> Result<Self, WireError> {
-        match found {
-            link::NodeKind::Edge => Ok(Self::Edge),
-            link::NodeKind::Relay => Ok(Self::Relay),
-            link::NodeKind::Unspecified => Err(WireError::Missing("node kind")),
+impl From<i32> for NodeKind {
+    fn from(found: i32) -> Self {
+        match link::NodeKind::try_from(found) {
+            Ok(link::NodeKind::Edge) => Self::Edge,
+            Ok(link::NodeKind::Relay) => Self::Relay,
+            Ok(link::NodeKind::Unspecified) | Err(_) => Self::Other(found),
         }
     }
 }
 
-impl From<NodeKind> for link::NodeKind {
+impl From<NodeKind> for i32 {
     fn from(kind: NodeKind) -> Self {
         match kind {
-            NodeKind::Edge => Self::Edge,
-            NodeKind::Relay => Self::Relay,
+            NodeKind::Edge => link::NodeKind::Edge.into(),
+            NodeKind::Relay => link::NodeKind::Relay.into(),
+            NodeKind::Other(number) => number,
         }
     }
 }
@@ -209,8 +209,8 @@ impl TryFrom<link::Hole> for Hole {
         let kind = match found.kind() {
             link::HoleKind::Pending => HoleKind::Pending,
             link::HoleKind::NotWanted => HoleKind::NotWanted,
-            link::HoleKind::Lost => HoleKind::Lost,
-            link::HoleKind::Unspecified => return Err(WireError::Missing("hole.kind")),
+            // A kind of a newer node's is not held, and nothing that this node knows of will fill it.
+            link::HoleKind::Lost | link::HoleKind::Unspecified => HoleKind::Lost,
         };
         if found.from >= found.to {
             return Err(WireError::Range { what: "hole.to", found: found.to });

@@ -46,6 +46,7 @@ pub(crate) fn status<E: Engine>(shared: &Shared<E>) -> api::StatusReply {
         kind: match kind {
             NodeKind::Edge => "edge".into(),
             NodeKind::Relay => "relay".into(),
+            NodeKind::Other(number) => format!("kind {number}"),
         },
         version: env!("CARGO_PKG_VERSION").into(),
         uptime_s: shared.since.elapsed().as_secs(),
@@ -114,6 +115,7 @@ fn link(link: LinkStatus) -> api::LinkStatus {
         peer_kind: match link.peer_kind {
             Some(NodeKind::Edge) => "edge".into(),
             Some(NodeKind::Relay) => "relay".into(),
+            Some(NodeKind::Other(number)) => format!("kind {number}"),
             None => String::new(),
         },
         direction: if link.dials { "out".into() } else { "in".into() },

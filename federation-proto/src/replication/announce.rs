@@ -15,6 +15,8 @@ use crate::{
     wire::{WireError, link},
 };
 
+/// Bytes that an origin may say of a log besides.
+const FACTS_BYTES_MAX: usize = 4096;
 /// Most incarnations and tips that one announcement may list.
 const EDGES_MAX: usize = 8192;
 
@@ -33,6 +35,7 @@ fn message(log: Option<&LogName>, view: &View) -> link::Announce {
                 end: e.end,
             })
             .collect(),
+        facts: view.facts.clone(),
     }
 }
 
@@ -74,7 +77,10 @@ pub(super) fn view_from(announce: &link::Announce) -> Checked<View> {
     if tips.is_empty() {
         return Err(WireError::Missing("announce.tips"));
     }
-    Ok(View { begin: convert::place_from(announce.begin.as_ref())?, tips, edges })
+    if announce.facts.len() > FACTS_BYTES_MAX {
+        return Err(WireError::Range { what: "announce.facts", found: announce.facts.len() as u64 });
+    }
+    Ok(View { begin: convert::place_from(announce.begin.as_ref())?, tips, edges, facts: announce.facts.clone() })
 }
 
 impl Replication {

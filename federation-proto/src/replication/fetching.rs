@@ -57,7 +57,7 @@ impl Replication {
         }
         match self.config.kind {
             NodeKind::Edge => self.wants.own_covers(log),
-            NodeKind::Relay => {
+            NodeKind::Relay | NodeKind::Other(_) => {
                 let upstream = self.routing.upstream(&log.origin);
                 let links = self.wants.links_for(&log.origin);
                 links.into_iter().any(|l| Some(l) != upstream && self.wants.peer_covers(l, &log.origin, &log.topic))

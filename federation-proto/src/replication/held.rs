@@ -12,7 +12,8 @@ use bytes::Bytes;
 use prost::Message as _;
 
 use super::{
-    Change, LinkId, Output, Replication, StateTable,
+    Change, Output, Replication, StateTable,
+    carried::{self, Head, Kind},
     convert::{self, Checked},
     lines,
 };
@@ -30,16 +31,16 @@ const GATHER: Duration = Duration::from_millis(2);
 const ANSWER_AFTER: Duration = Duration::from_millis(100);
 /// Repeats of one statement whose answers are recognized.
 const REPEATS_MAX: usize = 8;
-/// Logs in one statement.
-const LOGS_PER_STATEMENT: usize = 256;
 /// Sequences that wait to be answered to one site; more are answered at once.
 const ANSWERS_MAX: usize = 1024;
 /// Boundaries of an own log whose chain value is remembered, to compare statements with.
 const BOUNDARIES_MAX: usize = 64;
 /// What stands beyond our own log is asked for again after so many mark intervals.
 const ASK_TICKS: u32 = 30;
-/// Holes and forks' tips that one statement about a log may list.
-const PARTS_MAX: usize = 1024;
+/// Holes and tips remembered of one site, beyond one for each log that may be known.
+const SITE_PARTS_MAX: usize = 256 * 1024;
+/// Holes and tips remembered of all sites together: about 32 bytes each.
+const ALL_PARTS_MAX: usize = 8 * 1024 * 1024;
 
 /// This site's statements to one origin.
 #[derive(Debug, Default)]
@@ -63,6 +64,12 @@ struct Stated {
     dirty: bool,
 }
 
+impl Stated {
+    fn parts(&self) -> usize {
+        self.tips.len().saturating_add(self.holes.len())
+    }
+}
+
 /// A statement beyond what we hold ourselves; told to people when it still stands at the next tick.
 #[derive(Debug)]
 struct Ahead {
@@ -82,7 +89,9 @@ pub(super) struct Held {
     pub(super) answer_at: Option<Duration>,
     sites: BTreeMap<LogName, BTreeMap<Site, Stated>>,
     changed: BTreeSet<(LogName, Site)>,
-    answers: BTreeMap<(Site, Start), Vec<u64>>,
+    answers: BTreeMap<Site, (Start, Vec<u64>)>,
+    /// Holes and tips remembered of each site.
+    parts: BTreeMap<Site, usize>,
     boundaries: BTreeMap<LogName, BTreeMap<Place, Chain>>,
     ahead: BTreeMap<(LogName, Site), Ahead>,
 }
@@ -100,25 +109,41 @@ impl Held {
     }
 
     pub(super) fn restore(&mut self, value: &[u8]) -> Checked<()> {
-        let by = link::HeldBy::decode(value).map_err(|_| wire::WireError::Undecodable)?;
+        let by = link::StoredHeld::decode(value).map_err(|_| wire::WireError::Undecodable)?;
         let site = convert::site_from(&by.site)?;
         let start = convert::start_from(by.start)?;
-        for log in by.logs {
-            let log = wire::HeldLog::try_from(log)?;
-            let mut tips = vec![log.below];
-            tips.extend(log.fork_tips);
-            let stated = Stated {
-                start,
-                sequence: by.sequence,
-                from: log.from.unwrap_or(log.below),
-                tips,
-                holes: log.holes,
-                compared: false,
-                dirty: false,
-            };
-            self.sites.entry(log.log).or_default().insert(site.clone(), stated);
-        }
+        let log: wire::HeldLog = wire::required(by.log, "held.log")?;
+        let mut tips = vec![log.below];
+        tips.extend(log.fork_tips);
+        let stated = Stated {
+            start,
+            sequence: by.sequence,
+            from: log.from.unwrap_or(log.below),
+            tips,
+            holes: log.holes,
+            compared: false,
+            dirty: false,
+        };
+        self.put(&log.log, &site, stated);
         Ok(())
+    }
+
+    fn put(&mut self, log: &LogName, site: &Site, stated: Stated) {
+        let more = stated.parts();
+        let sites = match self.sites.get_mut(log) {
+            Some(sites) => sites,
+            None => self.sites.entry(log.clone()).or_default(),
+        };
+        let less = sites.insert(site.clone(), stated).map_or(0, |before| before.parts());
+        let sum = self.parts.entry(site.clone()).or_default();
+        *sum = sum.saturating_add(more).saturating_sub(less);
+    }
+
+    /// Whether so much more may be remembered of a site.
+    fn has_room(&self, site: &Site, more: usize, logs_max: usize) -> bool {
+        let of_site = self.parts.get(site).copied().unwrap_or(0).saturating_add(more);
+        let of_all = self.parts.values().fold(more, |sum, parts| sum.saturating_add(*parts));
+        of_site <= logs_max.saturating_add(SITE_PARTS_MAX) && of_all <= ALL_PARTS_MAX
     }
 
     /// A durable end of one of our own logs, to compare statements with.
@@ -173,31 +198,35 @@ impl Replication {
     }
 
     fn flush_held_to(&mut self, origin: &Site) {
-        let upstream = self.routing.upstream(origin);
+        if self.routing.upstream(origin).is_none() {
+            // It is said when there is a way again.
+            return;
+        }
         let Some(stating) = self.held.stating.get_mut(origin) else { return };
-        let dirty: Vec<LogName> = std::mem::take(&mut stating.dirty).into_iter().collect();
-        for chunk in dirty.chunks(LOGS_PER_STATEMENT) {
+        let dirty = std::mem::take(&mut stating.dirty);
+        let (mut names, mut stated) = (Vec::new(), Vec::new());
+        for log in dirty {
+            if let Some(statement) = self.statement(&log) {
+                names.push(log);
+                stated.push(statement);
+            }
+        }
+        let mut names = names.into_iter();
+        for logs in carried::parts(stated) {
+            if logs.is_empty() {
+                continue;
+            }
             self.held.sequence += 1;
             let sequence = self.held.sequence;
-            let logs: Vec<link::HeldLog> = chunk.iter().filter_map(|log| self.statement(log)).collect();
             let Some(stating) = self.held.stating.get_mut(origin) else { return };
-            for log in chunk {
-                let stated = stating.unseen.entry(log.clone()).or_default();
-                stated.push(sequence);
-                if stated.len() > REPEATS_MAX {
-                    stated.remove(0);
+            for log in names.by_ref().take(logs.len()) {
+                let sequences = stating.unseen.entry(log).or_default();
+                sequences.push(sequence);
+                if sequences.len() > REPEATS_MAX {
+                    sequences.remove(0);
                 }
             }
-            let Some(upstream) = upstream else { continue };
-            let by = link::HeldBy {
-                site: self.config.node.site.to_string(),
-                start: Some(self.config.start.into()),
-                sequence,
-                origin: origin.to_string(),
-                hops: self.config.hops,
-                logs,
-            };
-            self.send(upstream, link::control::Kind::Held(link::Held { sites: vec![by] }));
+            self.tell_site(origin, Kind::Held(link::Held { sequence, logs }));
         }
     }
 
@@ -209,8 +238,8 @@ impl Replication {
             from: Some(info.begin),
             below: info.end,
             chain: newest.and_then(|i| i.chain_at_end),
-            holes: info.holes.iter().take(PARTS_MAX).copied().collect(),
-            fork_tips: info.fork_tips.iter().take(PARTS_MAX).copied().collect(),
+            holes: info.holes.clone(),
+            fork_tips: info.fork_tips.clone(),
         };
         Some(held.into())
     }
@@ -246,42 +275,32 @@ impl Replication {
         }
     }
 
-    pub(super) fn handle_held(&mut self, from: LinkId, held: link::Held) -> Checked<()> {
-        for by in held.sites {
-            let origin = convert::site_from(&by.origin)?;
-            if origin == self.config.node.site {
-                self.hear_statement(by)?;
-            } else if let Some(upstream) = self.routing.upstream(&origin).filter(|l| *l != from)
-                && by.hops > 0
-            {
-                let on = link::HeldBy { hops: by.hops - 1, ..by };
-                self.send(upstream, link::control::Kind::Held(link::Held { sites: vec![on] }));
+    /// A site states what it holds of our logs.
+    pub(super) fn hear_statement(&mut self, head: &Head, sequence: u64, logs: Vec<wire::HeldLog>) {
+        if !self.routing.is_edge(&head.author) {
+            return self.count("statement_dropped_unknown_site");
+        }
+        let (site, start) = (&head.author.site, head.start);
+        for log in logs {
+            if log.log.origin == self.config.node.site && !self.hear_held(site, start, sequence, log) {
+                // Not answered: it is said again, and heard once there is room.
+                return;
             }
         }
-        Ok(())
-    }
-
-    fn hear_statement(&mut self, by: link::HeldBy) -> Checked<()> {
-        let site = convert::site_from(&by.site)?;
-        let start = convert::start_from(by.start)?;
-        let sequence = by.sequence;
-        for log in by.logs {
-            let log = wire::HeldLog::try_from(log)?;
-            if log.log.origin == self.config.node.site {
-                self.hear_held(&site, start, sequence, log);
-            }
+        let (answered, sequences) = self.held.answers.entry(site.clone()).or_insert((start, Vec::new()));
+        if *answered != start {
+            (*answered, *sequences) = (start, Vec::new());
         }
-        let answers = self.held.answers.entry((site, start)).or_default();
-        answers.push(sequence);
-        if answers.len() >= ANSWERS_MAX {
+        sequences.push(sequence);
+        if sequences.len() >= ANSWERS_MAX {
             self.answer_statements();
         } else if self.held.answer_at.is_none() {
             self.held.answer_at = Some(self.now.saturating_add(ANSWER_AFTER));
         }
-        Ok(())
     }
 
-    fn hear_held(&mut self, site: &Site, start: Start, sequence: u64, held: wire::HeldLog) {
+    /// `false`: there is no room to remember it.
+    fn hear_held(&mut self, site: &Site, start: Start, sequence: u64, held: wire::HeldLog) -> bool {
         let log = held.log.clone();
         let before = self.held.sites.get(&log).and_then(|s| s.get(site)).cloned();
         let former = |b: &Stated| match b.start == start {
@@ -289,10 +308,19 @@ impl Replication {
             false => self.routing.is_former(site, start, b.start),
         };
         if before.as_ref().is_some_and(former) {
-            return;
+            return true;
         }
         let mut tips = vec![held.below];
-        tips.extend(held.fork_tips.iter().take(PARTS_MAX));
+        tips.extend(&held.fork_tips);
+        let more = tips.len().saturating_add(held.holes.len());
+        let more = more.saturating_sub(before.as_ref().map_or(0, Stated::parts));
+        if !self.held.has_room(site, more, self.config.logs_max) {
+            let text = format!(
+                "what {site} states to hold of {log} is not remembered: it stated too many holes and forks already"
+            );
+            self.refuse("statement-refused", text);
+            return false;
+        }
         let lower = before.as_ref().and_then(|b| {
             let was = b.tips.first()?;
             (was.incarnation == held.below.incarnation && held.below.offset < was.offset).then_some(*was)
@@ -304,16 +332,18 @@ impl Replication {
             );
             self.report("site-went-back", text);
         }
-        let compared = self.compare_chain(site, &held) || before.is_some_and(|b| b.compared && b.tips == tips);
-        if self.logs.get(&log).is_none_or(|s| s.submitted.is_none()) && self.held.sites.len() >= self.config.logs_max {
-            return;
+        let compared = self.compare_chain(site, &held) || before.as_ref().is_some_and(|b| b.compared && b.tips == tips);
+        let unknown = self.logs.get(&log).is_none_or(|s| s.submitted.is_none());
+        if unknown && before.is_none() && self.held.sites.len() >= self.config.logs_max {
+            self.count("statement_dropped_too_many_logs");
+            return true;
         }
         let stated = Stated {
             start,
             sequence,
             from: held.from.unwrap_or(held.below),
             tips: tips.clone(),
-            holes: held.holes.iter().take(PARTS_MAX).copied().collect(),
+            holes: held.holes.clone(),
             compared,
             dirty: true,
         };
@@ -325,7 +355,7 @@ impl Replication {
             holes: stated.holes.clone(),
             fork_tips: tips.iter().skip(1).copied().collect(),
         });
-        self.held.sites.entry(log.clone()).or_default().insert(site.clone(), stated);
+        self.held.put(&log, site, stated);
         self.held.changed.insert((log.clone(), site.clone()));
         // An empty copy is begun at a place that was announced once: nothing of it can be fetched.
         let empty = tips.len() == 1 && held.from == Some(held.below);
@@ -336,6 +366,7 @@ impl Replication {
         } else {
             self.held.ahead.remove(&(log, site.clone()));
         }
+        true
     }
 
     /// Whether the stated chain value was found equal to ours; a different one is told to people.
@@ -398,23 +429,16 @@ impl Replication {
         }
     }
 
-    /// Answers the statements heard.
+    /// Answers the statements heard: what they say of registered sites is stored before, so that the answer promises it.
     pub(super) fn answer_statements(&mut self) {
         self.held.answer_at = None;
-        for ((site, start), sequences) in std::mem::take(&mut self.held.answers) {
-            let Some(way) = self.routing.upstream(&site) else { continue };
-            let seen = link::HeldSeen {
-                site: site.to_string(),
-                start: Some(start.into()),
-                sequences,
-                origin: self.config.node.site.to_string(),
-                hops: self.config.hops,
-            };
-            self.send(way, link::control::Kind::HeldSeen(seen));
+        self.store_statements();
+        for (site, (start, sequences)) in std::mem::take(&mut self.held.answers) {
+            self.promise_site(&site, Kind::HeldSeen(link::HeldSeen { start: Some(start.into()), sequences }));
         }
     }
 
-    /// Each interval: keeps what changed of registered sites.
+    /// Keeps what changed of registered sites.
     pub(super) fn store_statements(&mut self) {
         let mut changes = Vec::new();
         for (log, site) in std::mem::take(&mut self.held.changed) {
@@ -434,15 +458,13 @@ impl Replication {
                 holes: stated.holes.clone(),
                 fork_tips: stated.tips.iter().skip(1).copied().collect(),
             };
-            let by = link::HeldBy {
+            let by = link::StoredHeld {
                 site: site.to_string(),
                 start: Some(stated.start.into()),
                 sequence: stated.sequence,
-                origin: self.config.node.site.to_string(),
-                hops: 0,
-                logs: vec![held.into()],
+                log: Some(held.into()),
             };
-            let value = by.encode_to_vec().into();
+            let value = carried::encoded(&by);
             changes.push(Change::Put { table: StateTable::Held, key: held_key(&site, &log), value });
         }
         if !changes.is_empty() {
@@ -450,25 +472,15 @@ impl Replication {
         }
     }
 
-    pub(super) fn handle_held_seen(&mut self, from: LinkId, seen: link::HeldSeen) -> Checked<()> {
-        let site = convert::site_from(&seen.site)?;
-        let origin = convert::site_from(&seen.origin)?;
-        if site != self.config.node.site {
-            if let Some(way) = self.routing.upstream(&site).filter(|l| *l != from)
-                && seen.hops > 0
-            {
-                let on = link::HeldSeen { hops: seen.hops - 1, ..seen };
-                self.send(way, link::control::Kind::HeldSeen(on));
-            }
-            return Ok(());
-        }
-        if convert::start_from(seen.start)? == self.config.start
-            && let Some(stating) = self.held.stating.get_mut(&origin)
+    /// An origin answers what this site stated.
+    pub(super) fn hear_seen(&mut self, head: &Head, start: Start, sequences: Vec<u64>) {
+        if start == self.config.start
+            && self.routing.is_edge(&head.author)
+            && let Some(stating) = self.held.stating.get_mut(&head.author.site)
         {
-            let sequences: BTreeSet<u64> = seen.sequences.into_iter().collect();
+            let sequences: BTreeSet<u64> = sequences.into_iter().collect();
             stating.unseen.retain(|_, stated| !stated.iter().any(|s| sequences.contains(s)));
         }
-        Ok(())
     }
 
     /// Whether a site's statement covers a message of our own.

@@ -1,6 +1,8 @@
 //! How a log's incarnations hang together: where a follower stands on somebody else's main line,
 //! and which places of a copy can be read.
 
+use bytes::Bytes;
+
 use crate::{
     copies::{Hole, LogInfo},
     ids::{Incarnation, Offset, Place},
@@ -22,13 +24,15 @@ pub(super) struct View {
     pub(super) begin: Place,
     pub(super) tips: Vec<Place>,
     pub(super) edges: Vec<Edge>,
+    /// What the origin says besides, as it encoded it.
+    pub(super) facts: Bytes,
 }
 
 impl View {
     pub(super) fn of(info: &LogInfo) -> View {
         let mut tips = vec![info.end];
         tips.extend(&info.fork_tips);
-        View { begin: info.begin, tips, edges: edges_of(info) }
+        View { begin: info.begin, tips, edges: edges_of(info), facts: Bytes::new() }
     }
 
     /// The main line's end.

@@ -214,17 +214,9 @@ impl Replication {
             Kind::Unannounce(m) => self.handle_unannounce(from, &m),
             Kind::Resolve(m) => self.handle_resolve(from, &m),
             Kind::Resolved(m) => self.handle_resolved(from, &m),
-            Kind::Held(m) => self.handle_held(from, m),
-            Kind::HeldSeen(m) => self.handle_held_seen(from, m),
-            Kind::Register(m) => self.handle_register(from, m),
-            Kind::Registered(m) => self.handle_registered(from, m),
-            Kind::Marks(m) => self.handle_marks(from, m),
+            Kind::Carried(m) => self.handle_carried(from, m),
             Kind::Record(m) => self.handle_record(from, m),
             Kind::RecordDigest(m) => self.handle_digest(from, &m),
-            Kind::Question(m) => self.handle_question(from, &m),
-            Kind::Answer(m) => self.handle_answer(m),
-            Kind::TraceProbe(m) => self.handle_trace_probe(from, m),
-            Kind::TraceReply(m) => self.handle_trace_reply(from, m),
             // The session's own.
             Kind::Hello(_)
             | Kind::Refuse(_)
@@ -370,19 +362,18 @@ impl Replication {
         self.mark_changed(log, was);
     }
 
-    /// This node publishes a one-way message (origin, start and sequence are set here), or the session received one on `link`.
-    pub fn handle_one_way(&mut self, now: Duration, link: Option<LinkId>, message: link::OneWay) {
+    /// This node publishes a one-way message; origin, start and sequence are set here.
+    pub fn handle_publish_one_way(&mut self, now: Duration, message: link::OneWayBody) {
         self.at(now);
-        let done = match link {
-            None => self.publish_one_way(message),
-            Some(link) => self.receive_one_way(link, message),
-        };
-        if let Err(why) = done {
+        if self.publish_one_way(message).is_err() {
             self.count("one_way_dropped_malformed");
-            if let Some(link) = link {
-                self.out.push_back(Output::CloseLink(link, link::RefuseReason::Protocol, why.to_string()));
-            }
         }
+    }
+
+    /// The session received a one-way message on `link`.
+    pub fn handle_one_way(&mut self, now: Duration, link: LinkId, message: link::OneWay) {
+        self.at(now);
+        self.receive_one_way(link, message);
     }
 
     /// Answers [`Output::FindTime`]: the first batch, or the main line's end if none is so late; `None` if it cannot be told.

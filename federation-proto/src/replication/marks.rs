@@ -9,17 +9,15 @@ use std::{
 
 use super::{
     CopyStatus, LinkId, Replication,
-    convert::{self, Checked},
+    carried::{self, Head, Kind, MarkedPoint, To},
     logs::{FetchKey, LogState},
 };
 use crate::{
     copies::LogInfo,
-    ids::{LogName, Pattern, Place, Site, Start},
-    wire::{self, link},
+    ids::{LogName, NodeName, Pattern, Place, Site, Start},
+    wire::link,
 };
 
-/// Logs in one mark.
-const LOGS_PER_MARK: usize = 4096;
 /// Marks of one log remembered, to tell what had to be reached by now.
 const RECENT_MAX: usize = 6;
 /// A copy is live while the newest mark of its origin is no older than this many intervals.
@@ -49,11 +47,21 @@ pub(super) struct Marked {
 /// An origin's marks as heard here.
 #[derive(Debug)]
 struct Heard {
+    author: NodeName,
     start: Start,
     sequence: u64,
     time_us: u64,
     at: Duration,
     link: LinkId,
+}
+
+/// Who says a mark, when, and its number.
+#[derive(Debug)]
+struct MarkHead {
+    author: NodeName,
+    start: Start,
+    sequence: u64,
+    time_us: u64,
 }
 
 /// All that concerns marks.
@@ -126,15 +134,10 @@ impl Replication {
         })
     }
 
-    fn own_mark(&self, logs: Vec<link::MarkedLog>) -> link::Mark {
-        link::Mark {
-            origin: self.config.node.site.to_string(),
-            start: Some(self.config.start.into()),
-            sequence: self.marks.sequence,
-            time_us: self.wall_us,
-            hops: self.config.hops,
-            logs,
-        }
+    /// Who says the mark, when, and its number: our own.
+    fn own_mark(&self) -> MarkHead {
+        let author = self.config.node.clone();
+        MarkHead { author, start: self.config.start, sequence: self.marks.sequence, time_us: self.wall_us }
     }
 
     /// Each interval: the logs that changed since the last mark, to all who want any of ours.
@@ -151,20 +154,17 @@ impl Replication {
                 .filter(|log| self.wants.peer_covers(to, &me, &log.topic))
                 .filter_map(|log| Self::marked_log(log, self.logs.get(log)?))
                 .collect();
-            self.send_mark_parts(to, &self.own_mark(Vec::new()), logs);
+            self.send_mark_parts(to, &self.own_mark(), logs);
         }
     }
 
-    /// One mark, in as many messages as its logs need; the last carries the time.
-    fn send_mark_parts(&mut self, to: LinkId, head: &link::Mark, mut logs: Vec<link::MarkedLog>) {
-        loop {
-            let rest = logs.split_off(logs.len().min(LOGS_PER_MARK));
-            let mark = link::Mark { logs, ..head.clone() };
-            self.send(to, link::control::Kind::Marks(link::Marks { marks: vec![mark] }));
-            if rest.is_empty() {
-                return;
-            }
-            logs = rest;
+    /// One mark, in as many messages as its logs need.
+    fn send_mark_parts(&mut self, to: LinkId, head: &MarkHead, logs: Vec<link::MarkedLog>) {
+        let wanting = To::Wanting(head.author.site.clone());
+        for logs in carried::parts(logs) {
+            let mark = link::Mark { sequence: head.sequence, time_us: head.time_us, logs };
+            let carried = self.authored_as(&head.author, head.start, &wanting, Kind::Mark(mark));
+            self.send(to, link::control::Kind::Carried(carried));
         }
     }
 
@@ -176,17 +176,15 @@ impl Replication {
                 return;
             }
             let logs = names.iter().filter_map(|log| Self::marked_log(log, self.logs.get(log)?)).collect();
-            self.send_mark_parts(to, &self.own_mark(Vec::new()), logs);
+            self.send_mark_parts(to, &self.own_mark(), logs);
             return;
         }
         let Some(heard) = self.marks.heard.get(origin) else { return };
-        let head = link::Mark {
-            origin: origin.to_string(),
-            start: Some(heard.start.into()),
+        let head = MarkHead {
+            author: heard.author.clone(),
+            start: heard.start,
             sequence: heard.sequence,
             time_us: heard.time_us,
-            hops: self.config.hops,
-            logs: Vec::new(),
         };
         let point = |log: &LogName| {
             let newest = self.logs.get(log)?.marked.newest()?;
@@ -201,56 +199,34 @@ impl Replication {
         self.send_mark_parts(to, &head, logs);
     }
 
-    pub(super) fn handle_marks(&mut self, from: LinkId, marks: link::Marks) -> Checked<()> {
-        for mark in marks.marks {
-            let origin = convert::site_from(&mark.origin)?;
-            if origin == self.config.node.site || self.routing.upstream(&origin) != Some(from) {
-                continue;
-            }
-            self.hear_mark(from, &origin, &mark)?;
-            if mark.hops == 0 {
-                continue;
-            }
-            for to in self.wants.links_for(&origin) {
-                if to != from {
-                    let on = link::Mark { hops: mark.hops - 1, ..mark.clone() };
-                    self.send(to, link::control::Kind::Marks(link::Marks { marks: vec![on] }));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn hear_mark(&mut self, from: LinkId, origin: &Site, mark: &link::Mark) -> Checked<()> {
-        let start = convert::start_from(mark.start)?;
+    /// How far an origin's logs go, by itself.
+    pub(super) fn hear_mark(
+        &mut self,
+        from: LinkId,
+        head: &Head,
+        sequence: u64,
+        time_us: u64,
+        logs: Vec<MarkedPoint>,
+    ) {
+        let origin = &head.author.site;
         let before = self.marks.heard.get(origin);
         // The same number comes again with the logs of a want that is new.
-        let former = |h: &Heard| match h.start == start {
-            true => h.sequence > mark.sequence,
-            false => self.routing.is_former(origin, start, h.start),
+        let former = |h: &Heard| match h.start == head.start {
+            true => h.sequence > sequence,
+            false => self.routing.is_former(origin, head.start, h.start),
         };
         if before.is_some_and(|h| h.link == from && former(h)) {
-            return Ok(());
+            return;
         }
         let before_us = before.map_or(0, |h| h.time_us);
-        for marked in &mark.logs {
-            let log = convert::log_from(marked.log.as_ref())?;
-            let end = convert::place_from(marked.end.as_ref())?;
-            if log.origin != *origin {
-                return Err(wire::WireError::Missing("a mark names another origin's log; its own logs"));
-            }
-            let point = Point {
-                heard: self.now,
-                time_us: mark.time_us,
-                end,
-                bytes_total: marked.bytes_total,
-                messages_total: marked.messages_total,
-            };
+        for marked in logs {
+            let MarkedPoint { log, end, bytes_total, messages_total } = marked;
+            let point = Point { heard: self.now, time_us, end, bytes_total, messages_total };
             self.hear_point(&log, point, before_us);
         }
-        let heard = Heard { start, sequence: mark.sequence, time_us: mark.time_us, at: self.now, link: from };
+        let heard =
+            Heard { author: head.author.clone(), start: head.start, sequence, time_us, at: self.now, link: from };
         self.marks.heard.insert(origin.clone(), heard);
-        Ok(())
     }
 
     fn hear_point(&mut self, log: &LogName, point: Point, before_us: u64) {

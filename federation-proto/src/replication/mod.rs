@@ -8,9 +8,10 @@
 //! [`announce`] say what is asked for and what there is; [`fetching`] feeds the own copies, [`serving`] answers others' fetches, [`passes`] bounds what
 //! is read through for them;
 //! [`held`] and [`registration`] tell origins who has what; [`marks`] and [`trace`] keep status true; [`questions`] look for
-//! what an origin lost; [`one_way`] carries what is not stored. [`lines`] knows how a log's incarnations hang together.
+//! what an origin lost; [`one_way`] carries what is not stored, [`carried`] what goes to nodes farther than a neighbour. [`lines`] knows how a log's incarnations hang together.
 
 mod announce;
+mod carried;
 mod convert;
 mod fetching;
 mod held;
@@ -168,6 +169,8 @@ pub struct Report {
 pub enum Output {
     /// Send a control message on a link.
     Send(LinkId, Box<link::control::Kind>),
+    /// The same, once every change that was asked before it is durable: the message promises them.
+    SendDurable(LinkId, Box<link::control::Kind>),
     /// Ask a link's peer for a log.
     StartFetch(LinkId, FetchOrder),
     /// End a fetch of ours.
@@ -213,7 +216,7 @@ pub enum Output {
         time_us: u64,
     },
     /// Deliver a one-way message to local subscribers.
-    DeliverOneWay(Box<link::OneWay>),
+    DeliverOneWay(Box<link::OneWayBody>),
     /// Tell people.
     Report(Report),
 }

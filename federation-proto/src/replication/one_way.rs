@@ -3,14 +3,17 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
+use prost::Message as _;
+
 use super::{
     LinkId, Output, Replication,
     convert::{self, Checked},
 };
 use crate::{
-    ids::{Path, Site, Start},
+    ids::{Path, Site, Start, Topic},
     session::NodeKind,
-    wire::link,
+    wire::{WireError, link},
 };
 
 /// Sequence numbers below the greatest that can still be told apart.
@@ -65,60 +68,87 @@ pub(super) struct OneWays {
 }
 
 impl Replication {
-    pub(super) fn publish_one_way(&mut self, mut message: link::OneWay) -> Checked<()> {
+    pub(super) fn publish_one_way(&mut self, mut message: link::OneWayBody) -> Checked<()> {
         self.one_ways.sequence += 1;
         message.origin = self.config.node.site.to_string();
         message.start = Some(self.config.start.into());
         message.sequence = self.one_ways.sequence;
-        message.hops = self.config.hops;
+        let topic = message.path.parse::<Path>()?.topic();
         let origin = self.config.node.site.clone();
-        self.spread(None, &origin, message)
+        let carried = link::OneWay { body: message.encode_to_vec().into(), hops: self.config.hops };
+        self.spread(None, &origin, &topic, carried, message);
+        Ok(())
     }
 
-    pub(super) fn receive_one_way(&mut self, from: LinkId, message: link::OneWay) -> Checked<()> {
-        let origin = convert::site_from(&message.origin)?;
-        let start = convert::start_from(message.start)?;
+    /// What cannot be read is dropped and counted: the peer that passed it on need not be at fault.
+    pub(super) fn receive_one_way(&mut self, from: LinkId, mut carried: link::OneWay) {
+        carried.hops = carried.hops.min(self.config.hops);
+        match read(&carried.body) {
+            Ok((origin, start, topic, message)) => self.take_one_way(from, origin, start, &topic, carried, message),
+            Err(_) => self.count("one_way_dropped_malformed"),
+        }
+    }
+
+    fn take_one_way(
+        &mut self,
+        from: LinkId,
+        origin: Site,
+        start: Start,
+        topic: &Topic,
+        carried: link::OneWay,
+        message: link::OneWayBody,
+    ) {
         if self.routing.upstream(&origin) != Some(from) {
             self.count("one_way_dropped_not_from_upstream");
-            return Ok(());
+            return;
         }
-        if message.hops == 0 {
+        if carried.hops == 0 {
             self.count("one_way_dropped_hops");
-            return Ok(());
+            return;
         }
         if !self.one_ways.windows.contains_key(&origin) {
             let window = Window { start, greatest: 0, seen: [0; WORDS] };
             self.one_ways.windows.insert(origin.clone(), window);
         }
-        let Some(window) = self.one_ways.windows.get_mut(&origin) else { return Ok(()) };
+        let Some(window) = self.one_ways.windows.get_mut(&origin) else { return };
         let former = self.routing.is_former(&origin, start, window.start);
         if start != window.start && !former {
             *window = Window { start, greatest: 0, seen: [0; WORDS] };
         }
         if former || !window.note(message.sequence) {
             self.count("one_way_dropped_repeat");
-            return Ok(());
+            return;
         }
-        self.spread(Some(from), &origin, message)
+        self.spread(Some(from), &origin, topic, carried, message);
     }
 
-    /// Delivers here, and forwards to the neighbours whose wants cover the topic.
-    fn spread(&mut self, from: Option<LinkId>, origin: &Site, message: link::OneWay) -> Checked<()> {
-        let path: Path = message.path.parse()?;
-        let topic = path.topic();
+    /// Delivers here, and forwards the origin's bytes to the neighbours whose wants cover the topic.
+    fn spread(
+        &mut self,
+        from: Option<LinkId>,
+        origin: &Site,
+        topic: &Topic,
+        carried: link::OneWay,
+        message: link::OneWayBody,
+    ) {
         let links: Vec<LinkId> = self
             .wants
             .links_for(origin)
             .into_iter()
-            .filter(|l| Some(*l) != from && self.wants.peer_covers(*l, origin, &topic))
+            .filter(|l| Some(*l) != from && self.wants.peer_covers(*l, origin, topic))
             .collect();
         if !links.is_empty() {
-            let on = link::OneWay { hops: message.hops.saturating_sub(1), ..message.clone() };
+            let on = link::OneWay { hops: carried.hops.saturating_sub(1), body: carried.body };
             self.out.push_back(Output::OneWay(Box::new(on), links));
         }
         if self.config.kind == NodeKind::Edge {
             self.out.push_back(Output::DeliverOneWay(Box::new(message)));
         }
-        Ok(())
     }
+}
+
+fn read(body: &Bytes) -> Checked<(Site, Start, Topic, link::OneWayBody)> {
+    let message = link::OneWayBody::decode(body.clone()).map_err(|_| WireError::Undecodable)?;
+    let topic = message.path.parse::<Path>()?.topic();
+    Ok((convert::site_from(&message.origin)?, convert::start_from(message.start)?, topic, message))
 }

@@ -9,8 +9,8 @@ use std::{
 
 use super::{
     Change, LinkId, Output, Replication,
-    announce::{announcement, view_from},
-    convert::{self, Checked},
+    announce::announcement,
+    carried::{self, FloodKey, Head, Kind, To},
     lines::View,
 };
 use crate::{
@@ -22,8 +22,6 @@ use crate::{
 
 /// Questions remembered, so that each is passed on once and answers find their way back.
 const REMEMBERED_MAX: usize = 4096;
-/// Logs that one question or answer names; more go into further ones.
-const LOGS_PER_QUESTION: usize = 512;
 /// An origin asks about its own logs at most this often.
 const ASK_INTERVAL: Duration = Duration::from_secs(5);
 /// Mark intervals that an origin without a log waits for answers before it begins with what was offered.
@@ -63,12 +61,35 @@ impl Gap {
 #[derive(Debug, Default)]
 pub(super) struct Questions {
     sequence: u64,
-    seen: BTreeMap<(NodeName, Start, u64), LinkId>,
-    order: VecDeque<(NodeName, Start, u64)>,
+    /// What was flooded, and the link that it came on first.
+    seen: BTreeMap<FloodKey, LinkId>,
+    order: VecDeque<FloodKey>,
     /// Who answered which question of ours.
     answered: BTreeMap<u64, BTreeSet<NodeName>>,
     ask_at: Option<Duration>,
     asked_at: Option<Duration>,
+}
+
+impl Questions {
+    /// Whether something flooded comes for the first time; then it is remembered, with the link that it came on.
+    pub(super) fn first_time(&mut self, key: FloodKey, from: LinkId) -> bool {
+        if self.seen.contains_key(&key) {
+            return false;
+        }
+        self.seen.insert(key.clone(), from);
+        self.order.push_back(key);
+        if self.order.len() > REMEMBERED_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.seen.remove(&oldest);
+        }
+        true
+    }
+
+    /// The link that something flooded came on.
+    pub(super) fn came_from(&self, key: &FloodKey) -> Option<LinkId> {
+        self.seen.get(key).copied()
+    }
 }
 
 impl super::logs::LogState {
@@ -107,8 +128,7 @@ impl Replication {
             self.ask(&me, Vec::new(), everything);
             return;
         }
-        let mut parts: Vec<Vec<link::HeldLog>> = known.chunks(LOGS_PER_QUESTION).map(<[_]>::to_vec).collect();
-        // Where one question cannot name all logs known, everybody names all that he holds: what is known is left out here.
+        let mut parts = carried::parts(known);
         match (parts.len(), parts.pop()) {
             (1, Some(all)) => drop(self.ask(&me, all, everything)),
             (_, Some(last)) => {
@@ -139,22 +159,15 @@ impl Replication {
     fn ask(&mut self, origin: &Site, known: Vec<link::HeldLog>, patterns: Vec<String>) -> u64 {
         self.questions.sequence += 1;
         let sequence = self.questions.sequence;
-        let question = link::Question {
-            asker: Some((&self.config.node).into()),
-            start: Some(self.config.start.into()),
-            sequence,
-            hops: self.config.hops,
-            origin: origin.to_string(),
-            known,
-            patterns,
-        };
+        let question = Kind::Question(link::Question { origin: origin.to_string(), known, patterns });
+        let carried = self.authored(&To::All(sequence), question);
         self.questions.answered.insert(sequence, BTreeSet::new());
         while self.questions.answered.len() > REMEMBERED_MAX {
             self.questions.answered.pop_first();
         }
         let links: Vec<LinkId> = self.links.keys().copied().collect();
         for link in links {
-            self.send(link, link::control::Kind::Question(question.clone()));
+            self.send(link, link::control::Kind::Carried(carried.clone()));
         }
         sequence
     }
@@ -172,52 +185,42 @@ impl Replication {
             }
         }
         for (origin, logs) in due {
-            for part in logs.chunks(LOGS_PER_QUESTION) {
-                self.ask_about_part(&origin, part);
+            self.ask_about_these(&origin, logs);
+        }
+    }
+
+    fn ask_about_these(&mut self, origin: &Site, logs: Vec<LogName>) {
+        let about = |log: LogName| {
+            let known = known(&log, self.logs.get(&log).and_then(|s| s.submitted.as_ref()))?;
+            Some((log, known))
+        };
+        let (names, stated): (Vec<LogName>, Vec<link::HeldLog>) = logs.into_iter().filter_map(about).unzip();
+        let mut names = names.into_iter();
+        for part in carried::parts(stated) {
+            let count = part.len();
+            if count == 0 {
+                return;
+            }
+            let asked = Some((self.ask(origin, part, Vec::new()), self.now));
+            for log in names.by_ref().take(count) {
+                if let Some(gap) = self.logs.get_mut(&log).and_then(|s| s.gap.as_mut()) {
+                    gap.asked = asked;
+                }
             }
         }
     }
 
-    fn ask_about_part(&mut self, origin: &Site, logs: &[LogName]) {
-        let about = |log: &LogName| known(log, self.logs.get(log).and_then(|s| s.submitted.as_ref()));
-        let sequence = self.ask(origin, logs.iter().filter_map(about).collect(), Vec::new());
-        let asked = Some((sequence, self.now));
-        for log in logs {
-            if let Some(gap) = self.logs.get_mut(log).and_then(|s| s.gap.as_mut()) {
-                gap.asked = asked;
-            }
-        }
-    }
-
-    pub(super) fn handle_question(&mut self, from: LinkId, question: &link::Question) -> Checked<()> {
-        let asker = convert::node_from(question.asker.as_ref())?;
-        let key = (asker.clone(), convert::start_from(question.start)?, question.sequence);
-        if asker == self.config.node || self.questions.seen.contains_key(&key) {
-            return Ok(());
-        }
-        self.questions.seen.insert(key.clone(), from);
-        self.questions.order.push_back(key);
-        if self.questions.order.len() > REMEMBERED_MAX
-            && let Some(oldest) = self.questions.order.pop_front()
-        {
-            self.questions.seen.remove(&oldest);
-        }
-        if question.hops > 0 {
-            let on = link::Question { hops: question.hops - 1, ..question.clone() };
-            let others: Vec<LinkId> = self.links.keys().copied().filter(|l| *l != from).collect();
-            for link in others {
-                self.send(link, link::control::Kind::Question(on.clone()));
-            }
-        }
-        self.answer_question(from, question)
-    }
-
-    fn answer_question(&mut self, to: LinkId, question: &link::Question) -> Checked<()> {
-        let origin = convert::site_from(&question.origin)?;
-        let patterns = question.patterns.iter().map(|p| convert::pattern_from(p)).collect::<Checked<Vec<Pattern>>>()?;
+    /// Says what we hold more than somebody who asks.
+    pub(super) fn answer_question(
+        &mut self,
+        to: LinkId,
+        asked: FloodKey,
+        origin: &Site,
+        known: Vec<wire::HeldLog>,
+        patterns: &[Pattern],
+    ) {
         let mut theirs: BTreeMap<LogName, (BTreeMap<Incarnation, u64>, bool)> = BTreeMap::new();
-        for held in question.known.iter().cloned() {
-            let held = wire::HeldLog::try_from(held)?;
+        for held in known {
             let mut ends: BTreeMap<Incarnation, u64> = BTreeMap::new();
             for tip in held.fork_tips.iter().chain([&held.below]) {
                 ends.insert(tip.incarnation, tip.offset);
@@ -226,7 +229,7 @@ impl Replication {
         }
         let more: Vec<link::Announce> = self
             .logs
-            .of_origin(&origin)
+            .of_origin(origin)
             .filter_map(|(log, state)| {
                 let info = state.durable.as_ref()?;
                 let asked = theirs.get(log);
@@ -241,52 +244,26 @@ impl Replication {
             })
             .collect();
         // Whoever holds nothing more says so: until then he may.
-        let mut parts: Vec<Vec<link::Announce>> = more.chunks(LOGS_PER_QUESTION).map(<[_]>::to_vec).collect();
-        if parts.is_empty() {
-            parts.push(Vec::new());
+        for logs in carried::parts(more) {
+            let carried = self.authored(&To::Back(asked.clone()), Kind::Answer(link::Answer { logs }));
+            self.send(to, link::control::Kind::Carried(carried));
         }
-        for logs in parts {
-            let answer = link::Answer {
-                asker: question.asker.clone(),
-                start: question.start,
-                sequence: question.sequence,
-                holder: Some((&self.config.node).into()),
-                logs,
-                hops: self.config.hops,
-            };
-            self.send(to, link::control::Kind::Answer(answer));
-        }
-        Ok(())
     }
 
-    pub(super) fn handle_answer(&mut self, answer: link::Answer) -> Checked<()> {
-        let asker = convert::node_from(answer.asker.as_ref())?;
-        let start = convert::start_from(answer.start)?;
-        if asker != self.config.node {
-            let back = self.questions.seen.get(&(asker, start, answer.sequence)).copied();
-            if let Some(back) = back
-                && answer.hops > 0
-            {
-                let on = link::Answer { hops: answer.hops - 1, ..answer };
-                self.send(back, link::control::Kind::Answer(on));
-            }
-            return Ok(());
-        }
+    /// Somebody answers a question of ours.
+    pub(super) fn hear_answer(&mut self, head: &Head, start: Start, number: u64, logs: Vec<(LogName, View)>) {
         if start != self.config.start {
-            return Ok(());
+            return;
         }
-        let holder = convert::node_from(answer.holder.as_ref())?;
-        if let Some(nodes) = self.questions.answered.get_mut(&answer.sequence)
-            && self.routing.known_nodes().any(|n| *n == holder)
+        let holder = &head.author;
+        if let Some(nodes) = self.questions.answered.get_mut(&number)
+            && self.routing.known_nodes().any(|n| n == holder)
         {
             nodes.insert(holder.clone());
         }
-        for offered in &answer.logs {
-            let log = convert::log_from(offered.log.as_ref())?;
-            let view = view_from(offered)?;
+        for (log, view) in logs {
             self.take_offer(&log, Offer { holder: holder.clone(), view });
         }
-        Ok(())
     }
 
     /// Somebody holds more of a log than we do.

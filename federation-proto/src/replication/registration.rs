@@ -10,7 +10,8 @@ use bytes::Bytes;
 use prost::Message as _;
 
 use super::{
-    Change, LinkId, Output, Replication, StateTable,
+    Change, Output, Replication, StateTable,
+    carried::{self, Head, Kind},
     convert::{self, Checked},
     wants,
 };
@@ -20,8 +21,9 @@ use crate::{
     wire::{self, link},
 };
 
-/// Patterns in one registration.
+/// Patterns in one registration, and their bytes.
 const PATTERNS_MAX: usize = 4096;
+const PATTERN_BYTES_MAX: usize = carried::LIST_BYTES;
 
 /// What this site stated to one origin.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -63,48 +65,50 @@ impl Registrations {
 
     /// What this site had stated before this start: it is stated again, so only the origin's name and the patterns count.
     pub(super) fn restore_ours(&mut self, value: &[u8]) -> Checked<()> {
-        let (origin, theirs) = parse(value)?;
-        let (_, origin_name) = origin;
-        let ours = Ours { patterns: theirs.patterns, ..Ours::default() };
-        self.ours.insert(origin_name, ours);
+        let (_, origin, theirs) = parse(value)?;
+        self.ours.insert(origin, Ours { patterns: theirs.patterns, ..Ours::default() });
         Ok(())
     }
 
     pub(super) fn restore_site(&mut self, value: &[u8]) -> Checked<()> {
-        let ((site, _), theirs) = parse(value)?;
+        let (site, _, theirs) = parse(value)?;
         self.sites.insert(site, theirs);
         Ok(())
     }
 }
 
-fn parse(value: &[u8]) -> Checked<((Site, Site), Theirs)> {
-    let message = link::Register::decode(value).map_err(|_| wire::WireError::Undecodable)?;
-    read(&message)
+/// A registration as it is kept: who registered, where, and what.
+fn parse(value: &[u8]) -> Checked<(Site, Site, Theirs)> {
+    let stored = link::StoredRegistration::decode(value).map_err(|_| wire::WireError::Undecodable)?;
+    let patterns = stored.patterns.iter().map(|p| convert::pattern_from(p)).collect::<Checked<Vec<Pattern>>>()?;
+    let theirs = Theirs { start: convert::start_from(stored.start)?, sequence: stored.sequence, patterns };
+    Ok((convert::site_from(&stored.site)?, convert::site_from(&stored.origin)?, theirs))
 }
 
-fn read(message: &link::Register) -> Checked<((Site, Site), Theirs)> {
-    let count = message.patterns.len();
-    if count > PATTERNS_MAX {
-        return Err(wire::WireError::Range { what: "register.patterns", found: count as u64 });
-    }
-    let patterns = message.patterns.iter().map(|p| convert::pattern_from(p)).collect::<Checked<Vec<Pattern>>>()?;
-    let theirs = Theirs { start: convert::start_from(message.start)?, sequence: message.sequence, patterns };
-    Ok(((convert::site_from(&message.site)?, convert::site_from(&message.origin)?), theirs))
+fn stored(site: &Site, start: Start, sequence: u64, origin: &Site, patterns: &[Pattern]) -> Bytes {
+    carried::encoded(&link::StoredRegistration {
+        site: site.to_string(),
+        start: Some(start.into()),
+        sequence,
+        origin: origin.to_string(),
+        patterns: patterns.iter().map(ToString::to_string).collect(),
+    })
+}
+
+/// As many of the patterns as one registration can name.
+fn cut(patterns: &mut Vec<Pattern>) -> bool {
+    let before = patterns.len();
+    let mut bytes = 0usize;
+    let fits = patterns.iter().take(PATTERNS_MAX).take_while(|p| {
+        bytes = bytes.saturating_add(p.as_str().len()).saturating_add(8);
+        bytes <= PATTERN_BYTES_MAX
+    });
+    let fits = fits.count();
+    patterns.truncate(fits);
+    patterns.len() < before
 }
 
 impl Replication {
-    fn register_message(&self, origin: &Site, ours: &Ours) -> link::Register {
-        link::Register {
-            site: self.config.node.site.to_string(),
-            start: Some(self.config.start.into()),
-            sequence: ours.sequence,
-            origin: origin.to_string(),
-            hops: self.config.hops,
-            patterns: ours.patterns.iter().map(ToString::to_string).collect(),
-            withdraw: ours.patterns.is_empty(),
-        }
-    }
-
     /// Brings the registration at an origin in line with the wants that are resolved there.
     pub(super) fn registration_changed(&mut self, origin: &Site) {
         if self.config.kind != NodeKind::Edge || *origin == self.config.node.site {
@@ -122,7 +126,7 @@ impl Replication {
             .collect();
         patterns.sort();
         patterns.dedup();
-        patterns.truncate(PATTERNS_MAX);
+        let cut = cut(&mut patterns);
         match known {
             None if patterns.is_empty() => return,
             Some(known) if known.patterns == patterns && known.sequence > 0 => return,
@@ -130,19 +134,28 @@ impl Replication {
         }
         self.registrations.sequence += 1;
         let ours = Ours { patterns, sequence: self.registrations.sequence, answered: false, refused: String::new() };
-        let message = self.register_message(origin, &ours);
+        if cut {
+            let text = format!(
+                "only the first {} patterns are registered at {origin}; use fewer and wider patterns",
+                ours.patterns.len()
+            );
+            self.report("too-many-patterns", text);
+        }
         let key = Bytes::copy_from_slice(origin.as_str().as_bytes());
-        let value = message.encode_to_vec().into();
+        let value = stored(&self.config.node.site, self.config.start, ours.sequence, origin, &ours.patterns);
         self.out.push_back(Output::Store(vec![Change::Put { table: StateTable::Registrations, key, value }]));
         self.registrations.ours.insert(origin.clone(), ours);
         self.send_registration(origin);
     }
 
     fn send_registration(&mut self, origin: &Site) {
-        let Some(upstream) = self.routing.upstream(origin) else { return };
         let Some(ours) = self.registrations.ours.get(origin).filter(|o| !o.answered && o.sequence > 0) else { return };
-        let message = self.register_message(origin, ours);
-        self.send(upstream, link::control::Kind::Register(message));
+        let register = link::Register {
+            sequence: ours.sequence,
+            patterns: ours.patterns.iter().map(ToString::to_string).collect(),
+            withdraw: ours.patterns.is_empty(),
+        };
+        self.tell_site(origin, Kind::Register(register));
     }
 
     /// Repeats what was not answered.
@@ -170,33 +183,29 @@ impl Replication {
         self.send_registration(origin);
     }
 
-    pub(super) fn handle_register(&mut self, from: LinkId, message: link::Register) -> Checked<()> {
-        let ((site, origin), theirs) = read(&message)?;
-        if origin != self.config.node.site {
-            if let Some(upstream) = self.routing.upstream(&origin).filter(|l| *l != from)
-                && message.hops > 0
-            {
-                let on = link::Register { hops: message.hops - 1, ..message };
-                self.send(upstream, link::control::Kind::Register(on));
-            }
-            return Ok(());
+    /// A site registers here, or withdraws.
+    pub(super) fn hear_registration(&mut self, head: &Head, sequence: u64, patterns: Vec<Pattern>, withdraw: bool) {
+        let (site, start) = (head.author.site.clone(), head.start);
+        if !self.routing.is_edge(&head.author) {
+            return self.count("registration_dropped_unknown_site");
         }
+        let theirs = Theirs { start, sequence, patterns };
         let known = self.registrations.sites.get(&site);
         let former = |k: &Theirs| match k.start == theirs.start {
             true => k.sequence > theirs.sequence,
             false => self.routing.is_former(&site, theirs.start, k.start),
         };
         if known.is_some_and(former) {
-            return Ok(());
+            return;
         }
         let refused = self.refusal(&site, known.is_some());
         let mut changes = Vec::new();
-        if message.withdraw || !refused.is_empty() {
+        if withdraw || !refused.is_empty() {
             if self.registrations.sites.remove(&site).is_some() {
                 changes.push(Change::Delete { table: StateTable::Held, key: site_key(&site) });
             }
         } else if known.is_none_or(|k| k.patterns != theirs.patterns || k.start != theirs.start) {
-            let value = message.encode_to_vec().into();
+            let value = stored(&site, start, sequence, &self.config.node.site, &theirs.patterns);
             changes.push(Change::Put { table: StateTable::Held, key: site_key(&site), value });
             self.registrations.sites.insert(site.clone(), theirs);
         }
@@ -204,8 +213,8 @@ impl Replication {
             self.out.push_back(Output::Store(changes));
             self.out.push_back(Output::RegistrationsChanged);
         }
-        self.answer_registration(&site, &message, refused);
-        Ok(())
+        let answer = link::Registered { start: Some(start.into()), sequence, refused };
+        self.promise_site(&site, Kind::Registered(answer));
     }
 
     /// Why a site may not register here; empty where it may.
@@ -222,48 +231,24 @@ impl Replication {
         String::new()
     }
 
-    fn answer_registration(&mut self, site: &Site, message: &link::Register, refused: String) {
-        let Some(way) = self.routing.upstream(site) else { return };
-        let answer = link::Registered {
-            site: message.site.clone(),
-            start: message.start,
-            sequence: message.sequence,
-            origin: message.origin.clone(),
-            hops: self.config.hops,
-            refused,
-        };
-        self.send(way, link::control::Kind::Registered(answer));
-    }
-
-    pub(super) fn handle_registered(&mut self, from: LinkId, answer: link::Registered) -> Checked<()> {
-        let site = convert::site_from(&answer.site)?;
-        if site != self.config.node.site {
-            if let Some(way) = self.routing.upstream(&site).filter(|l| *l != from)
-                && answer.hops > 0
-            {
-                let on = link::Registered { hops: answer.hops - 1, ..answer };
-                self.send(way, link::control::Kind::Registered(on));
-            }
-            return Ok(());
-        }
-        let origin = convert::site_from(&answer.origin)?;
-        let mine = convert::start_from(answer.start)? == self.config.start;
-        let Some(ours) = self.registrations.ours.get_mut(&origin) else { return Ok(()) };
-        if !mine || ours.sequence != answer.sequence || ours.answered {
-            return Ok(());
+    /// An origin answers this site's registration.
+    pub(super) fn hear_registered(&mut self, head: &Head, start: Start, sequence: u64, refused: String) {
+        let origin = &head.author.site;
+        let Some(ours) = self.registrations.ours.get_mut(origin) else { return };
+        if start != self.config.start || ours.sequence != sequence || ours.answered || !self.routing.is_edge(&head.author) {
+            return;
         }
         ours.answered = true;
-        ours.refused.clone_from(&answer.refused);
+        ours.refused.clone_from(&refused);
         let withdrawn = ours.patterns.is_empty();
-        if !answer.refused.is_empty() {
-            self.report("registration-refused", format!("{origin} does not count this site: {}", answer.refused));
+        if !refused.is_empty() {
+            self.report("registration-refused", format!("{origin} does not count this site: {refused}"));
         }
         if withdrawn {
-            self.registrations.ours.remove(&origin);
+            self.registrations.ours.remove(origin);
             let key = Bytes::copy_from_slice(origin.as_str().as_bytes());
             self.out.push_back(Output::Store(vec![Change::Delete { table: StateTable::Registrations, key }]));
         }
-        Ok(())
     }
 
     /// The sites that count for a topic of ours, by what they registered and by the `replicate` setting.

@@ -70,6 +70,8 @@ pub(super) struct Routing {
     sites: BTreeMap<Site, Hop>,
     /// Sites with more than one edge broker within reach, as reported.
     doubled: BTreeSet<Site>,
+    /// For each node the links that lead to it by a way as short as the shortest.
+    shortest: BTreeMap<NodeName, BTreeSet<LinkId>>,
 }
 
 /// Key of an edge broker that was heard of, in the table of what sites hold.
@@ -92,6 +94,7 @@ impl Routing {
             nodes: BTreeMap::new(),
             sites: BTreeMap::new(),
             doubled: BTreeSet::new(),
+            shortest: BTreeMap::new(),
         }
     }
 
@@ -103,6 +106,16 @@ impl Routing {
     /// The link towards a node.
     pub(super) fn towards(&self, node: &NodeName) -> Option<LinkId> {
         self.nodes.get(node).map(|h| h.link)
+    }
+
+    /// Whether a link leads to a node by a shortest way: what the node says to somebody over here can come on it.
+    pub(super) fn leads_to(&self, link: LinkId, node: &NodeName) -> bool {
+        self.shortest.get(node).is_some_and(|links| links.contains(&link))
+    }
+
+    /// Whether a node is known, and an edge broker.
+    pub(super) fn is_edge(&self, node: &NodeName) -> bool {
+        self.records.get(node).is_some_and(|k| k.kind == NodeKind::Edge)
     }
 
     pub(super) fn cost(&self, site: &Site) -> Option<u64> {
@@ -169,46 +182,55 @@ impl Routing {
         link::control::Kind::Record(link::Record { body: known.body.clone(), age_ms })
     }
 
-    /// Dijkstra from `me`. Costs are at least 1, so next hops along shortest paths cannot form a loop; ties go to the
-    /// first hop of smaller name.
-    fn paths(&self, me: &NodeName) -> BTreeMap<NodeName, (u64, NodeName)> {
-        let mut best: BTreeMap<NodeName, (u64, NodeName)> = BTreeMap::new();
-        let mut open: BTreeSet<(u64, NodeName, NodeName)> = BTreeSet::new();
-        let mut done: BTreeSet<NodeName> = BTreeSet::from([me.clone()]);
-        self.open_neighbours(me, None, 0, &mut open);
-        while let Some((cost, first, node)) = open.pop_first() {
+    /// Dijkstra from `me`: each node's distance, and the first hops of all shortest ways. Costs are at least 1, so next hops
+    /// along shortest paths cannot form a loop; of several the one of smallest name is taken.
+    fn paths(&self, me: &NodeName) -> BTreeMap<NodeName, (u64, BTreeSet<NodeName>)> {
+        let mut best: BTreeMap<NodeName, (u64, BTreeSet<NodeName>)> = BTreeMap::new();
+        let mut open: BTreeSet<(u64, NodeName)> = BTreeSet::from([(0, me.clone())]);
+        let mut done: BTreeSet<NodeName> = BTreeSet::new();
+        while let Some((cost, node)) = open.pop_first() {
             if !done.insert(node.clone()) {
                 continue;
             }
-            self.open_neighbours(&node, Some(&first), cost, &mut open);
-            best.insert(node, (cost, first));
+            let firsts = best.get(&node).map(|(_, firsts)| firsts.clone()).unwrap_or_default();
+            for (peer, step) in self.steps(&node, node != *me) {
+                let total = cost.saturating_add(step);
+                let known = best.get(peer).map_or(u64::MAX, |(cost, _)| *cost);
+                if peer == me || total > known {
+                    continue;
+                }
+                let through = if node == *me { BTreeSet::from([peer.clone()]) } else { firsts.clone() };
+                let entry = best.entry(peer.clone()).or_insert((total, BTreeSet::new()));
+                if total < known {
+                    *entry = (total, through);
+                } else {
+                    entry.1.extend(through);
+                }
+                open.insert((total, peer.clone()));
+            }
         }
         best
     }
 
-    fn open_neighbours(
-        &self,
-        node: &NodeName,
-        first: Option<&NodeName>,
-        cost: u64,
-        open: &mut BTreeSet<(u64, NodeName, NodeName)>,
-    ) {
-        let Some(known) = self.records.get(node) else { return };
-        let through = if first.is_some() && known.no_transit { NO_TRANSIT_COST } else { 0 };
-        for (peer, here) in &known.neighbours {
-            // A link counts only if both ends state it; its cost is the greater of the two.
-            let Some(there) = self.records.get(peer).and_then(|k| k.neighbours.get(node)) else { continue };
-            let step = u64::from(*here.max(there)).max(1);
-            let total = cost.saturating_add(step).saturating_add(through);
-            open.insert((total, first.unwrap_or(peer).clone(), peer.clone()));
-        }
+    /// A node's usable links: the peer, and what the way over the link costs. A link counts only if both ends state it; its
+    /// cost is the greater of the two.
+    fn steps(&self, node: &NodeName, transit: bool) -> impl Iterator<Item = (&NodeName, u64)> {
+        let known = self.records.get(node);
+        let through = if transit && known.is_some_and(|k| k.no_transit) { NO_TRANSIT_COST } else { 0 };
+        known.into_iter().flat_map(|k| &k.neighbours).filter_map(move |(peer, here)| {
+            let there = self.records.get(peer).and_then(|k| k.neighbours.get(node))?;
+            Some((peer, u64::from(*here.max(there)).max(1).saturating_add(through)))
+        })
     }
 
     fn recompute(&mut self, me: &NodeName, links: &BTreeMap<NodeName, LinkId>) {
         self.nodes.clear();
         self.sites.clear();
-        for (node, (cost, first)) in self.paths(me) {
-            let Some(link) = links.get(&first).copied() else { continue };
+        self.shortest.clear();
+        for (node, (cost, firsts)) in self.paths(me) {
+            let usable: Vec<LinkId> = firsts.iter().filter_map(|first| links.get(first).copied()).collect();
+            let Some(link) = usable.first().copied() else { continue };
+            self.shortest.insert(node.clone(), usable.into_iter().collect());
             let hop = Hop { link, cost };
             let is_edge = self.records.get(&node).is_some_and(|k| k.kind == NodeKind::Edge);
             if is_edge && node.site != me.site && self.sites.get(&node.site).is_none_or(|h| hop.cost < h.cost) {
@@ -224,7 +246,7 @@ fn parse(body: Bytes, age: Duration, now: Duration) -> Checked<(NodeName, Known)
     if record.neighbours.len() > NEIGHBOURS_MAX {
         return Err(WireError::Range { what: "record.neighbours", found: record.neighbours.len() as u64 });
     }
-    let kind: NodeKind = record.kind().try_into()?;
+    let kind = NodeKind::from(record.kind);
     let mut neighbours = BTreeMap::new();
     for n in &record.neighbours {
         neighbours.insert(convert::node_from(n.node.as_ref())?, n.cost);
@@ -252,16 +274,16 @@ impl Replication {
             let cost = self.config.costs.iter().find(|(n, _)| *n == link.peer.node).map_or(1, |(_, c)| (*c).max(1));
             neighbours.insert(link.peer.node.clone(), cost);
         }
-        let kind = link::NodeKind::from(self.config.kind);
         let neighbour = |(node, cost): (&NodeName, &u32)| link::Neighbour { node: Some((node).into()), cost: *cost };
         let body = link::RecordBody {
             node: Some((&self.config.node).into()),
-            kind: i32::from(kind),
+            kind: self.config.kind.into(),
             start: Some(self.routing.start.into()),
             sequence: self.routing.sequence,
             neighbours: neighbours.iter().map(neighbour).collect(),
             no_transit: !self.transit,
             body_versions: self.config.body_versions.iter().map(|v| u32::from(*v)).collect(),
+            features: Vec::new(),
         };
         let known = Known {
             kind: self.config.kind,

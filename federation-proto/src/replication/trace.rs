@@ -3,17 +3,11 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::{
-    LinkId, Replication,
-    convert::{self, Checked},
+    Replication,
+    carried::{Content, Head, Kind, To},
 };
-use crate::{
-    ids::Site,
-    session::NodeKind,
-    wire::{self, link},
-};
+use crate::{ids::Site, session::NodeKind, wire::link};
 
-/// Nodes that a probe may list.
-const WAY_MAX: usize = 64;
 /// Probes without an answer before the way counts as broken.
 const MISSED_MAX: u32 = 3;
 
@@ -43,7 +37,9 @@ impl Replication {
         let origins: Vec<Site> = self.routing.known_sites().into_iter().filter(|o| self.wants_origin(o)).collect();
         self.traces.origins.retain(|origin, _| origins.contains(origin));
         for origin in origins {
-            let Some(upstream) = self.routing.upstream(&origin) else { continue };
+            if self.routing.upstream(&origin).is_none() {
+                continue;
+            }
             self.traces.number += 1;
             let number = self.traces.number;
             let now = self.now;
@@ -54,14 +50,7 @@ impl Replication {
             }
             probed.number = number;
             probed.sent = now;
-            let probe = link::TraceProbe {
-                from: Some((&self.config.node).into()),
-                number,
-                to_site: origin.to_string(),
-                hops: self.config.hops,
-                way: vec![(&self.config.node).into()],
-            };
-            self.send(upstream, link::control::Kind::TraceProbe(probe));
+            self.tell_site(&origin, Kind::TraceProbe(link::TraceProbe { number }));
         }
     }
 
@@ -90,65 +79,32 @@ impl Replication {
         self.traces.origins.get(origin)?.round_trip
     }
 
-    pub(super) fn handle_trace_probe(&mut self, from: LinkId, mut probe: link::TraceProbe) -> Checked<()> {
-        let to = convert::site_from(&probe.to_site)?;
-        let asker = convert::node_from(probe.from.as_ref())?;
-        if probe.way.len() >= WAY_MAX {
-            return Err(wire::WireError::Range { what: "trace_probe.way", found: probe.way.len() as u64 });
-        }
-        probe.way.push((&self.config.node).into());
-        if to == self.config.node.site && self.config.kind == NodeKind::Edge {
-            return self.answer_trace(from, probe, &asker, String::new());
-        }
-        match self.routing.upstream(&to).filter(|l| *l != from) {
-            Some(way) if probe.hops > 0 => {
-                let on = link::TraceProbe { hops: probe.hops - 1, ..probe };
-                self.send(way, link::control::Kind::TraceProbe(on));
-                Ok(())
-            }
-            Some(_) => self.answer_trace(from, probe, &asker, "the way is too long".to_owned()),
-            None => {
-                let text = format!("{} has no way to {to}", self.config.node);
-                self.answer_trace(from, probe, &asker, text)
-            }
+    /// Answers a probe's author, with the way that it came.
+    pub(super) fn answer_trace(&mut self, head: &Head, number: u64, way: Vec<link::NodeName>, failed: String) {
+        let Some(back) = self.routing.towards(&head.author) else { return };
+        let reply = Kind::TraceReply(link::TraceReply { number, way, failed });
+        let carried = self.authored(&To::Node(head.author.clone()), reply);
+        self.send(back, link::control::Kind::Carried(carried));
+    }
+
+    /// What could not be passed on: if it was a probe, its author is told where it ended.
+    pub(super) fn trace_failed(&mut self, head: &Head, content: &Content, why: String) {
+        if let Content::TraceProbe(number) = content {
+            self.answer_trace(head, *number, Vec::new(), why);
         }
     }
 
-    fn answer_trace(
-        &mut self,
-        from: LinkId,
-        probe: link::TraceProbe,
-        asker: &crate::ids::NodeName,
-        failed: String,
-    ) -> Checked<()> {
-        let way = self.routing.towards(asker).unwrap_or(from);
-        let reply =
-            link::TraceReply { to: probe.from, number: probe.number, way: probe.way, hops: self.config.hops, failed };
-        self.send(way, link::control::Kind::TraceReply(reply));
-        Ok(())
-    }
-
-    pub(super) fn handle_trace_reply(&mut self, from: LinkId, reply: link::TraceReply) -> Checked<()> {
-        let to = convert::node_from(reply.to.as_ref())?;
-        if to != self.config.node {
-            if let Some(way) = self.routing.towards(&to).filter(|l| *l != from)
-                && reply.hops > 0
-            {
-                let on = link::TraceReply { hops: reply.hops - 1, ..reply };
-                self.send(way, link::control::Kind::TraceReply(on));
-            }
-            return Ok(());
-        }
+    /// A probe's answer.
+    pub(super) fn hear_trace_reply(&mut self, number: u64, failed: String) {
         let now = self.now;
-        if let Some(probed) = self.traces.origins.values_mut().find(|p| p.number == reply.number) {
-            if reply.failed.is_empty() {
+        if let Some(probed) = self.traces.origins.values_mut().find(|p| p.number == number) {
+            if failed.is_empty() {
                 probed.missed = 0;
                 probed.number = 0;
                 probed.since = now;
                 probed.round_trip = Some(now.saturating_sub(probed.sent));
             }
-            probed.failed = reply.failed;
+            probed.failed = failed;
         }
-        Ok(())
     }
 }

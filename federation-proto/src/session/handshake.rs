@@ -1,11 +1,18 @@
 //! Hello: what both sides say of themselves, and whether they can work together.
 
-use super::{Fault, Lane, PeerInfo, SessionConfig, credit::Allowed, credit::Granted};
+use super::{Fault, Lane, NodeKind, PeerInfo, SessionConfig, credit::Allowed, credit::Granted};
 use crate::{
     ids::NodeName,
     message::BODY_VERSION,
-    wire::{link, link::RefuseReason, required},
+    wire::{WireError, link, link::RefuseReason, required},
 };
+
+/// What this build understands beyond its protocol version, by number: nothing yet.
+const FEATURES: [u32; 0] = [];
+/// Most features remembered of a peer.
+const FEATURES_MAX: usize = 256;
+/// Open fetches that a peer which states no bound is taken to allow.
+const FETCHES_MAX_UNSTATED: usize = 1024;
 
 /// This side's hello.
 pub(super) fn hello(config: &SessionConfig, credit: &[(Lane, Granted)]) -> link::Hello {
@@ -14,7 +21,7 @@ pub(super) fn hello(config: &SessionConfig, credit: &[(Lane, Granted)]) -> link:
         version_max: *config.versions.end(),
         federation: config.federation.clone(),
         node: Some((&config.node).into()),
-        kind: link::NodeKind::from(config.kind).into(),
+        kind: config.kind.into(),
         start: Some(config.start.into()),
         batch_bytes_max: config.batch_bytes_max as u64,
         credit: credit
@@ -23,12 +30,17 @@ pub(super) fn hello(config: &SessionConfig, credit: &[(Lane, Granted)]) -> link:
             .collect(),
         software: config.software.clone(),
         body_versions: vec![BODY_VERSION.into()],
+        fetches_max: u32::try_from(config.fetches_max).unwrap_or(u32::MAX),
+        features: FEATURES.to_vec(),
     }
 }
 
 /// The peer as its hello states it, and the credit that it grants on [`super::LANES`], in that order.
 pub(super) fn check(config: &SessionConfig, hello: link::Hello) -> Result<(PeerInfo, [Allowed; 2]), Fault> {
-    let kind = hello.kind();
+    let kind = match hello.kind {
+        0 => return Err(WireError::Missing("hello.kind").into()),
+        number => NodeKind::from(number),
+    };
     let node: NodeName = required(hello.node, "hello.node")?;
     let version = hello.version_max.min(*config.versions.end());
     if version < hello.version_min || version < *config.versions.start() {
@@ -57,12 +69,17 @@ pub(super) fn check(config: &SessionConfig, hello: link::Hello) -> Result<(PeerI
     let credit = lane_credit(&hello.credit, hello.batch_bytes_max)?;
     let peer = PeerInfo {
         node,
-        kind: kind.try_into()?,
+        kind,
         start: required(hello.start, "hello.start")?,
         version,
         software: hello.software.chars().take(128).collect(),
         batch_bytes_max: usize::try_from(hello.batch_bytes_max).unwrap_or(usize::MAX),
         body_versions: hello.body_versions.iter().filter_map(|v| u8::try_from(*v).ok()).collect(),
+        fetches_max: match hello.fetches_max {
+            0 => FETCHES_MAX_UNSTATED,
+            stated => usize::try_from(stated).unwrap_or(usize::MAX),
+        },
+        features: hello.features.into_iter().take(FEATURES_MAX).collect(),
     };
     Ok((peer, credit))
 }

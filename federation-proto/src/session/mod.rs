@@ -68,6 +68,8 @@ pub enum NodeKind {
     Edge,
     /// Transit only.
     Relay,
+    /// A kind of a newer node's, by its number: a neighbour like any, counted as no site's edge broker.
+    Other(i32),
 }
 
 /// What this side says of itself, and its bounds.
@@ -118,6 +120,10 @@ pub struct PeerInfo {
     pub batch_bytes_max: usize,
     /// Body versions it reads.
     pub body_versions: Vec<u8>,
+    /// Most fetches of ours that it lets be open at once.
+    pub fetches_max: usize,
+    /// What it understands beyond its version.
+    pub features: Vec<u32>,
 }
 
 /// A fetch's number on one link in one direction.

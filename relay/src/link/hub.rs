@@ -63,7 +63,7 @@ pub trait NodePort: Send + Sync {
     /// [`Hub::registered`] may answer something else now.
     fn on_registrations_changed(&self);
     /// A one-way message for local subscribers.
-    fn on_one_way(&self, message: Box<link::OneWay>);
+    fn on_one_way(&self, message: Box<link::OneWayBody>);
     /// A log moved, appeared or went.
     fn on_log(&self, log: &LogName);
 }
@@ -77,7 +77,7 @@ enum Action {
     Store(Vec<Change>),
     Held(RemoteHeld),
     RegistrationsChanged,
-    OneWay(Box<link::OneWay>),
+    OneWay(Box<link::OneWayBody>),
     Report(Report),
 }
 
@@ -265,8 +265,8 @@ impl Hub {
     }
 
     /// Publishes a one-way message of this site's.
-    pub fn publish_one_way(&self, now: Duration, message: link::OneWay) {
-        self.act(|core| core.machine.handle_one_way(now, None, message));
+    pub fn publish_one_way(&self, now: Duration, message: link::OneWayBody) {
+        self.act(|core| core.machine.handle_publish_one_way(now, message));
     }
 
     /// Whether this node may be others' next hop (poisoned, out of disk, draining: no).
@@ -389,7 +389,12 @@ impl Core {
 
     fn translate(&mut self, output: Output) {
         match output {
-            Output::Send(link, message) => self.send(link, message),
+            Output::Send(link, message) => self.post(link, LinkCommand::Send(message)),
+            Output::SendDurable(link, message) => {
+                if let Some(entry) = self.links.get(&link) {
+                    self.actions.push(Action::PostDurable(entry.mailbox.clone(), LinkCommand::Send(message)));
+                }
+            }
             Output::StartFetch(link, order) => {
                 if let Some(entry) = self.links.get(&link) {
                     self.actions.push(Action::PostBehind(entry.mailbox.clone(), LinkCommand::StartFetch(order)));
@@ -436,20 +441,6 @@ impl Core {
             Output::DeliverOneWay(message) => self.actions.push(Action::OneWay(message)),
             Output::Report(report) => self.actions.push(Action::Report(report)),
         }
-    }
-
-    /// Answers that promise durability wait for it.
-    fn send(&mut self, link: LinkId, message: Box<link::control::Kind>) {
-        use link::control::Kind;
-        let Some(entry) = self.links.get(&link) else { return };
-        let mailbox = entry.mailbox.clone();
-        let promises = matches!(*message, Kind::Registered(_) | Kind::HeldSeen(_));
-        let command = LinkCommand::Send(message);
-        self.actions.push(if promises {
-            Action::PostDurable(mailbox, command)
-        } else {
-            Action::Post(mailbox, command)
-        });
     }
 
     fn tell_serving(&mut self, log: &LogName) {
@@ -554,7 +545,7 @@ impl HubPort for Hub {
     }
 
     fn on_one_way(&self, now: Duration, link: LinkId, message: Box<link::OneWay>) {
-        self.act(|core| core.machine.handle_one_way(now, Some(link), *message));
+        self.act(|core| core.machine.handle_one_way(now, link, *message));
     }
 
     fn on_closed(&self, now: Duration, link: LinkId, _reason: &CloseReason) {

@@ -75,7 +75,7 @@ impl NodePort for Ears {
         self.registered.changed();
     }
 
-    fn on_one_way(&self, message: Box<seaway_federation_proto::wire::link::OneWay>) {
+    fn on_one_way(&self, message: Box<seaway_federation_proto::wire::link::OneWayBody>) {
         self.one_way.deliver(*message);
     }
 

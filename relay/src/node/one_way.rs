@@ -10,7 +10,7 @@ use parking_lot::RwLock;
 use seaway_federation_proto::{
     ids::Pattern,
     message::Message,
-    wire::link::{Header, OneWay},
+    wire::link::{Header, OneWayBody},
 };
 use tokio::sync::mpsc::{self, error::TrySendError};
 
@@ -75,7 +75,7 @@ impl OneWaySubscribers {
         receiver
     }
 
-    pub(super) fn deliver(&self, message: OneWay) {
+    pub(super) fn deliver(&self, message: OneWayBody) {
         let Some((origin, message)) = message_of(message) else {
             self.dropped_malformed.fetch_add(1, Ordering::Relaxed);
             return;
@@ -110,20 +110,20 @@ impl OneWaySubscribers {
     }
 }
 
-/// As it travels; origin, start, sequence and hops are the replication machine's to set.
-pub(super) fn one_way_of(message: OwnMessage, time_us: u64) -> OneWay {
-    OneWay {
+/// As it travels; origin, start and sequence are the replication machine's to set.
+pub(super) fn one_way_of(message: OwnMessage, time_us: u64) -> OneWayBody {
+    OneWayBody {
         path: message.path.to_string(),
         has_key: message.key.is_some(),
         key: message.key.unwrap_or_default(),
         headers: message.headers.into_iter().map(|(name, value)| Header { name, value }).collect(),
         time_us,
         payload: message.payload,
-        ..OneWay::default()
+        ..OneWayBody::default()
     }
 }
 
-fn message_of(message: OneWay) -> Option<(seaway_federation_proto::ids::Site, Message)> {
+fn message_of(message: OneWayBody) -> Option<(seaway_federation_proto::ids::Site, Message)> {
     let origin = message.origin.parse().ok()?;
     let message = Message {
         path: message.path.parse().ok()?,
@@ -140,8 +140,8 @@ fn message_of(message: OneWay) -> Option<(seaway_federation_proto::ids::Site, Me
 mod tests {
     use super::*;
 
-    fn message(path: &str, bytes: usize) -> OneWay {
-        OneWay { origin: "a".into(), path: path.into(), payload: vec![1; bytes].into(), ..OneWay::default() }
+    fn message(path: &str, bytes: usize) -> OneWayBody {
+        OneWayBody { origin: "a".into(), path: path.into(), payload: vec![1; bytes].into(), ..OneWayBody::default() }
     }
 
     #[test]

@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     fn one_way(bytes: usize) -> LinkCommand {
-        LinkCommand::OneWay(Box::new(link::OneWay { payload: vec![0; bytes].into(), ..Default::default() }))
+        LinkCommand::OneWay(Box::new(link::OneWay { body: vec![0; bytes].into(), hops: 0 }))
     }
 
     fn control(bytes: usize) -> LinkCommand {

@@ -75,6 +75,8 @@ impl Drive for Small {
             software: "test".into(),
             batch_bytes_max: 1,
             body_versions: vec![1],
+            fetches_max: 1000,
+            features: Vec::new(),
         });
     }
     fn handle_one_way(&mut self, _: Duration, bytes: Bytes) {
@@ -83,7 +85,7 @@ impl Drive for Small {
     fn handle_command(&mut self, _: Duration, command: LinkCommand) {
         match command {
             LinkCommand::OneWay(message) => {
-                self.one_way.push_back(message.payload.clone());
+                self.one_way.push_back(message.body.clone());
             }
             LinkCommand::Serve(number) => self.reads.push(number),
             LinkCommand::Retry => self.out.iter_mut().for_each(|out| out.push_back(Bytes::from(vec![7; 3_000_000]))),
@@ -228,7 +230,7 @@ async fn a_link_comes_up_carries_everything_and_ends_in_peace() {
     mailbox.post(LinkCommand::Retry);
     mailbox.post(LinkCommand::Serve(5));
     let payload = Bytes::from_static(b"one-way");
-    mailbox.post(LinkCommand::OneWay(Box::new(link::OneWay { payload: payload.clone(), ..Default::default() })));
+    mailbox.post(LinkCommand::OneWay(Box::new(link::OneWay { body: payload.clone(), hops: 0 })));
     eventually(|| {
         let seen = relay.seen.lock();
         seen.bytes.iter().all(|bytes| bytes.len() >= 3_000_000) && seen.one_way == [payload.clone()]

@@ -85,6 +85,7 @@ fn messages() -> Vec<Kind> {
             begin: 0,
             end: 36,
         }],
+        facts: Bytes::new(),
     };
     let held = || link::HeldLog {
         log: log(),
@@ -102,88 +103,66 @@ fn messages() -> Vec<Kind> {
         neighbours: vec![link::Neighbour { node: node("b"), cost: 1 }],
         no_transit: false,
         body_versions: vec![1],
+        features: vec![],
     };
     let fetch = link::Fetch { number: 1, lane: 1, log: log(), from: Some(place(0)), ..Default::default() };
-    let (site, origin, sequence): (String, String, u64) = ("a".into(), "b".into(), 9);
+    let (origin, sequence): (String, u64) = ("b".into(), 9);
     let (hops, number) = (5, 7);
-    vec![
+    let mut all = vec![
         Kind::Record(link::Record { body: record.encode_to_vec().into(), age_ms: 10 }),
         Kind::RecordDigest(link::RecordDigest {
             heads: vec![link::RecordHead { node: node("a"), start: start(), sequence }],
         }),
         Kind::Announce(announce()),
         Kind::AnnounceEnd(link::AnnounceEnd { key: 1, origin: "a".into() }),
-        Kind::Marks(link::Marks {
-            marks: vec![link::Mark {
-                origin: "a".into(),
-                start: start(),
-                sequence,
-                time_us: 1_700_000_000_000_000,
-                hops,
-                logs: vec![link::MarkedLog { log: log(), end: Some(place(50)), bytes_total: 9, messages_total: 50 }],
-            }],
-        }),
         Kind::WantPut(link::WantPut { key: 3, origin: origin.clone(), pattern: "orders/#".into() }),
         Kind::WantDrop(link::WantDrop { key: 3 }),
         Kind::Fetch(fetch.clone()),
         Kind::Fetch(link::Fetch { number: 2, passing: true, allowance: 99, hops, until: 20, no_wait: true, ..fetch }),
         Kind::Resolve(link::Resolve { number, log: log(), time_us: 5, hops }),
         Kind::Resolved(link::Resolved { number, place: Some(place(4)), outcome: 1 }),
-        Kind::Held(link::Held {
-            sites: vec![link::HeldBy {
-                site: site.clone(),
-                start: start(),
-                sequence,
-                origin: origin.clone(),
-                hops,
-                logs: vec![held()],
-            }],
-        }),
-        Kind::HeldSeen(link::HeldSeen {
-            site: origin.clone(),
-            start: start(),
-            sequences: vec![sequence],
-            origin: site.clone(),
-            hops,
-        }),
-        Kind::Register(link::Register {
-            site: site.clone(),
-            start: start(),
-            sequence,
-            origin: origin.clone(),
-            hops,
-            patterns: vec!["orders".into()],
-            withdraw: false,
-        }),
-        Kind::Registered(link::Registered {
-            site: origin.clone(),
-            start: start(),
-            sequence,
-            origin: site,
-            hops,
-            refused: String::new(),
-        }),
-        Kind::Question(link::Question {
-            asker: node("a"),
-            start: start(),
-            sequence,
-            hops,
-            origin,
-            known: vec![held()],
-            patterns: vec!["#".into()],
-        }),
-        Kind::Answer(link::Answer {
-            asker: node("b"),
-            start: start(),
-            sequence,
-            holder: node("c"),
-            logs: vec![announce()],
-            hops,
-        }),
-        Kind::TraceProbe(link::TraceProbe { from: node("a"), number, to_site: "b".into(), hops, way: vec![] }),
-        Kind::TraceReply(link::TraceReply { to: node("b"), number, way: vec![], hops, failed: String::new() }),
         Kind::Unannounce(link::Unannounce { log: log() }),
-    ]
+    ];
+    all.extend(carried(held(), announce()));
+    all
+}
+
+/// What is carried over nodes between.
+fn carried(held: link::HeldLog, announce: link::Announce) -> Vec<Kind> {
+    use link::carried_body::{Kind as Said, To};
+    let (to_a, to_b) = (To::Site("a".into()), To::Site("b".into()));
+    let back = To::Back(link::Back { node: node("b"), start: start(), number: 9 });
+    let marked = link::MarkedLog { log: log(), end: Some(place(50)), bytes_total: 9, messages_total: 50 };
+    let said = [
+        ("a", to_b.clone(), Said::Held(link::Held { sequence: 9, logs: vec![held.clone()] })),
+        ("b", to_a.clone(), Said::HeldSeen(link::HeldSeen { start: start(), sequences: vec![9] })),
+        ("a", to_b.clone(), Said::Register(link::Register { sequence: 9, patterns: vec!["t".into()], withdraw: false })),
+        ("b", to_a, Said::Registered(link::Registered { start: start(), sequence: 9, refused: String::new() })),
+        ("a", To::Wanting("a".into()), Said::Mark(link::Mark { sequence: 9, time_us: 1 << 50, logs: vec![marked] })),
+        (
+            "a",
+            To::All(9),
+            Said::Question(link::Question { origin: "b".into(), known: vec![held], patterns: vec!["#".into()] }),
+        ),
+        ("c", back, Said::Answer(link::Answer { logs: vec![announce] })),
+        ("a", to_b, Said::TraceProbe(link::TraceProbe { number: 7 })),
+        (
+            "a",
+            To::Node(node("b").unwrap_or_default()),
+            Said::TraceReply(link::TraceReply { number: 7, way: vec![], failed: String::new() }),
+        ),
+    ];
+    let carry = |(author, to, kind): (&str, To, Said)| {
+        let body = link::CarriedBody {
+            author: node(author),
+            start: start(),
+            to: Some(to),
+            note_way: matches!(kind, Said::TraceProbe(_)),
+            kind: Some(kind),
+        };
+        Kind::Carried(link::Carried { body: body.encode_to_vec().into(), hops: 5, way: vec![] })
+    };
+    said.into_iter().map(carry).collect()
 }
 
 pub(super) fn controls() -> Vec<Vec<u8>> {
@@ -358,7 +337,8 @@ fn honest(chunk: usize, act_with: &[u8]) -> Option<Vec<u8>> {
 }
 
 pub(super) fn sessions() -> Vec<Vec<u8>> {
-    let one_way = link::OneWay { origin: "a".into(), start: start(), path: "orders".into(), ..Default::default() };
+    let body = link::OneWayBody { origin: "a".into(), start: start(), path: "orders".into(), ..Default::default() };
+    let one_way = link::OneWay { body: body.encode_to_vec().into(), hops: 5 };
     let mut with_one_way = honest(1000, &[0]).unwrap_or_default();
     record(&mut with_one_way, 3, &one_way.encode_to_vec());
     let walks: [&[u8]; 4] = [&[0, 0, 4 | 1 << 3], &[0, 1, 2, 5 | 3 << 3], &[], &[0, 0, 0, 6 | 1 << 3]];

@@ -45,6 +45,8 @@ fn machine(now: Duration) -> Option<Replication> {
             software: String::new(),
             batch_bytes_max: 1 << 20,
             body_versions: vec![1],
+            fetches_max: 1000,
+            features: Vec::new(),
         };
         machine.handle_link_up(now, LinkId(number), peer);
     }
@@ -71,7 +73,7 @@ pub(super) fn run(input: &[u8]) {
             Some(kind) => machine.handle_message(now, link, kind),
             None => {
                 if let Ok(message) = link::OneWay::decode(message) {
-                    machine.handle_one_way(now, Some(link), message);
+                    machine.handle_one_way(now, link, message);
                 }
             }
         }

@@ -77,7 +77,7 @@ impl NodePort for Port {
         }
     }
     fn on_registrations_changed(&self) {}
-    fn on_one_way(&self, _: Box<link::OneWay>) {}
+    fn on_one_way(&self, _: Box<link::OneWayBody>) {}
     fn on_log(&self, _: &LogName) {}
 }
 

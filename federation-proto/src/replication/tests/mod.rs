@@ -2,12 +2,15 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, clippy::print_stderr, reason = "tests")]
 
+mod carried;
 mod gaps;
 mod net;
 mod passing;
 mod starts;
 
 use std::time::Duration;
+
+use prost::Message as _;
 
 use self::net::{Disk, Net, log, want};
 use super::*;
@@ -311,8 +314,8 @@ fn a_site_whose_clock_had_run_ahead_is_heard_again() {
         Place { offset: end.offset - 1, ..end }
     };
     let say = |net: &mut Net| {
-        let message = link::OneWay { path: "t".to_owned(), ..Default::default() };
-        net.nodes[2].machine.handle_one_way(net.now, None, message);
+        let message = link::OneWayBody { path: "t".to_owned(), ..Default::default() };
+        net.nodes[2].machine.handle_publish_one_way(net.now, message);
         net.run(1);
         net.nodes[0].one_way.len()
     };
@@ -399,14 +402,15 @@ fn one_way_messages_go_where_they_are_wanted_once() {
     net.want(2, want("w", "t/#", WantStart::Latest));
     net.run(3);
     for path in ["t/x", "t", "other"] {
-        let message = link::OneWay { path: path.to_owned(), ..Default::default() };
+        let message = link::OneWayBody { path: path.to_owned(), ..Default::default() };
         let now = net.now;
-        net.nodes[0].machine.handle_one_way(now, None, message);
+        net.nodes[0].machine.handle_publish_one_way(now, message);
     }
     net.run(2);
     assert_eq!(net.nodes[2].one_way.iter().map(|m| m.path.as_str()).collect::<Vec<_>>(), ["t/x", "t"]);
     let again = net.nodes[2].one_way[0].clone();
-    let upstream = net.nodes[2].machine.sites().into_iter().find(|s| s.site.as_str() == "a").unwrap().next_hop;
+    let again = link::OneWay { body: again.encode_to_vec().into(), hops: 9 };
+    let upstream = net.nodes[2].machine.sites().into_iter().find(|s| s.site.as_str() == "a").unwrap().next_hop.unwrap();
     let now = net.now;
     net.nodes[2].machine.handle_one_way(now, upstream, again);
     assert_eq!(net.nodes[2].machine.counters(), [("one_way_dropped_repeat", 1)]);

@@ -77,7 +77,7 @@ pub(super) struct TestNode {
     pub(super) disk: Disk,
     pub(super) wants: Vec<Want>,
     pub(super) reports: Vec<Report>,
-    pub(super) one_way: Vec<link::OneWay>,
+    pub(super) one_way: Vec<link::OneWayBody>,
     /// Its disk does not find times.
     pub(super) unreadable: bool,
     opened: BTreeMap<LogName, Incarnation>,
@@ -198,6 +198,8 @@ impl Net {
             software: String::new(),
             batch_bytes_max: 1 << 20,
             body_versions: vec![1],
+            fetches_max: 1000,
+            features: Vec::new(),
         }
     }
 
@@ -373,7 +375,7 @@ impl Net {
 
     fn carry_out(&mut self, node: usize, output: Output) {
         match output {
-            Output::Send(link, message) => {
+            Output::Send(link, message) | Output::SendDurable(link, message) => {
                 self.control_messages += 1;
                 self.push_to_peer(link, Item::Control(message));
             }
@@ -509,7 +511,7 @@ impl Net {
                     self.nodes[node].machine.handle_fetch_ended(now, id, ended);
                 }
             }
-            Item::OneWay(message) => self.nodes[node].machine.handle_one_way(now, Some(id), *message),
+            Item::OneWay(message) => self.nodes[node].machine.handle_one_way(now, id, *message),
         }
     }
 

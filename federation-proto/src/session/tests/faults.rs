@@ -13,6 +13,8 @@ type Change = fn(&mut link::Hello, &mut SessionConfig);
 fn refusal_of(change: Change) -> (link::RefuseReason, String) {
     let mut own = config("a/1");
     let mut hello = link::Hello {
+        fetches_max: 9,
+        features: vec![],
         version_min: 1,
         version_max: 1,
         federation: "test".into(),

@@ -208,7 +208,7 @@ fn goodbye_goes_after_what_is_queued() {
 #[test]
 fn one_way_messages_pass_once_up_and_are_counted_when_dropped() {
     use prost::Message as _;
-    let message = link::OneWay { path: "x".into(), sequence: 4, ..Default::default() };
+    let message = link::OneWay { body: vec![4; 9].into(), hops: 4 };
     let bytes = Bytes::from(message.encode_to_vec());
     let mut early = Session::new(config("a/1"), NOW);
     early.handle_one_way(NOW, bytes.clone());
