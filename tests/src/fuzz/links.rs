@@ -36,19 +36,29 @@ pub(super) fn control(input: &[u8]) {
                 assert_eq!(again, Ok(order));
             }
         }
-        Kind::Held(held) => {
-            for logs in held.sites.into_iter().map(|s| s.logs) {
-                let Ok(read) = all::<_, HeldLog, Vec<_>>(logs) else { continue };
-                let again = all::<_, HeldLog, Vec<_>>(read.iter().cloned().map(link::HeldLog::from));
-                assert_eq!(again.as_ref(), Ok(&read));
-            }
-        }
         Kind::Announce(announce) => {
             let _ = announce.log.map(LogName::try_from);
             let _ = all::<_, Place, Vec<_>>(announce.tips);
         }
-        Kind::Question(question) => {
-            let _ = question.asker.map(NodeName::try_from);
+        Kind::Carried(carried) => {
+            if let Ok(body) = link::CarriedBody::decode(carried.body) {
+                control_carried(body);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn control_carried(body: link::CarriedBody) {
+    use link::carried_body::Kind as Said;
+    let _ = body.author.map(NodeName::try_from);
+    match body.kind {
+        Some(Said::Held(held)) => {
+            let Ok(read) = all::<_, HeldLog, Vec<_>>(held.logs) else { return };
+            let again = all::<_, HeldLog, Vec<_>>(read.iter().cloned().map(link::HeldLog::from));
+            assert_eq!(again.as_ref(), Ok(&read));
+        }
+        Some(Said::Question(question)) => {
             let holes = question.known.into_iter().flat_map(|k| k.holes);
             let _ = all::<_, Hole, Vec<_>>(holes);
         }
