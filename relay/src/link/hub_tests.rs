@@ -40,7 +40,7 @@ struct Nobody;
 impl NodePort for Nobody {
     fn on_remote_held(&self, _: RemoteHeld) {}
     fn on_registrations_changed(&self) {}
-    fn on_one_way(&self, _: Box<link::OneWay>) {}
+    fn on_one_way(&self, _: Box<link::OneWayBody>) {}
     fn on_log(&self, _: &LogName) {}
 }
 
@@ -109,6 +109,7 @@ fn announcements(a: &NodeName) -> Vec<link::control::Kind> {
     vec![
         Kind::Record(link::Record { body: body.encode_to_vec().into(), ..Default::default() }),
         Kind::Announce(link::Announce {
+            facts: bytes::Bytes::new(),
             log: Some((&name()).into()),
             begin: Some(at(0).into()),
             tips: vec![at(5).into()],
@@ -141,6 +142,8 @@ fn the_machine_knows_what_a_fetch_brought_when_it_hears_its_end() {
         software: String::new(),
         batch_bytes_max: 1 << 20,
         body_versions: vec![1],
+        fetches_max: 1000,
+        features: Vec::new(),
     };
     hub.on_up(NOW, upstream, peer);
     for message in announcements(&a) {
