@@ -45,6 +45,8 @@ fn control(kind: Control) -> Bytes {
 fn hello(change: impl FnOnce(&mut link::Hello)) -> Bytes {
     let lane = |lane| link::LaneCredit { lane, bytes: 32 << 20 };
     let mut hello = link::Hello {
+        fetches_max: 9,
+        features: vec![],
         version_min: 1,
         version_max: 1,
         federation: "bench".into(),

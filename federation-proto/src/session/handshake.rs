@@ -38,7 +38,7 @@ pub(super) fn hello(config: &SessionConfig, credit: &[(Lane, Granted)]) -> link:
 /// The peer as its hello states it, and the credit that it grants on [`super::LANES`], in that order.
 pub(super) fn check(config: &SessionConfig, hello: link::Hello) -> Result<(PeerInfo, [Allowed; 2]), Fault> {
     let kind = match hello.kind {
-        0 => return Err(WireError::Missing("hello.kind").into()),
+        0 => return Err(WireError::Missing("node kind").into()),
         number => NodeKind::from(number),
     };
     let node: NodeName = required(hello.node, "hello.node")?;
