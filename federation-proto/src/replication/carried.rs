@@ -65,15 +65,40 @@ pub(super) struct MarkedPoint {
 /// What is said, checked.
 #[derive(Debug)]
 pub(super) enum Content {
-    Held { sequence: u64, logs: Vec<wire::HeldLog> },
-    HeldSeen { start: Start, sequences: Vec<u64> },
-    Register { sequence: u64, patterns: Vec<Pattern>, withdraw: bool },
-    Registered { start: Start, sequence: u64, refused: String },
-    Mark { sequence: u64, time_us: u64, logs: Vec<MarkedPoint> },
-    Question { origin: Site, known: Vec<wire::HeldLog>, patterns: Vec<Pattern> },
+    Held {
+        sequence: u64,
+        logs: Vec<wire::HeldLog>,
+    },
+    HeldSeen {
+        start: Start,
+        sequences: Vec<u64>,
+    },
+    Register {
+        sequence: u64,
+        patterns: Vec<Pattern>,
+        withdraw: bool,
+    },
+    Registered {
+        start: Start,
+        sequence: u64,
+        refused: String,
+    },
+    Mark {
+        sequence: u64,
+        time_us: u64,
+        logs: Vec<MarkedPoint>,
+    },
+    Question {
+        origin: Site,
+        known: Vec<wire::HeldLog>,
+        patterns: Vec<Pattern>,
+    },
     Answer(Vec<(LogName, View)>),
     TraceProbe(u64),
-    TraceReply { number: u64, failed: String },
+    TraceReply {
+        number: u64,
+        failed: String,
+    },
     /// Of a newer node's.
     Unknown,
 }
@@ -101,14 +126,10 @@ fn read_content(kind: Option<Kind>, to: &To) -> Checked<Content> {
     Ok(match kind {
         None => Content::Unknown,
         Some(Kind::Held(m)) => Content::Held { sequence: m.sequence, logs: wire::all(m.logs)? },
-        Some(Kind::HeldSeen(m)) => {
-            Content::HeldSeen { start: convert::start_from(m.start)?, sequences: m.sequences }
+        Some(Kind::HeldSeen(m)) => Content::HeldSeen { start: convert::start_from(m.start)?, sequences: m.sequences },
+        Some(Kind::Register(m)) => {
+            Content::Register { sequence: m.sequence, patterns: patterns_from(&m.patterns)?, withdraw: m.withdraw }
         }
-        Some(Kind::Register(m)) => Content::Register {
-            sequence: m.sequence,
-            patterns: patterns_from(&m.patterns)?,
-            withdraw: m.withdraw,
-        },
         Some(Kind::Registered(m)) => Content::Registered {
             start: convert::start_from(m.start)?,
             sequence: m.sequence,

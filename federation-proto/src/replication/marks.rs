@@ -200,14 +200,7 @@ impl Replication {
     }
 
     /// How far an origin's logs go, by itself.
-    pub(super) fn hear_mark(
-        &mut self,
-        from: LinkId,
-        head: &Head,
-        sequence: u64,
-        time_us: u64,
-        logs: Vec<MarkedPoint>,
-    ) {
+    pub(super) fn hear_mark(&mut self, from: LinkId, head: &Head, sequence: u64, time_us: u64, logs: Vec<MarkedPoint>) {
         let origin = &head.author.site;
         let before = self.marks.heard.get(origin);
         // The same number comes again with the logs of a want that is new.

@@ -235,7 +235,11 @@ impl Replication {
     pub(super) fn hear_registered(&mut self, head: &Head, start: Start, sequence: u64, refused: String) {
         let origin = &head.author.site;
         let Some(ours) = self.registrations.ours.get_mut(origin) else { return };
-        if start != self.config.start || ours.sequence != sequence || ours.answered || !self.routing.is_edge(&head.author) {
+        if start != self.config.start
+            || ours.sequence != sequence
+            || ours.answered
+            || !self.routing.is_edge(&head.author)
+        {
             return;
         }
         ours.answered = true;

@@ -466,9 +466,7 @@ fn what_lies_outside_the_copy_is_fed_until_the_copy_goes_on() {
 #[test]
 fn one_way_messages_pass_and_the_queue_is_bounded() {
     let (mut a, mut b) = pair(MemoryConfig::default());
-    let message = |bytes: usize| {
-        Box::new(link::OneWay { body: vec![1; bytes].into(), hops: 1 })
-    };
+    let message = |bytes: usize| Box::new(link::OneWay { body: vec![1; bytes].into(), hops: 1 });
     a.post(LinkCommand::OneWay(message(10)));
     a.post(LinkCommand::OneWay(message(5000)));
     settle(&mut a, &mut b);

@@ -146,7 +146,11 @@ fn carried(held: link::HeldLog, announce: link::Announce) -> Vec<Kind> {
     let said = [
         ("a", to_b.clone(), Said::Held(link::Held { sequence: 9, logs: vec![held.clone()] })),
         ("b", to_a.clone(), Said::HeldSeen(link::HeldSeen { start: start(), sequences: vec![9] })),
-        ("a", to_b.clone(), Said::Register(link::Register { sequence: 9, patterns: vec!["t".into()], withdraw: false })),
+        (
+            "a",
+            to_b.clone(),
+            Said::Register(link::Register { sequence: 9, patterns: vec!["t".into()], withdraw: false }),
+        ),
         ("b", to_a, Said::Registered(link::Registered { start: start(), sequence: 9, refused: String::new() })),
         ("a", To::Wanting("a".into()), Said::Mark(link::Mark { sequence: 9, time_us: 1 << 50, logs: vec![marked] })),
         (

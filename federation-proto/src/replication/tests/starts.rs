@@ -78,10 +78,11 @@ fn a_partial_cache_does_not_tell() {
         while let Some(output) = machine.poll_output() {
             match output {
                 Output::FindTime { token, .. } => machine.handle_time_found(now, token, Some(Place { offset, ..end })),
-                Output::Send(to, kind) if to == from => match *kind {
-                    link::control::Kind::Resolved(resolved) => answers.push((resolved.number, resolved.outcome())),
-                    _ => {}
-                },
+                Output::Send(to, kind) if to == from => {
+                    if let link::control::Kind::Resolved(resolved) = *kind {
+                        answers.push((resolved.number, resolved.outcome()));
+                    }
+                }
                 _ => {}
             }
         }
