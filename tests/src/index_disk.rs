@@ -192,8 +192,13 @@ impl State {
         for (name, inode) in names.into_iter().filter(|(name, _)| name != "LOCK") {
             let live_path = root.join(&name);
             let shadow = self.shadow.join(inode.to_string());
-            let path = if live.get(&name) == Some(&inode) { live_path } else { shadow };
-            let bytes = fs::read(path)?;
+            let path = if live.get(&name) == Some(&inode) { live_path } else { shadow.clone() };
+            // RocksDB removes files in its own time; one that it never synced is gone then, any other has its shadow.
+            let bytes = match fs::read(path).or_else(|_| fs::read(shadow)) {
+                Ok(bytes) => bytes,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(e),
+            };
             let durable = self.lengths.get(&inode).map_or(0, |len| *len as usize).min(bytes.len());
             let mut hasher = DefaultHasher::new();
             (seed, &name).hash(&mut hasher);

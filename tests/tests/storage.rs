@@ -26,8 +26,11 @@ fn two_thousand_losses_of_power_lose_nothing_that_was_certain() {
 
 #[test]
 fn one_seed_is_one_run() {
+    // RocksDB's own threads sync and remove files in their own time, so what is left of the index may differ, and with it
+    // whether it is rebuilt; everything that the log did, and what its files hold, may not.
+    let run = |seed| power_loss::Tally { index_syncs: 0, rebuilt: 0, ..power_loss::run_seed(seed) };
     for seed in first_seed()..first_seed() + 40 {
-        assert_eq!(power_loss::run_seed(seed), power_loss::run_seed(seed), "seed {seed}");
+        assert_eq!(run(seed), run(seed), "seed {seed}");
     }
 }
 

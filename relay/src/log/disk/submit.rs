@@ -147,6 +147,8 @@ impl Shared {
             Needs::Nothing => (true, 0),
         };
         if !has_room {
+            // What is on its way will take its part of what was free when it was last measured.
+            let free = free.saturating_sub(self.queue.fill().0 as u64).saturating_sub(bytes as u64);
             return Err(RejectReason::DiskFull { free, needed });
         }
         Ok(())
