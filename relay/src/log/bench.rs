@@ -312,14 +312,4 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left behind");
         assert!(matches!(bench_log(dir.path(), 0, 1), Err(BenchError::BatchSize(0))));
     }
-
-    /// `cargo test --release -p seaway-relay --lib figures -- --ignored --nocapture`, with `BENCH_DIR` set.
-    #[test]
-    #[ignore = "takes a while; prints figures"]
-    fn figures() {
-        let dir = std::env::var("BENCH_DIR").map_or_else(|_| std::env::temp_dir(), Into::into);
-        for (batch, total) in [(262_144, 4 << 30), (65_536, 2 << 30), (4096, 512 << 20)] {
-            println!("{:#?}", bench_log(&dir, batch, total).unwrap());
-        }
-    }
 }
