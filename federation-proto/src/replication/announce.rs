@@ -11,7 +11,7 @@ use super::{
     lines::{Edge, View},
 };
 use crate::{
-    ids::LogName,
+    ids::{LogName, Place},
     wire::{WireError, link},
 };
 
@@ -96,8 +96,15 @@ impl Replication {
             match view.edges.iter_mut().find(|e| e.incarnation == edge.incarnation) {
                 Some(known) => known.end = known.end.max(edge.end),
                 None => {
+                    let tip = Place { incarnation: edge.incarnation, offset: edge.end };
+                    // What came before it was announced goes on where the main line ended.
+                    let main =
+                        view.edge(view.tip().incarnation).map(|e| Place { incarnation: e.incarnation, offset: e.end });
+                    match view.tips.first_mut().filter(|_| main.is_some() && edge.previous == main) {
+                        Some(main) => *main = tip,
+                        None => view.tips.push(tip),
+                    }
                     view.edges.push(*edge);
-                    view.tips.push(crate::ids::Place { incarnation: edge.incarnation, offset: edge.end });
                 }
             }
         }

@@ -136,7 +136,9 @@ impl Replication {
             if let Some(from) = remote.continue_main(&edges) {
                 planned.push(plan_main(state, remote, link, from));
             }
-            planned.extend(plan_holes(state, remote, link, None));
+            if state.seeking.is_none() || state.offers.is_empty() {
+                planned.extend(plan_holes(state, remote, link, None));
+            }
             for from in remote.missing_beside(&edges).into_iter().take(FORK_FETCHES_MAX) {
                 planned.push(Planned {
                     key: FetchKey::Fork(from.incarnation),
@@ -154,6 +156,9 @@ impl Replication {
         let main_runs = planned.iter().any(|p| p.key == FetchKey::Main);
         if own_log || !main_runs {
             planned.extend(self.plan_offered(log, &edges));
+        } else if state.seeking.is_some() {
+            let offered = self.plan_offered(log, &edges);
+            planned.extend(offered.into_iter().filter(|p| matches!(p.key, FetchKey::Hole(_))));
         }
         planned
     }
@@ -252,6 +257,9 @@ impl Replication {
                 link::FetchEnd::AtEnd | link::FetchEnd::Done | link::FetchEnd::NotHere | link::FetchEnd::UnknownPlace,
             ) => self.offer_used(log, incarnation, holder.as_ref()),
             (FetchKey::Hole(_), link::FetchEnd::Done) => self.evaluate(log),
+            (FetchKey::Hole(_), link::FetchEnd::AtEnd | link::FetchEnd::NotHere | link::FetchEnd::UnknownPlace) => {
+                self.hole_not_filled(log, holder.as_ref())
+            }
             (_, link::FetchEnd::Done | link::FetchEnd::AtEnd | link::FetchEnd::Stopped) => self.retry_later(log, None),
             (FetchKey::Main, link::FetchEnd::NotHere) => self.not_here(log, ended),
             (_, end) => {
@@ -260,6 +268,19 @@ impl Replication {
                 self.retry_later(log, Some(text));
             }
         }
+    }
+
+    /// Whoever was asked for what fills a hole does not hold it.
+    fn hole_not_filled(&mut self, log: &LogName, holder: Option<&NodeName>) {
+        match holder {
+            None => self.hole_not_upstream(log),
+            Some(holder) => {
+                if let Some(state) = self.logs.get_mut(log) {
+                    state.offers.retain(|o| o.holder != *holder);
+                }
+            }
+        }
+        self.retry_later(log, None);
     }
 
     /// The log refused a batch; the fetch was stopped by the shell.
@@ -322,12 +343,6 @@ impl Replication {
         }
     }
 
-    /// Whether a range of the copy is to be fetched again.
-    pub(super) fn has_pending_hole(&self, log: &LogName) -> bool {
-        let info = self.logs.get(log).and_then(|s| s.submitted.as_ref());
-        info.is_some_and(|i| i.holes.iter().any(|h| h.kind == HoleKind::Pending))
-    }
-
     /// A link is gone, and its fetches with it.
     pub(super) fn fetches_link_down(&mut self, link: LinkId) {
         let lost: Vec<_> = self.fetches.range((link, 0)..=(link, u64::MAX)).map(|(k, v)| (*k, v.clone())).collect();
@@ -365,9 +380,12 @@ fn has_left_line(fetch: &OwnFetch, own: &[Edge], remote: &View, from: Place) -> 
         fetch.from.incarnation <= edge.incarnation
             && leave.is_some_and(|leave| own.iter().any(|o| o.incarnation == edge.incarnation && o.end > leave))
     });
-    // The fetch may have run on into an incarnation that is a fork now.
+    // The fetch may have run on into an incarnation that is a fork now. One that was not announced yet is the sender's newest.
     let ran_on = own.iter().any(|e| {
-        e.previous == Some(from) && !fetch.had.contains(&e.incarnation) && !remote.on_main_line(e.incarnation)
+        e.previous == Some(from)
+            && !fetch.had.contains(&e.incarnation)
+            && remote.edge(e.incarnation).is_some()
+            && !remote.on_main_line(e.incarnation)
     });
     // The next place is in an incarnation that is named because several go on from the seam.
     let named = own.iter().all(|e| e.incarnation != from.incarnation) && fetch.from != from;

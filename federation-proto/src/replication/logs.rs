@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     LinkId,
+    holes::Seeking,
     lines::{self, Edge, View},
     marks::Marked,
     questions::{Gap, Offer},
@@ -66,6 +67,8 @@ pub(super) struct LogState {
     /// Why nothing comes, as far as it is known.
     pub(super) trouble: Option<String>,
     pub(super) gap: Option<Gap>,
+    /// The question about its pending holes.
+    pub(super) seeking: Option<Seeking>,
     pub(super) marked: Marked,
 }
 

@@ -62,6 +62,8 @@ pub struct Replication {
     pub(super) marks: Marks,
     pub(super) questions: Questions,
     pub(super) gaps: BTreeSet<LogName>,
+    /// Logs with pending holes.
+    pub(super) holed: BTreeSet<LogName>,
     /// Own logs of which nothing is left here but others offered, and for how many ticks answers have been gathered.
     pub(super) regaining: BTreeMap<LogName, u32>,
     pub(super) one_ways: OneWays,
@@ -98,6 +100,7 @@ impl Replication {
             marks: Marks::default(),
             questions: Questions::default(),
             gaps: BTreeSet::new(),
+            holed: BTreeSet::new(),
             regaining: BTreeMap::new(),
             one_ways: OneWays::default(),
             traces: Traces::default(),
@@ -340,8 +343,8 @@ impl Replication {
         if appeared {
             self.copy_appeared(&log);
         }
-        if own && change.holes && self.has_pending_hole(&log) {
-            self.ask_about_own();
+        if change.holes {
+            self.holes_changed(&log);
         }
         if appeared || gone || change.line || change.holes || (grew && self.has_overshot(&log)) {
             self.evaluate(&log);
@@ -407,6 +410,7 @@ impl Replication {
         self.ask_about_gaps();
         self.check_gaps();
         self.lend_idle_passes();
+        self.check_holes();
         self.age_records();
         for log in std::mem::take(&mut self.trimmed) {
             self.announce_log(&log);

@@ -8,13 +8,15 @@
 //! [`announce`] say what is asked for and what there is; [`fetching`] feeds the own copies, [`serving`] answers others' fetches, [`passes`] bounds what
 //! is read through for them;
 //! [`held`] and [`registration`] tell origins who has what; [`marks`] and [`trace`] keep status true; [`questions`] look for
-//! what an origin lost; [`one_way`] carries what is not stored, [`carried`] what goes to nodes farther than a neighbour. [`lines`] knows how a log's incarnations hang together.
+//! what an origin lost, and [`holes`] for what cannot be read any more; [`one_way`] carries what is not stored, [`carried`] what goes to nodes
+//! farther than a neighbour. [`lines`] knows how a log's incarnations hang together.
 
 mod announce;
 mod carried;
 mod convert;
 mod fetching;
 mod held;
+mod holes;
 mod lines;
 mod logs;
 mod machine;
@@ -34,7 +36,7 @@ use bytes::Bytes;
 
 pub use self::{machine::Replication, passes::PASS_POOL_BYTES};
 use crate::{
-    copies::Hole,
+    copies::{Hole, HoleKind},
     envelope::Chain,
     ids::{LogName, NodeName, Pattern, Place, Site, Start},
     session::{FetchEnded, FetchNumber, FetchOrder, NodeKind},
@@ -125,6 +127,15 @@ pub enum Change {
         log: LogName,
         /// The hole.
         hole: Hole,
+    },
+    /// Change what a stated hole is.
+    Rekind {
+        /// The log.
+        log: LogName,
+        /// The hole, and what it is from now on.
+        hole: Hole,
+        /// What it was.
+        was: HoleKind,
     },
     /// Keep a value of the machine's own ("starts", "registrations", "held"); given back at the next start by [`Replication::restore`].
     Put {

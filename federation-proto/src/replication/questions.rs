@@ -47,9 +47,11 @@ pub(super) struct Gap {
     /// Where the origin goes on.
     resume: Place,
     since: Duration,
-    /// The question about it and when it was asked; `None`: to be asked with the next interval.
-    asked: Option<(u64, Duration)>,
+    asked: Asked,
 }
+
+/// The question about something and when it was asked; `None`: to be asked with the next interval.
+pub(super) type Asked = Option<(u64, Duration)>;
 
 impl Gap {
     pub(super) fn words(&self, log: &LogName) -> String {
@@ -149,9 +151,13 @@ impl Replication {
     /// A site can be reached that could not before: an origin asks again, so do those with gaps.
     pub(super) fn site_appeared(&mut self) {
         self.ask_about_own();
-        for log in self.gaps.clone() {
-            if let Some(gap) = self.logs.get_mut(&log).and_then(|s| s.gap.as_mut()) {
+        for log in self.open_questions() {
+            let Some(state) = self.logs.get_mut(&log) else { continue };
+            if let Some(gap) = &mut state.gap {
                 gap.asked = None;
+            }
+            if let Some(seeking) = &mut state.seeking {
+                seeking.asked = None;
             }
         }
     }
@@ -172,16 +178,23 @@ impl Replication {
         sequence
     }
 
-    /// Each interval: asks about gaps that were not asked about yet, or so long ago that the question may have been lost.
+    /// Logs of which something is sought: gaps, and pending holes that the upstream cannot fill.
+    fn open_questions(&self) -> BTreeSet<LogName> {
+        let sought = self.holed.iter().filter(|log| self.logs.get(log).is_some_and(|s| s.seeking.is_some()));
+        self.gaps.iter().chain(sought).cloned().collect()
+    }
+
+    /// Each interval: asks about what was not asked about yet, or so long ago that the question may have been lost.
     pub(super) fn ask_about_gaps(&mut self) {
         if self.links.is_empty() {
             return;
         }
         let mut due: BTreeMap<Site, Vec<LogName>> = BTreeMap::new();
-        for log in &self.gaps {
-            let gap = self.logs.get(log).and_then(|s| s.gap.as_ref());
-            if gap.is_some_and(|g| g.asked.is_none_or(|(_, at)| self.now.saturating_sub(at) >= GAP_ASK_AGAIN)) {
-                due.entry(log.origin.clone()).or_default().push(log.clone());
+        for log in self.open_questions() {
+            let Some(state) = self.logs.get(&log) else { continue };
+            let stale = |asked: Asked| asked.is_none_or(|(_, at)| self.now.saturating_sub(at) >= GAP_ASK_AGAIN);
+            if state.gap.as_ref().is_some_and(|g| stale(g.asked)) || state.seeking.is_some_and(|s| stale(s.asked)) {
+                due.entry(log.origin.clone()).or_default().push(log);
             }
         }
         for (origin, logs) in due {
@@ -203,8 +216,12 @@ impl Replication {
             }
             let asked = Some((self.ask(origin, part, Vec::new()), self.now));
             for log in names.by_ref().take(count) {
-                if let Some(gap) = self.logs.get_mut(&log).and_then(|s| s.gap.as_mut()) {
+                let Some(state) = self.logs.get_mut(&log) else { continue };
+                if let Some(gap) = &mut state.gap {
                     gap.asked = asked;
+                }
+                if let Some(seeking) = &mut state.seeking {
+                    seeking.asked = asked;
                 }
             }
         }
@@ -231,7 +248,9 @@ impl Replication {
             .logs
             .of_origin(origin)
             .filter_map(|(log, state)| {
-                let info = state.durable.as_ref()?;
+                // A copy's content cannot change any more once it was accepted.
+                let info = if *origin == self.config.node.site { &state.durable } else { &state.submitted };
+                let info = info.as_ref()?;
                 let asked = theirs.get(log);
                 if asked.is_none() && !patterns.iter().any(|p| p.touches(&log.topic)) {
                     return None;
@@ -428,7 +447,7 @@ impl Replication {
             let filling = !state.fetches.is_empty();
             let offered = state.offers.iter().any(|o| !o.view.missing_anywhere(&edges).is_empty());
             let waited = self.now.saturating_sub(gap.since) >= self.config.lost_after;
-            if !filling && (waited || (!offered && self.all_answered(&log.origin, &gap))) {
+            if !filling && (waited || (!offered && self.all_answered(&log.origin, gap.asked))) {
                 self.lose(&log, &info, &gap);
             }
         }
@@ -444,12 +463,17 @@ impl Replication {
     }
 
     /// Whether every node that was ever heard of answered the question, and had time to (the origin has answered by its
-    /// "not here").
-    fn all_answered(&self, origin: &Site, gap: &Gap) -> bool {
-        let Some((question, at)) = gap.asked else { return false };
+    /// "not here"). So must the sites that registered here and those whose logs are held: they are known from the disk though
+    /// nothing was heard of their nodes since this process began.
+    pub(super) fn all_answered(&self, origin: &Site, asked: Asked) -> bool {
+        let Some((question, at)) = asked else { return false };
         let Some(answered) = self.questions.answered.get(&question) else { return false };
         let settled = |n: &NodeName| n.site == *origin || *n == self.config.node || answered.contains(n);
-        self.now.saturating_sub(at) >= ANSWERS_WAIT && self.routing.known_nodes().all(settled)
+        let me = &self.config.node.site;
+        let heard = |s: &Site| s == me || s == origin || answered.iter().any(|n| n.site == *s);
+        self.now.saturating_sub(at) >= ANSWERS_WAIT
+            && self.routing.known_nodes().all(settled)
+            && self.registrations.sites().chain(&self.logs.origins()).all(heard)
     }
 
     /// Records what nobody has, up to where somebody goes on: another site, or at last the origin.

@@ -271,12 +271,12 @@ impl Session {
     // ---- output -----------------------------------------------------------------------------
 
     /// The next frames of a channel; call when the channel can take more. Lanes: about 64 KiB to one batch at a time.
-    pub fn poll_transmit(&mut self, _now: Duration, channel: Channel) -> Option<Transmit> {
+    pub fn poll_transmit(&mut self, now: Duration, channel: Channel) -> Option<Transmit> {
         let mut out = TransmitBuilder::default();
         match channel {
             Channel::Control => self.transmit_control(&mut out),
             Channel::Lane(lane) if matches!(self.state, State::Up) => {
-                self.serving.transmit(lane, &mut out);
+                self.serving.transmit(now, lane, &mut out);
                 self.serving.issue_reads(&mut self.events);
             }
             Channel::Lane(_) => {}
@@ -330,6 +330,19 @@ impl Session {
             State::Hello { until } => Some(until.min(self.probes.dead_at())),
             State::Up => Some(self.probes.due().min(self.probes.dead_at())),
         }
+    }
+
+    /// Why the link is not live although it is up, in words: a probe's answer is late, or a batch waits for credit and nothing
+    /// of its lane is sent. Both by one rule: two probe intervals and the last round trip.
+    pub fn trouble(&self, now: Duration) -> Option<String> {
+        if !matches!(self.state, State::Up) {
+            return None;
+        }
+        if let Some(late) = self.probes.late(now) {
+            return Some(format!("a probe has had no answer for {} ms", late.as_millis()));
+        }
+        let blocked = self.serving.blocked(now).filter(|waited| *waited > self.probes.patience())?;
+        Some(format!("the peer has granted no room for {} ms; its disk may be full or slow", blocked.as_millis()))
     }
 
     /// The peer, once its hello was accepted.

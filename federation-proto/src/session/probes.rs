@@ -14,12 +14,14 @@ pub(super) struct Probes {
     next: Duration,
     number: u64,
     outstanding: VecDeque<(u64, Duration)>,
+    round_trip: Duration,
 }
 
 impl Probes {
     pub(super) fn new(interval: Duration, dead_after: Duration, now: Duration) -> Self {
         // The first probe goes with the first timeout: a link knows its round trip soon.
-        Self { interval, dead_after, heard: now, next: now, number: 0, outstanding: VecDeque::new() }
+        let outstanding = VecDeque::new();
+        Self { interval, dead_after, heard: now, next: now, number: 0, outstanding, round_trip: Duration::ZERO }
     }
 
     /// Something came from the peer.
@@ -51,7 +53,21 @@ impl Probes {
     pub(super) fn answered(&mut self, number: u64, now: Duration) -> Option<Duration> {
         let position = self.outstanding.iter().position(|(asked, _)| *asked == number)?;
         let sent = self.outstanding.drain(..=position).next_back()?.1;
-        Some(now.saturating_sub(sent))
+        self.round_trip = now.saturating_sub(sent);
+        Some(self.round_trip)
+    }
+
+    /// For how long the oldest probe has been without its answer, if that is too long: two intervals and the last round
+    /// trip, so that it is noticed before the third probe would be answered.
+    pub(super) fn late(&self, now: Duration) -> Option<Duration> {
+        let (_, sent) = self.outstanding.front()?;
+        let waited = now.saturating_sub(*sent);
+        (waited > self.patience()).then_some(waited)
+    }
+
+    /// How long anything that is due may take.
+    pub(super) fn patience(&self) -> Duration {
+        self.interval.saturating_mul(2).saturating_add(self.round_trip)
     }
 
     /// When silence would be too long.
@@ -80,6 +96,24 @@ mod tests {
         assert_eq!(probes.answered(2, 3 * S), Some(S));
         assert_eq!(probes.answered(2, 3 * S), None);
         assert_eq!(probes.answered(1, 3 * S), None);
+    }
+
+    #[test]
+    fn a_late_answer_is_noticed_before_the_silence() {
+        let mut probes = Probes::new(S, 60 * S, S);
+        probes.poll(S);
+        assert_eq!(probes.late(3 * S), None);
+        assert_eq!(probes.late(4 * S), Some(3 * S));
+        assert_eq!(probes.answered(1, 5 * S), Some(4 * S));
+        assert_eq!(probes.late(50 * S), None, "nothing is awaited");
+        probes.poll(6 * S);
+        assert_eq!(probes.late(12 * S), None, "a long round trip is known by now");
+        assert_eq!(probes.late(13 * S), Some(7 * S));
+        // Those sent since do not make it younger, and an answer to a later one answers it.
+        probes.poll(13 * S);
+        assert_eq!(probes.late(14 * S), Some(8 * S));
+        probes.answered(3, 14 * S);
+        assert_eq!(probes.late(15 * S), None);
     }
 
     #[test]

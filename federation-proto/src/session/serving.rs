@@ -10,7 +10,10 @@
 //! one that may not go on takes nothing from the others. What is read through is bounded by the core, which asks for no more
 //! than [`ServedAt`] has room for and is told when it has left ([`super::Session::poll_fed_gone`]).
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
 
 use super::{
     Event, Fault, FetchEnded, FetchLine, FetchNumber, FetchOrder, LANES, Lane, ReadOutcome, ServedAt,
@@ -125,6 +128,8 @@ struct LaneOut {
     queued_fed: u64,
     reading: u64,
     fed: BTreeSet<FetchNumber>,
+    /// Since when a batch waits for credit and nothing was sent.
+    blocked: Option<Duration>,
 }
 
 /// All fetches served on a link.
@@ -387,6 +392,10 @@ impl Serving {
             } else if fetch.source == Source::CopyAtEnd {
                 fetch.source = Source::Copy;
                 self.want_read(number);
+            } else if matches!(fetch.source, Source::Fed | Source::Paused) && fetch.ended.is_none() {
+                // The own copy may be able to take over; told even if nothing was sent since.
+                fetch.reported = (u64::MAX, u64::MAX);
+                self.moved.insert(number);
             }
         }
     }
@@ -476,6 +485,12 @@ impl Serving {
         }
     }
 
+    /// For how long a batch has been waiting for credit while nothing of its lane was sent.
+    pub(super) fn blocked(&self, now: Duration) -> Option<Duration> {
+        let waits = |l: &&LaneOut| !l.ready.is_empty();
+        self.lanes.iter().filter(waits).filter_map(|l| l.blocked).map(|since| now.saturating_sub(since)).max()
+    }
+
     /// Begins the reads that there is room for.
     pub(super) fn issue_reads(&mut self, events: &mut VecDeque<Event>) {
         for lane in LANES {
@@ -504,21 +519,24 @@ impl Serving {
     }
 
     /// Gathers what goes next on a lane.
-    pub(super) fn transmit(&mut self, lane: Lane, out: &mut TransmitBuilder) {
+    pub(super) fn transmit(&mut self, now: Duration, lane: Lane, out: &mut TransmitBuilder) {
         while !out.is_full() {
-            let now = self.lane(lane);
-            if let Some(end) = now.ends.pop_front() {
+            let this = self.lane(lane);
+            if let Some(end) = this.ends.pop_front() {
                 out.push_end(end);
                 continue;
             }
-            let room = now.credit.room();
-            let Some(number) = now.ready.front().copied() else { break };
+            let room = this.credit.room();
+            let Some(number) = this.ready.front().copied() else { break };
             let Some(fetch) = self.fetches.get_mut(&number) else {
                 self.lane(lane).ready.pop_front();
                 continue;
             };
             match turn(fetch, room) {
-                Turn::NoCredit => break,
+                Turn::NoCredit => {
+                    self.lane(lane).blocked.get_or_insert(now);
+                    break;
+                }
                 Turn::Over => {
                     if let Some(end) = self.remove(number).and_then(|f| f.ended) {
                         out.push_end(end);
@@ -543,6 +561,7 @@ impl Serving {
 
     fn sent(&mut self, number: FetchNumber, lane: Lane, len: u64, fed: bool) {
         let out = self.lane(lane);
+        out.blocked = None;
         out.credit.take(len);
         out.queued = out.queued.saturating_sub(len);
         if fed {

@@ -15,6 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use prost::Message as _;
 use seaway_federation_proto::{
     copies::AppendRefusal,
@@ -87,6 +88,14 @@ pub struct LinkCounters {
     pub one_way_dropped: AtomicU64,
     /// Newest round trip of a probe through the whole session, microseconds; 0 before the first.
     pub round_trip_us: AtomicU64,
+    trouble: Mutex<Option<String>>,
+}
+
+impl LinkCounters {
+    /// Why the link is not live although it is up, as of the driver's last look, which comes with each probe.
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.lock().clone()
+    }
 }
 
 fn count(counter: &AtomicU64, by: u64) {
@@ -139,6 +148,8 @@ pub struct LinkDriver {
     one_way_bytes: usize,
     /// What the session had dropped when it was last asked.
     session_dropped: u64,
+    /// Whether the counters tell of trouble.
+    troubled: bool,
     closed: Option<CloseReason>,
 }
 
@@ -175,6 +186,7 @@ impl LinkDriver {
             one_way: VecDeque::new(),
             one_way_bytes: 0,
             session_dropped: 0,
+            troubled: false,
             closed: None,
         }
     }
@@ -251,6 +263,13 @@ impl LinkDriver {
         }
         self.session.handle_timeout(now);
         self.pump(now);
+        self.look_for_trouble(now);
+    }
+
+    fn look_for_trouble(&mut self, now: Duration) {
+        let trouble = self.session.trouble(now);
+        self.troubled = trouble.is_some();
+        *self.counters.trouble.lock() = trouble;
     }
 
     /// The transport is gone: the session is over at once and nothing more is sent.
@@ -270,6 +289,9 @@ impl LinkDriver {
         }
         // What was sent makes room for reads, and may be worth telling the hub.
         self.pump(now);
+        if self.troubled {
+            self.look_for_trouble(now);
+        }
         transmit
     }
 
@@ -386,6 +408,7 @@ impl LinkDriver {
             Event::RoundTrip(took) => {
                 let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
                 self.counters.round_trip_us.store(took, Ordering::Relaxed);
+                self.look_for_trouble(now);
             }
             Event::Closed(reason) => {
                 self.held.clear();

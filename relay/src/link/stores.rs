@@ -66,6 +66,7 @@ fn entry_of(change: Change) -> Entry {
         Change::BeginCopy { log, at, chain } => Entry::BeginCopy { log, at, chain },
         Change::Drop { log } => Entry::Drop { log },
         Change::Hole { log, hole } => Entry::Hole { log, hole },
+        Change::Rekind { log, hole, was } => Entry::Rekind { log, hole, was },
         Change::Put { table, key, value } => Entry::Put { table: table_of(table), key, value },
         Change::Delete { table, key } => Entry::Delete { table: table_of(table), key },
     }

@@ -16,6 +16,9 @@ use crate::{link::driver::LinkCounters, node::LinkStatus};
 /// Rates and loss are taken over about so long.
 const WINDOW: Duration = Duration::from_secs(10);
 
+/// A link's task looks at it once a second; one that has not for so long does not run.
+const TASK_SILENT_MAX: Duration = Duration::from_secs(10);
+
 /// A moment's counters.
 #[derive(Debug, Clone, Copy)]
 struct Sample {
@@ -179,9 +182,20 @@ impl LinkBoard {
         };
         if let Some(active) = &state.active {
             fill(&mut status, active);
+            if let Some(trouble) = trouble(active).filter(|_| state.state == "live") {
+                status.state = "stalled";
+                status.reason = trouble;
+            }
         }
         status
     }
+}
+
+/// Why a link that is up is not live.
+fn trouble(active: &Active) -> Option<String> {
+    let silent = active.samples.back().map(|newest| newest.at.elapsed()).filter(|silent| *silent > TASK_SILENT_MAX);
+    let task = silent.map(|silent| format!("its task has not run for {} s; this node is overloaded", silent.as_secs()));
+    task.or_else(|| active.counters.trouble())
 }
 
 fn dropped(active: &Active) -> u64 {

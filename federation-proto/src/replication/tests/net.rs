@@ -453,6 +453,10 @@ impl Net {
                 disk.copies.get_mut(&log).unwrap().hole(hole).unwrap();
                 self.tell(node, &log);
             }
+            Change::Rekind { log, hole, was } => {
+                disk.copies.get_mut(&log).unwrap().rekind(hole, was).unwrap();
+                self.tell(node, &log);
+            }
             Change::Put { table, key, value } => drop(disk.states.insert((table, key), value)),
             Change::Delete { table, key } => drop(disk.states.remove(&(table, key))),
         }

@@ -165,6 +165,39 @@ fn what_is_fed_is_counted_from_the_first_batch_fed() {
 }
 
 #[test]
+fn a_link_tells_why_it_is_not_live() {
+    let (mut a, mut b) = up();
+    let second = Duration::from_secs(1);
+    let exchange = |a: &mut Session, b: &mut Session, now| {
+        for _ in 0..2 {
+            b.handle_bytes(now, Channel::Control, take(a, Channel::Control));
+            a.handle_bytes(now, Channel::Control, take(b, Channel::Control));
+        }
+    };
+    exchange(&mut a, &mut b, NOW);
+    assert_eq!(a.trouble(NOW + 5 * second), None, "every probe was answered");
+    a.handle_timeout(NOW + second);
+    assert_eq!(a.trouble(NOW + 3 * second), None);
+    let late = a.trouble(NOW + 3 * second + Duration::from_millis(1)).unwrap();
+    assert!(late.contains("probe"), "{late}");
+    exchange(&mut a, &mut b, NOW + 4 * second);
+    assert_eq!(a.trouble(NOW + 5 * second), None);
+    // What is due does not move: the peer has no room.
+    let now = NOW + 5 * second;
+    let mut log = TestLog::new("x");
+    (0..5).for_each(|_| drop(log.append(1, 3000, false).clone()));
+    request(&mut a, &mut b, order(1, &log.name, log.batches[0].begin()));
+    serve_all(&mut b, &[&log]);
+    while let Some(out) = b.poll_transmit(now, Channel::Lane(Lane::Live)) {
+        out.chunks.into_iter().for_each(|c| a.handle_bytes(now, Channel::Lane(Lane::Live), c));
+    }
+    exchange(&mut a, &mut b, now);
+    assert_eq!(b.trouble(now + second), None);
+    let blocked = b.trouble(now + 10 * second).unwrap();
+    assert!(blocked.contains("granted no room"), "{blocked}");
+}
+
+#[test]
 fn probes_measure_the_round_trip_and_notice_silence() {
     let (mut a, mut b) = up();
     let later = NOW + Duration::from_millis(1500);

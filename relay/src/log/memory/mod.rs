@@ -16,9 +16,9 @@ use std::{collections::VecDeque, fmt, sync::Arc};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use seaway_federation_proto::{
-    copies::LogInfo,
+    copies::{Hole, HoleKind, LogInfo},
     envelope::Chain,
-    ids::{LogName, Place},
+    ids::{LogName, Offset, Place},
 };
 
 use self::state::{State, StateUndo};
@@ -37,6 +37,19 @@ impl MemoryDisk {
     /// The logs on the disk and how they stand.
     pub fn logs(&self) -> Vec<(LogName, LogInfo)> {
         self.state.copies.iter().map(|(name, copy)| (name.clone(), copy.info())).collect()
+    }
+
+    /// The batch that contains a place can be read no more: a stated hole to be fetched again, as the disk's log states it
+    /// when it finds damage. Answers with the range; `None` where no batch is held there.
+    pub fn damage(&mut self, log: &LogName, place: Place) -> Option<(Place, Offset)> {
+        let batch = self.state.inner(log).containing(place)?.batch.clone();
+        let (begin, end) = (batch.begin(), batch.end_offset());
+        let hole = Hole { incarnation: begin.incarnation, from: begin.offset, to: end, kind: HoleKind::Pending };
+        let (below, above) = (Some(batch.header().chain_before), Some(batch.chain_after()));
+        let copy = self.state.copies.get_mut(log).ok()?;
+        copy.damage(hole, below, above, batch.len() as u64).ok()?;
+        self.state.batches.get_mut(log)?.remove(&(begin.incarnation, begin.offset));
+        Some((begin, end))
     }
 }
 
