@@ -10,7 +10,6 @@ use crate::{
     copies::{Hole, HoleKind},
     envelope::Chain,
     ids::{Incarnation, InvalidName, LogName, NodeName, Place, Queue, Site, Start},
-    limits,
     session::{FetchEnded, FetchLine, FetchOrder, Lane, NodeKind},
 };
 
@@ -109,8 +108,9 @@ pub struct HeldLog {
 impl TryFrom<link::LogName> for LogName {
     type Error = WireError;
     fn try_from(found: link::LogName) -> Result<Self, WireError> {
-        let queue = u16::try_from(found.queue).ok().filter(|q| *q <= limits::QUEUES_MAX);
-        let queue = queue.ok_or(WireError::Range { what: "queue", found: found.queue.into() })?;
+        // How many queues a topic may be made with is its origin's affair; any that a batch can name is read.
+        let queue =
+            u16::try_from(found.queue).ok().ok_or(WireError::Range { what: "queue", found: found.queue.into() })?;
         Ok(Self { topic: found.topic.parse()?, origin: found.origin.parse()?, queue: Queue(queue) })
     }
 }
@@ -337,6 +337,14 @@ impl From<&FetchOrder> for link::Fetch {
     }
 }
 
+/// Most characters that are kept of a peer's words.
+const WORDS_CHARS_MAX: usize = 512;
+
+/// A peer's words, fit for a log and a terminal: cut, and without control characters.
+pub(crate) fn plain(words: &str) -> String {
+    words.chars().take(WORDS_CHARS_MAX).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 impl TryFrom<link::FetchEnded> for FetchEnded {
     type Error = WireError;
     fn try_from(found: link::FetchEnded) -> Result<Self, WireError> {
@@ -344,8 +352,8 @@ impl TryFrom<link::FetchEnded> for FetchEnded {
             number: found.number,
             end: found.end(),
             at: found.at.map(TryInto::try_into).transpose()?,
-            answered_by: found.answered_by,
-            text: found.text,
+            answered_by: plain(&found.answered_by),
+            text: plain(&found.text),
         })
     }
 }

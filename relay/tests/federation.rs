@@ -216,10 +216,14 @@ fn message(path: &str, text: &str, acknowledgement: Acknowledgement) -> Publish 
 }
 
 async fn three(certificates: &Certificates) -> (Member, Member, Member) {
-    let relay = Member::start(certificates, "hub/r1", NodeKind::Relay, None).await;
+    three_by_way_of(certificates, "hub/r1").await
+}
+
+async fn three_by_way_of(certificates: &Certificates, name: &str) -> (Member, Member, Member) {
+    let relay = Member::start(certificates, name, NodeKind::Relay, None).await;
     let at = relay.node().local_address().unwrap();
-    let west = Member::start(certificates, "west/e1", NodeKind::Edge, Some(("hub/r1", at))).await;
-    let east = Member::start(certificates, "east/e1", NodeKind::Edge, Some(("hub/r1", at))).await;
+    let west = Member::start(certificates, "west/e1", NodeKind::Edge, Some((name, at))).await;
+    let east = Member::start(certificates, "east/e1", NodeKind::Edge, Some((name, at))).await;
     (relay, west, east)
 }
 
@@ -240,8 +244,17 @@ fn numbers(range: std::ops::Range<u32>) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sync_to_all_goes_both_ways_over_a_relay() {
+    both_ways_over("hub/r1").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_may_stand_in_the_site_of_an_edge_broker() {
+    both_ways_over("east/r1").await;
+}
+
+async fn both_ways_over(relay: &str) {
     let certificates = Certificates::new();
-    let (mut relay, mut west, mut east) = three(&certificates).await;
+    let (mut relay, mut west, mut east) = three_by_way_of(&certificates, relay).await;
     west.wait_registered(&east.site()).await;
     east.wait_registered(&west.site()).await;
     tokio::join!(

@@ -87,7 +87,7 @@ impl Replication {
     /// The log as it can be had through this node.
     pub(super) fn offered(&self, log: &LogName) -> Option<View> {
         let state = self.logs.get(log)?;
-        if log.origin == self.config.node.site {
+        if self.config.is_origin_of(&log.origin) {
             return state.durable.as_ref().map(View::of);
         }
         let own = state.submitted.as_ref().map(View::of);

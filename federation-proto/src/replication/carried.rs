@@ -17,7 +17,6 @@ use super::{
 };
 use crate::{
     ids::{LogName, NodeName, Pattern, Place, Site, Start},
-    session::NodeKind,
     wire::{
         self, WireError,
         link::{self, carried_body},
@@ -238,25 +237,24 @@ impl Replication {
     }
 
     /// A carried message came.
-    pub(super) fn handle_carried(&mut self, from: LinkId, mut carried: link::Carried) -> Checked<()> {
+    pub(super) fn handle_carried(&mut self, from: LinkId, mut carried: link::Carried) {
         carried.hops = carried.hops.min(self.config.hops);
         let Ok(body) = link::CarriedBody::decode(carried.body.clone()) else {
-            self.count("carried_dropped_unreadable");
-            return Ok(());
+            return self.count("carried_dropped_unreadable");
         };
         let Ok(head) = read_head(&body) else {
-            self.count("carried_dropped_unreadable");
-            return Ok(());
+            return self.count("carried_dropped_unreadable");
         };
         if head.author == self.config.node {
-            return Ok(());
+            return;
         }
         match read_content(body.kind, &head.to) {
             Ok(content) => self.route_carried(from, carried, &head, content),
-            Err(why) if self.is_peer(from, &head.author) => return Err(why),
+            Err(why) if self.is_peer(from, &head.author) => {
+                self.out.push_back(Output::CloseLink(from, link::RefuseReason::Protocol, why.to_string()));
+            }
             Err(_) => self.count("carried_dropped_malformed"),
         }
-        Ok(())
     }
 
     fn is_peer(&self, link: LinkId, node: &NodeName) -> bool {
@@ -269,7 +267,7 @@ impl Replication {
             return self.count("carried_dropped_not_from_its_author");
         }
         match head.to.clone() {
-            To::Site(site) if site == self.config.node.site && self.config.kind == NodeKind::Edge => {
+            To::Site(site) if self.config.is_origin_of(&site) => {
                 self.take_carried(from, carried, head, content);
             }
             To::Site(site) => match self.routing.upstream(&site).filter(|l| *l != from) {
@@ -290,7 +288,7 @@ impl Replication {
                 }
             }
             To::Wanting(origin) => {
-                let own = origin == self.config.node.site;
+                let own = self.config.is_origin_of(&origin);
                 if own || head.author.site != origin || self.routing.upstream(&origin) != Some(from) {
                     return self.count("carried_dropped_not_from_upstream");
                 }

@@ -52,7 +52,7 @@ struct Planned {
 impl Replication {
     /// Whether this node keeps its copy of the log growing.
     pub(super) fn needs(&self, log: &LogName) -> bool {
-        if log.origin == self.config.node.site {
+        if self.config.is_origin_of(&log.origin) {
             return false;
         }
         match self.config.kind {
@@ -122,7 +122,7 @@ impl Replication {
 
     fn plan(&self, log: &LogName) -> Vec<Planned> {
         let Some(state) = self.logs.get(log) else { return Vec::new() };
-        let own_log = log.origin == self.config.node.site;
+        let own_log = self.config.is_origin_of(&log.origin);
         if state.submitted.is_none() || (!own_log && !self.needs(log)) {
             return Vec::new();
         }

@@ -169,7 +169,7 @@ impl Held {
 impl Replication {
     /// What is durable of a copy here changed: its origin is told.
     pub(super) fn state_held(&mut self, log: &LogName) {
-        if self.config.kind != NodeKind::Edge || log.origin == self.config.node.site {
+        if self.config.kind != NodeKind::Edge || self.config.is_origin_of(&log.origin) {
             return;
         }
         let stating = match self.held.stating.get_mut(&log.origin) {
@@ -282,7 +282,7 @@ impl Replication {
         }
         let (site, start) = (&head.author.site, head.start);
         for log in logs {
-            if log.log.origin == self.config.node.site && !self.hear_held(site, start, sequence, log) {
+            if self.config.is_origin_of(&log.log.origin) && !self.hear_held(site, start, sequence, log) {
                 // Not answered: it is said again, and heard once there is room.
                 return;
             }

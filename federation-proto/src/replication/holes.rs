@@ -39,7 +39,7 @@ impl Replication {
             return;
         }
         self.holed.insert(log.clone());
-        if log.origin == self.config.node.site {
+        if self.config.is_origin_of(&log.origin) {
             self.seek(log);
         }
     }

@@ -193,14 +193,19 @@ impl Replication {
         }
     }
 
-    /// A control message that the session handed up. A message that breaks the protocol closes its link.
+    /// A control message that the session handed up. What this node cannot read of it was mostly written by a node farther away,
+    /// perhaps a newer one: it is dropped, counted and reported, and costs the neighbour that passed it on nothing.
     pub fn handle_message(&mut self, now: Duration, link: LinkId, message: link::control::Kind) {
         self.at(now);
         if !self.links.contains_key(&link) {
             return;
         }
         if let Err(why) = self.dispatch(link, message) {
-            self.out.push_back(Output::CloseLink(link, link::RefuseReason::Protocol, why.to_string()));
+            let peer = self.links.get(&link).map(|l| l.peer.node.to_string()).unwrap_or_default();
+            self.refuse(
+                "message-not-understood",
+                format!("a message from {peer} is left out: {why}; see whether all nodes run versions that fit"),
+            );
         }
     }
 
@@ -217,9 +222,15 @@ impl Replication {
             Kind::Unannounce(m) => self.handle_unannounce(from, &m),
             Kind::Resolve(m) => self.handle_resolve(from, &m),
             Kind::Resolved(m) => self.handle_resolved(from, &m),
-            Kind::Carried(m) => self.handle_carried(from, m),
+            Kind::Carried(m) => {
+                self.handle_carried(from, m);
+                Ok(())
+            }
             Kind::Record(m) => self.handle_record(from, m),
-            Kind::RecordDigest(m) => self.handle_digest(from, &m),
+            Kind::RecordDigest(m) => {
+                self.handle_digest(from, &m);
+                Ok(())
+            }
             // The session's own.
             Kind::Hello(_)
             | Kind::Refuse(_)
@@ -308,7 +319,7 @@ impl Replication {
     pub fn handle_log(&mut self, now: Duration, log: LogName, submitted: Option<LogInfo>, durable: Option<LogInfo>) {
         self.at(now);
         let max = self.config.logs_max;
-        let own = log.origin == self.config.node.site;
+        let own = self.config.is_origin_of(&log.origin);
         let Some(state) = self.logs.entry(&log, max) else {
             let text = format!("log {log} is not replicated: {max} are known already; raise the bound of logs");
             return self.refuse("too-many-logs", text);

@@ -171,7 +171,7 @@ impl Replication {
     /// A neighbour's new want: it is told how far all that it covers goes.
     pub(super) fn marks_for_new_want(&mut self, to: LinkId, origin: &Site, pattern: &Pattern) {
         let names = self.logs.names_of(origin, pattern);
-        if *origin == self.config.node.site {
+        if self.config.is_origin_of(origin) {
             if self.wall_us == 0 {
                 return;
             }
@@ -259,7 +259,7 @@ impl Replication {
 
     pub(super) fn status_of(&self, now: Duration, log: &LogName) -> Option<CopyStatus> {
         let state = self.logs.get(log)?;
-        if log.origin == self.config.node.site {
+        if self.config.is_origin_of(&log.origin) {
             return Some(CopyStatus {
                 state: "own",
                 reason: String::new(),

@@ -104,6 +104,15 @@ pub struct ReplicationConfig {
     pub no_transit: bool,
 }
 
+impl ReplicationConfig {
+    /// Whether this node gives the places in the logs of a site: it is the site's edge broker. A relay that stands in the
+    /// same site is a follower of it like any other.
+    #[must_use]
+    pub fn is_origin_of(&self, site: &Site) -> bool {
+        self.kind == NodeKind::Edge && self.node.site == *site
+    }
+}
+
 /// Changes of durable state that the machine asks for; carried out in order, each list as one unit.
 #[derive(Debug, Clone)]
 pub enum Change {

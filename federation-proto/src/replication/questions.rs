@@ -249,7 +249,7 @@ impl Replication {
             .of_origin(origin)
             .filter_map(|(log, state)| {
                 // A copy's content cannot change any more once it was accepted.
-                let info = if *origin == self.config.node.site { &state.durable } else { &state.submitted };
+                let info = if self.config.is_origin_of(origin) { &state.durable } else { &state.submitted };
                 let info = info.as_ref()?;
                 let asked = theirs.get(log);
                 if asked.is_none() && !patterns.iter().any(|p| p.touches(&log.topic)) {
@@ -287,7 +287,7 @@ impl Replication {
 
     /// Somebody holds more of a log than we do.
     fn take_offer(&mut self, log: &LogName, offer: Offer) {
-        let own = log.origin == self.config.node.site;
+        let own = self.config.is_origin_of(&log.origin);
         let max = self.config.logs_max;
         if !own && self.logs.get(log).is_none() {
             return;
@@ -468,9 +468,10 @@ impl Replication {
     pub(super) fn all_answered(&self, origin: &Site, asked: Asked) -> bool {
         let Some((question, at)) = asked else { return false };
         let Some(answered) = self.questions.answered.get(&question) else { return false };
-        let settled = |n: &NodeName| n.site == *origin || *n == self.config.node || answered.contains(n);
-        let me = &self.config.node.site;
-        let heard = |s: &Site| s == me || s == origin || answered.iter().any(|n| n.site == *s);
+        let settled =
+            |n: &NodeName| self.routing.is_origin(n, origin) || *n == self.config.node || answered.contains(n);
+        let answers_for = |s: &Site| answered.iter().any(|n| self.routing.is_origin(n, s));
+        let heard = |s: &Site| self.config.is_origin_of(s) || s == origin || answers_for(s);
         self.now.saturating_sub(at) >= ANSWERS_WAIT
             && self.routing.known_nodes().all(settled)
             && self.registrations.sites().chain(&self.logs.origins()).all(heard)

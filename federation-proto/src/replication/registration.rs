@@ -111,7 +111,7 @@ fn cut(patterns: &mut Vec<Pattern>) -> bool {
 impl Replication {
     /// Brings the registration at an origin in line with the wants that are resolved there.
     pub(super) fn registration_changed(&mut self, origin: &Site) {
-        if self.config.kind != NodeKind::Edge || *origin == self.config.node.site {
+        if self.config.kind != NodeKind::Edge || self.config.is_origin_of(origin) {
             return;
         }
         let known = self.registrations.ours.get(origin).cloned();

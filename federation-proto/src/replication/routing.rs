@@ -139,6 +139,11 @@ impl Routing {
         Ok(())
     }
 
+    /// Whether a node is a site's edge broker, as far as was ever heard.
+    pub(super) fn is_origin(&self, node: &NodeName, site: &Site) -> bool {
+        node.site == *site && self.ever.get(node) == Some(&NodeKind::Edge)
+    }
+
     pub(super) fn nodes_of(&self, site: &Site) -> Vec<NodeName> {
         self.ever.keys().filter(|n| n.site == *site).cloned().collect()
     }
@@ -224,6 +229,7 @@ impl Routing {
     }
 
     fn recompute(&mut self, me: &NodeName, links: &BTreeMap<NodeName, LinkId>) {
+        let own_edge = self.is_edge(me);
         self.nodes.clear();
         self.sites.clear();
         self.shortest.clear();
@@ -232,8 +238,9 @@ impl Routing {
             let Some(link) = usable.first().copied() else { continue };
             self.shortest.insert(node.clone(), usable.into_iter().collect());
             let hop = Hop { link, cost };
-            let is_edge = self.records.get(&node).is_some_and(|k| k.kind == NodeKind::Edge);
-            if is_edge && node.site != me.site && self.sites.get(&node.site).is_none_or(|h| hop.cost < h.cost) {
+            // A relay may stand in the site of an edge broker: it is then as far from that origin as any other.
+            let elsewhere = !own_edge || node.site != me.site;
+            if self.is_edge(&node) && elsewhere && self.sites.get(&node.site).is_none_or(|h| hop.cost < h.cost) {
                 self.sites.insert(node.site.clone(), hop);
             }
             self.nodes.insert(node, hop);
@@ -243,13 +250,13 @@ impl Routing {
 
 fn parse(body: Bytes, age: Duration, now: Duration) -> Checked<(NodeName, Known)> {
     let record = link::RecordBody::decode(body.clone()).map_err(|_| WireError::Undecodable)?;
-    if record.neighbours.len() > NEIGHBOURS_MAX {
-        return Err(WireError::Range { what: "record.neighbours", found: record.neighbours.len() as u64 });
-    }
     let kind = NodeKind::from(record.kind);
     let mut neighbours = BTreeMap::new();
-    for n in &record.neighbours {
-        neighbours.insert(convert::node_from(n.node.as_ref())?, n.cost);
+    // A neighbour that cannot be named here is no way for this node; the record is passed on with it all the same.
+    for n in record.neighbours.iter().take(NEIGHBOURS_MAX) {
+        if let Ok(node) = convert::node_from(n.node.as_ref()) {
+            neighbours.insert(node, n.cost);
+        }
     }
     let known = Known {
         kind,
@@ -309,11 +316,13 @@ impl Replication {
         self.send(link, link::control::Kind::RecordDigest(link::RecordDigest { heads }));
     }
 
-    pub(super) fn handle_digest(&mut self, from: LinkId, digest: &link::RecordDigest) -> Checked<()> {
+    pub(super) fn handle_digest(&mut self, from: LinkId, digest: &link::RecordDigest) {
         let mut theirs: BTreeMap<NodeName, (Start, u64)> = BTreeMap::new();
         for head in &digest.heads {
-            let node = convert::node_from(head.node.as_ref())?;
-            theirs.insert(node, (convert::start_from(head.start)?, head.sequence));
+            // A node that cannot be named here has no record here that the peer might lack.
+            if let (Ok(node), Ok(start)) = (convert::node_from(head.node.as_ref()), convert::start_from(head.start)) {
+                theirs.insert(node, (start, head.sequence));
+            }
         }
         let newer: Vec<_> = self
             .routing
@@ -326,7 +335,6 @@ impl Replication {
             self.send(from, record);
         }
         // Where the peer knows a greater number under our own name, we learn of it only by the record itself.
-        Ok(())
     }
 
     pub(super) fn handle_record(&mut self, from: LinkId, record: link::Record) -> Checked<()> {

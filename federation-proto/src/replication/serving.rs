@@ -91,7 +91,7 @@ impl Replication {
     /// `held_only`: only what is held, or an end that is fed at present.
     fn readable(&self, log: &LogName, at: Place, line: FetchLine, held_only: bool) -> bool {
         let Some(state) = self.logs.get(log) else { return false };
-        let own = log.origin == self.config.node.site;
+        let own = self.config.is_origin_of(&log.origin);
         let info = if own { &state.durable } else { &state.submitted };
         let Some(info) = info else { return false };
         match lines::locate(info, at, line) {
@@ -117,7 +117,7 @@ impl Replication {
         if (named_me || order.towards.is_none()) && untried && self.readable(&order.log, at, order.line, false) {
             return self.serve(asker, Some(at));
         }
-        if order.log.origin == self.config.node.site && (order.towards.is_none() || named_me) {
+        if self.config.is_origin_of(&order.log.origin) && (order.towards.is_none() || named_me) {
             return self.answer_as_origin(asker, &order, at);
         }
         if named_me {

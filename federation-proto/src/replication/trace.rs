@@ -55,7 +55,7 @@ impl Replication {
     }
 
     fn wants_origin(&self, origin: &Site) -> bool {
-        *origin != self.config.node.site && self.wants.own.values().any(|w| super::wants::covers(w, origin))
+        !self.config.is_origin_of(origin) && self.wants.own.values().any(|w| super::wants::covers(w, origin))
     }
 
     pub(super) fn trace_moved(&mut self, origin: &Site) {

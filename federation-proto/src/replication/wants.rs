@@ -272,7 +272,7 @@ impl Replication {
             return Ok(());
         }
         self.wants.peers.entry(origin.clone()).or_default().entry(from).or_default().insert(want.key, pattern.clone());
-        let own = origin == self.config.node.site;
+        let own = self.config.is_origin_of(&origin);
         if !own {
             self.sync_wants(&origin);
         }
@@ -305,7 +305,7 @@ impl Replication {
             }
         }
         let Some((origin, pattern)) = found else { return };
-        if origin != self.config.node.site {
+        if !self.config.is_origin_of(&origin) {
             self.sync_wants(&origin);
             for log in self.logs.names_of(&origin, &pattern) {
                 self.evaluate(&log);
@@ -536,7 +536,7 @@ impl Replication {
     pub(super) fn handle_resolve(&mut self, from: LinkId, resolve: &link::Resolve) -> Checked<()> {
         let log = convert::log_from(resolve.log.as_ref())?;
         let full = self.wants.resolving.len() + self.wants.finding.len() >= RESOLVES_MAX;
-        let own = log.origin == self.config.node.site;
+        let own = self.config.is_origin_of(&log.origin);
         let upstream = self.routing.upstream(&log.origin).filter(|l| *l != from);
         if let Some(upstream) = upstream
             && !own
@@ -572,7 +572,7 @@ impl Replication {
     /// origin excepted.
     pub(super) fn time_found(&mut self, token: u64, place: Option<Place>) {
         let Some((link, number, log)) = self.wants.finding.remove(&token) else { return };
-        let own = log.origin == self.config.node.site;
+        let own = self.config.is_origin_of(&log.origin);
         let info = self.logs.get(&log).and_then(|s| if own { s.durable.as_ref() } else { s.submitted.as_ref() });
         let told = match (place, info) {
             (Some(place), Some(info)) => {

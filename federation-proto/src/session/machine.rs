@@ -19,7 +19,7 @@ use crate::{
     envelope::Batch,
     ids::LogName,
     limits,
-    wire::{link, link::RefuseReason, link::control::Kind},
+    wire::{link, link::RefuseReason, link::control::Kind, plain},
 };
 
 #[derive(Debug)]
@@ -392,12 +392,12 @@ impl Session {
         match (kind, &self.state) {
             (Kind::Refuse(refuse), _) => {
                 let reason = refuse.reason();
-                let text = refuse.text.chars().take(512).collect();
+                let text = plain(&refuse.text);
                 self.finish(CloseReason::RefusedByPeer { reason, text }, None);
                 Ok(())
             }
             (Kind::Goodbye(goodbye), _) => {
-                self.finish(CloseReason::Goodbye(goodbye.text.chars().take(512).collect()), None);
+                self.finish(CloseReason::Goodbye(plain(&goodbye.text)), None);
                 Ok(())
             }
             (Kind::Hello(hello), State::Hello { .. }) => self.handle_hello(now, hello),

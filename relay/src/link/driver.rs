@@ -23,8 +23,8 @@ use seaway_federation_proto::{
     ids::{LogName, Place, Site},
     replication::LinkId,
     session::{
-        Channel, CloseReason, Event, FetchEnded, FetchLine, FetchNumber, Lane, PeerInfo, ReadOutcome, Session,
-        SessionConfig, Transmit,
+        Channel, CloseReason, Event, FetchEnded, FetchLine, FetchNumber, Lane, NodeKind, PeerInfo, ReadOutcome,
+        Session, SessionConfig, Transmit,
     },
     wire::{link, link::FetchEnd},
 };
@@ -130,6 +130,8 @@ impl Waiting {
 pub struct LinkDriver {
     link: LinkId,
     site: Site,
+    /// Whether this node gives the places in the logs of its site; else they are copies here like all others.
+    origin: bool,
     session: Session,
     log: Arc<dyn CommitLog>,
     hub: Arc<dyn HubPort>,
@@ -173,6 +175,7 @@ impl LinkDriver {
         Self {
             link,
             site: config.node.site.clone(),
+            origin: config.kind == NodeKind::Edge,
             session: Session::new(config, now),
             log,
             hub,
@@ -483,7 +486,8 @@ impl LinkDriver {
     /// Hands a batch to the commit log; false if it has to wait.
     fn submit(&mut self, now: Duration, incoming: Incoming) -> bool {
         let Incoming { number, lane, credit, batch } = incoming;
-        let role = if batch.header().log.origin == self.site { Role::Own } else { Role::Copy };
+        let own = self.origin && batch.header().log.origin == self.site;
+        let role = if own { Role::Own } else { Role::Copy };
         let unit = Unit { entries: vec![Entry::Append { role, batch: batch.clone() }] };
         let mailbox = Arc::clone(&self.mailbox);
         let done = Box::new(move |stored: Result<(), _>| {

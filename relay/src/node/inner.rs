@@ -14,7 +14,7 @@ use seaway_federation_proto::{
     copies::LogInfo,
     ids::{LogName, Place, Start, Topic},
     replication::{Report, Want},
-    session::{Lane, SessionConfig},
+    session::{Lane, NodeKind, SessionConfig},
 };
 use tokio::sync::{Notify, Semaphore, broadcast, oneshot};
 
@@ -309,7 +309,8 @@ impl NodeInner {
                 self.block(log, from, move || commit_log.read(&name, from, line, bytes_max)).await?
             }
         };
-        Ok(if log.origin == self.config.name.site { read } else { self.only_durable(log, read) })
+        let own = self.config.kind == NodeKind::Edge && log.origin == self.config.name.site;
+        Ok(if own { read } else { self.only_durable(log, read) })
     }
 
     pub(super) async fn find_time(&self, log: &LogName, time_us: u64) -> Result<Option<Place>, ReadError> {

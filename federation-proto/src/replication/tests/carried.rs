@@ -273,3 +273,47 @@ fn what_one_site_states_is_bounded() {
     assert_eq!(heard, 13, "262,244 holes and tips are remembered of one site here");
     assert_eq!(one.count("statement-refused"), 27);
 }
+
+#[test]
+fn what_a_newer_node_says_that_cannot_be_read_here_costs_no_neighbour_the_link() {
+    let mut one = relay();
+    let newer_name = || Some(link::NodeName { site: "a newer site's name".into(), node: "edge".into() });
+    let (start, sequence) = (Some(start_of("c/edge").into()), 9);
+    // A record with a neighbour whose name is not allowed here: its author is known all the same, and it is passed on whole.
+    let odd_neighbour = link::RecordBody {
+        node: Some((&"c/edge".parse::<NodeName>().unwrap()).into()),
+        kind: 1,
+        start,
+        sequence,
+        neighbours: vec![link::Neighbour { node: newer_name(), cost: 1 }],
+        ..Default::default()
+    };
+    let body = bytes::Bytes::from(odd_neighbour.encode_to_vec());
+    let outputs = one.hear(2, Kind::Record(link::Record { body: body.clone(), age_ms: 0 }));
+    let passed =
+        |o: &Output| matches!(o, Output::Send(LinkId(1), m) if matches!(&**m, Kind::Record(r) if r.body == body));
+    assert!(outputs.iter().any(passed), "{outputs:?}");
+    assert_eq!(one.count("message-not-understood"), 0);
+
+    let record_body = link::RecordBody { node: newer_name(), ..odd_neighbour };
+    let heads = vec![link::RecordHead { node: newer_name(), start, sequence }];
+    let name = link::LogName { topic: "a//b".into(), origin: "b".into(), queue: 1 };
+    let unreadable = [
+        Kind::Record(link::Record { body: record_body.encode_to_vec().into(), age_ms: 0 }),
+        Kind::Announce(link::Announce { log: Some(name.clone()), ..Default::default() }),
+        Kind::Unannounce(link::Unannounce { log: Some(name) }),
+        Kind::WantPut(link::WantPut { key: 1, origin: "b".into(), pattern: "a/#/newer".into() }),
+    ];
+    let count = unreadable.len() as u64;
+    for message in unreadable {
+        let outputs = one.hear(2, message.clone());
+        assert!(!closed(&outputs), "{message:?}: {outputs:?}");
+        let told = |o: &Output| matches!(o, Output::Report(r) if r.name == "message-not-understood" && r.text.contains("b/edge"));
+        assert!(outputs.iter().any(told), "{message:?}: {outputs:?}");
+    }
+    assert_eq!(one.count("message-not-understood"), count);
+    // A digest is read as far as it can be: what the peer lacks is sent.
+    let outputs = one.hear(2, Kind::RecordDigest(link::RecordDigest { heads }));
+    let records = outputs.iter().filter(|o| matches!(o, Output::Send(LinkId(2), m) if matches!(**m, Kind::Record(_))));
+    assert_eq!(records.count(), 4, "itself, a/edge, b/edge and c/edge: {outputs:?}");
+}

@@ -20,9 +20,13 @@ const SEEDS: std::ops::Range<u64> = 0..8;
 
 /// Edge, relay, edge.
 fn three(seed: u64) -> Net {
+    three_by_way_of(seed, "r/relay")
+}
+
+fn three_by_way_of(seed: u64, relay: &str) -> Net {
     let mut net = Net::new(seed);
     net.add("a/edge", NodeKind::Edge);
-    net.add("r/relay", NodeKind::Relay);
+    net.add(relay, NodeKind::Relay);
     net.add("b/edge", NodeKind::Edge);
     net.connect(0, 1);
     net.connect(1, 2);
@@ -31,8 +35,10 @@ fn three(seed: u64) -> Net {
 
 #[test]
 fn edge_relay_edge_in_both_directions_with_several_origins_on_one_topic() {
-    for seed in SEEDS {
-        let mut net = three(seed);
+    // The relay has a site of its own, or stands in that of one of the edge brokers.
+    let relays = ["r/relay", "a/relay", "b/relay"];
+    for (seed, relay) in SEEDS.flat_map(|seed| relays.map(|relay| (seed, relay))) {
+        let mut net = three_by_way_of(seed, relay);
         net.want(0, want("w", "#", WantStart::Earliest));
         net.want(2, want("w", "orders/#", WantStart::Earliest));
         for n in 0..20 {
