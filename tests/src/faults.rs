@@ -5,7 +5,8 @@
 //! power goes. From then on everything fails, as for a process that is no more. [`FaultDisk::power_loss`]
 //! then makes the disk that the next process finds: of each file what was synced, plus any subset of the
 //! sectors written since, the last of them perhaps torn at any byte, at any length that the file had since;
-//! of each directory the names as of its last sync, plus any of the changes since.
+//! of each directory the names as of its last sync, plus any of the changes since. A directory that was made here
+//! and whose own name is not there takes along all that is in it; others (`/` and what tests never made) are always there.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -49,6 +50,8 @@ struct Node {
     live: Vec<u8>,
     /// Since the last sync that succeeded, in order.
     pending: Vec<Change>,
+    /// It is a directory, without contents of its own.
+    directory: bool,
     /// Pending changes up to here were thrown away by a sync that failed: no later sync makes them certain.
     doomed: usize,
 }
@@ -122,6 +125,10 @@ impl State {
         self.operations += 1;
         self.dead = self.cut_after.is_some_and(|cut| self.operations > cut);
         Ok(self.dead)
+    }
+
+    fn is_directory(&self, path: &Path) -> bool {
+        self.names.get(path).and_then(|node| self.nodes.get(*node)).is_some_and(|node| node.directory)
     }
 
     fn used(&self) -> u64 {
@@ -206,6 +213,9 @@ impl FaultDisk {
                 NameChange::Set(..) | NameChange::Gone(_) => {}
             }
         }
+        let lost: Vec<_> =
+            state.names.keys().filter(|path| state.is_directory(path) && !names.contains_key(*path)).collect();
+        names.retain(|path, _| !lost.iter().any(|lost| path.starts_with(lost)));
         let nodes = state.nodes.iter().map(|node| node.after_power_loss(survival, rng)).collect();
         let found = State {
             nodes,
@@ -236,8 +246,11 @@ impl FaultDisk {
     /// Names and lengths of all files.
     pub fn files(&self) -> Vec<(PathBuf, usize)> {
         let state = self.shared.state.lock();
-        let len = |node: &usize| state.nodes.get(*node).map_or(0, |node| node.live.len());
-        state.names.iter().map(|(path, node)| (path.clone(), len(node))).collect()
+        let file = |(path, node): (&PathBuf, &usize)| {
+            let node = state.nodes.get(*node).filter(|node| !node.directory)?;
+            Some((path.clone(), node.live.len()))
+        };
+        state.names.iter().filter_map(file).collect()
     }
 
     /// The bytes of a file.
@@ -350,7 +363,7 @@ impl Node {
             let len = lengths.get(rng.random_range(0..lengths.len())).copied().unwrap_or_default();
             found.resize(len, 0);
         }
-        Node { synced: found.clone(), live: found, ..Node::default() }
+        Node { synced: found.clone(), live: found, directory: self.directory, ..Node::default() }
     }
 }
 
@@ -373,8 +386,20 @@ fn write_sectors(file: &mut Vec<u8>, at: usize, bytes: &[u8], rng: &mut StdRng) 
 }
 
 impl Files for FaultDisk {
-    fn create_dir_all(&self, _: &Path) -> io::Result<()> {
-        self.shared.state.lock().alive()
+    fn create_dir(&self, dir: &Path) -> io::Result<()> {
+        let mut state = self.shared.state.lock();
+        if state.names.contains_key(dir) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        if dir.parent().is_some_and(|above| above.parent().is_some() && !state.is_directory(above)) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let cut = state.count()?;
+        let node = state.nodes.len();
+        state.nodes.push(Node { directory: true, ..Node::default() });
+        state.names.insert(dir.to_owned(), node);
+        state.name_changes.push(NameChange::Set(dir.to_owned(), node));
+        if cut { Err(no_power()) } else { Ok(()) }
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn LogFile>> {
@@ -604,6 +629,23 @@ mod tests {
         after.remove(Path::new("/d/b")).unwrap();
         let again = after.power_loss(Survival::Nothing, &mut rng);
         assert_eq!(again.contents(Path::new("/d/b")).unwrap(), b"new");
+    }
+
+    #[test]
+    fn a_directory_whose_name_was_not_synced_takes_its_files_along() {
+        let mut rng = StdRng::seed_from_u64(0);
+        for synced in [false, true] {
+            let disk = FaultDisk::default();
+            assert_eq!(disk.create_dir(Path::new("/d/e")).unwrap_err().kind(), io::ErrorKind::NotFound);
+            disk.create_dir(Path::new("/d")).unwrap();
+            disk.create(Path::new("/d/a")).unwrap().sync_data().unwrap();
+            disk.sync_dir(Path::new("/d")).unwrap();
+            if synced {
+                disk.sync_dir(Path::new("/")).unwrap();
+            }
+            let after = disk.power_loss(Survival::Nothing, &mut rng);
+            assert_eq!(after.open(Path::new("/d/a")).is_ok(), synced);
+        }
     }
 
     #[test]

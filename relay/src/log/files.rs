@@ -27,8 +27,8 @@ use direct::DirectWriter;
 
 /// A directory tree that the commit log works in.
 pub trait Files: fmt::Debug + Send + Sync + 'static {
-    /// Makes a directory and those above it; there already is fine.
-    fn create_dir_all(&self, dir: &Path) -> io::Result<()>;
+    /// Makes a directory; `AlreadyExists` where its name is taken, `NotFound` where the one above it is missing.
+    fn create_dir(&self, dir: &Path) -> io::Result<()>;
 
     /// Makes a new, empty file for reading and writing; `AlreadyExists` where there is one.
     fn create(&self, path: &Path) -> io::Result<Arc<dyn LogFile>>;
@@ -54,6 +54,51 @@ pub trait Files: fmt::Debug + Send + Sync + 'static {
     /// Locks a file (made if it is not there) against other processes and other openings in this one,
     /// until the answer is dropped; `WouldBlock` while somebody else holds it.
     fn lock(&self, path: &Path) -> io::Result<Box<dyn LockGuard>>;
+}
+
+/// Makes a directory and those above it, and the names of all that were made durable: a directory whose own name is lost
+/// takes everything in it along. The one above is synced before anything is made in the new one, so that what
+/// is found there later was certain. There already is fine.
+///
+/// # Errors
+/// The system's, of making or of syncing.
+pub fn create_dirs(files: &dyn Files, dir: &Path) -> io::Result<()> {
+    let made = match files.create_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound && dir.parent().is_some() => {
+            create_dirs(files, above(dir))?;
+            files.create_dir(dir)
+        }
+        made => made,
+    };
+    match made {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.and_then(|()| files.sync_dir(above(dir))),
+    }
+}
+
+/// Makes the name of a directory durable that may have been there before, made by whoever. Where the directory above it is not
+/// this user's to open, or cannot be synced at all, it is left to whom it belongs.
+///
+/// # Errors
+/// The system's, if syncing was possible and failed.
+pub fn sync_name(files: &dyn Files, dir: &Path) -> io::Result<()> {
+    use io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem, Unsupported};
+    match files.sync_dir(above(dir)) {
+        Err(e) if matches!(e.kind(), PermissionDenied | InvalidInput | ReadOnlyFilesystem | Unsupported) => {
+            tracing::debug!(dir = %dir.display(), "the name of the directory could not be synced: {e}");
+            Ok(())
+        }
+        synced => synced,
+    }
+}
+
+/// The directory that holds a name.
+fn above(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => path,
+    }
 }
 
 /// Holds a lock of [`Files::lock`]; dropping it lets go.
@@ -119,8 +164,8 @@ struct OsLock(#[allow(dead_code, reason = "held for its lock")] fs::File);
 impl LockGuard for OsLock {}
 
 impl Files for OsFiles {
-    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
-        fs::create_dir_all(dir)
+    fn create_dir(&self, dir: &Path) -> io::Result<()> {
+        fs::create_dir(dir)
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn LogFile>> {
@@ -238,6 +283,19 @@ mod tests {
         assert!(len >= 77 + whole.len() as u64);
         assert_eq!(file.read_at(&mut back, len).unwrap(), 0);
         assert_eq!(file.read_exact_at(&mut back, len - 1).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn directories_are_made_down_to_the_one_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("a/b/c");
+        create_dirs(&OsFiles, &deep).unwrap();
+        create_dirs(&OsFiles, &deep).unwrap();
+        sync_name(&OsFiles, &deep).unwrap();
+        assert!(deep.is_dir());
+        fs::write(dir.path().join("file"), "").unwrap();
+        create_dirs(&OsFiles, &dir.path().join("file/d")).unwrap_err();
+        assert_eq!(above(Path::new("data")), Path::new("."));
     }
 
     #[test]

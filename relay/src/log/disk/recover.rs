@@ -28,7 +28,7 @@ use super::{
 };
 use crate::log::{
     contract::Damage,
-    files::{LockGuard, LogFile},
+    files::{LockGuard, LogFile, create_dirs, sync_name},
 };
 
 /// Bytes that are replayed in one go before they are written to the index.
@@ -54,15 +54,17 @@ pub(crate) fn open(config: DiskConfig) -> Result<(Arc<Shared>, Writer, Recovery)
     let files = Arc::clone(&config.files);
     let dir = config.dir.clone();
     let segments = dir.join(segment::DIRECTORY);
-    files.create_dir_all(&segments).map_err(io_failed("making", &segments))?;
+    create_dirs(&*files, &segments).map_err(io_failed("making", &segments))?;
+    sync_name(&*files, &dir).map_err(io_failed("syncing the directory of", &dir))?;
     let lock = Arc::new(identity::lock(&files, &dir)?);
     let mut id = [0; 16];
     getrandom::fill(&mut id)
         .map_err(|e| OpenError::Io { what: "asking for random bytes".into(), why: e.to_string() })?;
     let identity = identity::claim(&files, &dir, &config.federation, &config.name, id)?;
-    files.sync_dir(&dir).map_err(io_failed("syncing", &dir))?;
     let mut numbers = survey::list(&files, &dir)?;
     let (index, applied, rebuild_because) = open_index(&config, &identity, &numbers)?;
+    // The names of lock, identity, segments and index. An index that is made anew later may lose its own: it is disposable.
+    files.sync_dir(&dir).map_err(io_failed("syncing", &dir))?;
     let mut index = Some(index);
     let end = survey::survey(&files, &dir, &numbers, applied.as_ref(), Some(&identity.directory))?;
     let mut recovery = Recovery { rebuilt: rebuild_because, ..Recovery::default() };

@@ -67,8 +67,8 @@ impl Gate {
 }
 
 impl Files for Gate {
-    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
-        OsFiles.create_dir_all(dir)
+    fn create_dir(&self, dir: &Path) -> io::Result<()> {
+        OsFiles.create_dir(dir)
     }
     fn create(&self, path: &Path) -> io::Result<Arc<dyn LogFile>> {
         Ok(Arc::new(GateFile(OsFiles.create(path)?, self.clone())))
