@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use crate::{
     api,
     cli::{
-        CliError,
+        CliError, Exit,
         args::{Input, PubArgs},
         json::Line,
     },
@@ -124,21 +124,28 @@ impl Cutter {
                 let mut line = self.held.split_to(from + at + 1);
                 line.truncate(from + at);
                 from = 0;
+                self.check(line.len())?;
                 items.extend(self.item(line.freeze())?);
             }
         }
-        let (most, what) = match self.cut {
-            Input::Json => (LINE_BYTES_MAX, "line"),
-            Input::Lines => (MESSAGE_BYTES_CEILING, "line"),
-            Input::Whole => (MESSAGE_BYTES_CEILING, "input"),
-        };
-        if self.held.len() > most {
-            let number = self.lines + 1;
-            return Err(CliError::failed(format!(
-                "{what} {number} has more than {most} bytes, which no topic takes as one message; cut it into smaller ones"
-            )));
-        }
+        self.check(self.held.len())?;
         Ok(items)
+    }
+
+    /// Refuses what is too long for one message before all of it is read; what it is made of is checked later.
+    fn check(&self, bytes: usize) -> Result<(), CliError> {
+        let most = if self.cut == Input::Json { LINE_BYTES_MAX } else { MESSAGE_BYTES_CEILING };
+        if bytes <= most {
+            return Ok(());
+        }
+        let what = match self.cut {
+            Input::Whole => "the input".to_string(),
+            Input::Json | Input::Lines => format!("line {}", self.lines + 1),
+        };
+        Err(CliError::new(
+            Exit::Refused,
+            format!("{what} has more than {most} bytes, which no topic takes as one message; cut it into smaller ones"),
+        ))
     }
 
     fn finish(&mut self) -> Result<Vec<Item>, CliError> {
@@ -196,6 +203,17 @@ mod tests {
     fn a_line_that_is_no_message_is_named() {
         let error = cut_all(Input::Json, b"{\"payload\":\"x\"}\n\n{\"payload\":5}\n", &[9]).expect_err("a number");
         assert!(error.to_string().contains("input line 3"), "{error}");
+    }
+
+    #[test]
+    fn what_no_topic_takes_is_refused_whether_its_end_was_read_or_not() {
+        let long = vec![b'x'; MESSAGE_BYTES_CEILING + 1];
+        for (cut, ends) in [(Input::Whole, ""), (Input::Lines, ""), (Input::Lines, "\n"), (Input::Lines, "\nshort\n")] {
+            let text = [&long, ends.as_bytes()].concat();
+            let error = cut_all(cut, &text, &[READ_BYTES]).expect_err("too long");
+            assert_eq!(error.exit(), Exit::Refused, "{cut:?} {ends:?}: {error}");
+        }
+        cut_all(Input::Lines, &long[1..], &[READ_BYTES]).unwrap();
     }
 
     proptest! {

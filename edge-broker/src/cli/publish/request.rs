@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use seaway_federation_proto::ids::{Path, Site};
+use seaway_federation_proto::{
+    ids::{Path, Site},
+    limits::MESSAGE_BYTES_CEILING,
+};
 
 use super::input::Item;
 use crate::{
     api::{self, publish_batch::Content},
     cli::{
-        CliError,
+        CliError, Exit,
         args::{Mode, OnDeadline, PubArgs},
     },
 };
@@ -94,8 +97,25 @@ impl Template {
         headers.extend(self.headers.iter().cloned());
         let key = item.key.or_else(|| self.key.clone());
         let content = Content { path: path.to_string(), key, headers, payload: item.payload };
+        let bytes = content_bytes(&content);
+        if bytes > MESSAGE_BYTES_CEILING {
+            // The server would refuse the whole request, and with it what is on the way beside this message.
+            return Err(CliError::new(
+                Exit::Refused,
+                format!(
+                    "a message of {bytes} bytes (payload, key and headers) is larger than the {MESSAGE_BYTES_CEILING} that any \
+                     topic takes; cut it into smaller ones"
+                ),
+            ));
+        }
         Ok((path.topic().to_string(), content))
     }
+}
+
+/// Payload, key and headers, as the limit of a message counts them.
+pub(crate) fn content_bytes(content: &Content) -> usize {
+    let headers: usize = content.headers.iter().map(|header| header.name.len() + header.value.len()).sum();
+    content.payload.len() + content.key.as_ref().map_or(0, Bytes::len) + headers
 }
 
 fn acknowledgement(text: &str) -> Result<api::Acknowledgement, CliError> {

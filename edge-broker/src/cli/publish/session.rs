@@ -19,7 +19,7 @@ use tonic::{Code, Status, Streaming};
 use super::{
     RECONNECT_FOR,
     input::Batch,
-    request::{Producer, Template},
+    request::{Producer, Template, content_bytes},
 };
 use crate::{
     api::{
@@ -80,7 +80,7 @@ struct Pending {
 
 impl Pending {
     fn bytes(&self) -> usize {
-        self.content.payload.len() + 256
+        content_bytes(&self.content) + 256
     }
 
     /// Whether it can stand behind `before` in one batch.
