@@ -176,17 +176,3 @@ pub enum DoorError {
     #[error("the door stopped: {0}")]
     Serve(String),
 }
-
-/// Opens the door, calls `opened` with the address in use once clients can come in, and serves until `shutdown`
-/// resolves; then refuses new publishes, lets receipts that are out finish (at most [`DoorConfig::drain_timeout`]),
-/// and ends streams with a clear status.
-pub async fn serve(
-    config: DoorConfig,
-    node: seaway_relay::node::Node,
-    opened: impl FnOnce(SocketAddr) + Send,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> Result<(), DoorError> {
-    let door = Door::open(config, node).await?;
-    opened(door.address());
-    door.serve(shutdown).await
-}

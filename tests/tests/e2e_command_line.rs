@@ -53,8 +53,10 @@ fn a_node_that_cannot_start_says_why_in_one_sentence() {
     let (eu_config, us_config) = (eu.config().display().to_string(), us.config().display().to_string());
     let start = |set: &str| seaway(&["edge", "--config", &us_config, "--set", set]);
     // Its door's address in use, its link's address in use, another's directory, its own directory twice.
-    start(&format!("door.listen=127.0.0.1:{}", eu.door_port)).failed(1, "choose another address");
-    start(&format!("link.listen=127.0.0.1:{}", eu.link_port)).failed(1, &eu.link_port.to_string());
+    let ran = start(&format!("door.listen=127.0.0.1:{}", eu.door_port)).failed(1, "choose another address");
+    assert!(!ran.err.contains("the node is up"), "{}", ran.err);
+    let ran = start(&format!("link.listen=127.0.0.1:{}", eu.link_port)).failed(1, &eu.link_port.to_string());
+    assert!(!ran.err.contains("the node is up"), "{}", ran.err);
     seaway(&["edge", "--config", &eu_config]).failed(1, "in use by another process");
     seaway(&["log", "verify", &eu.data_dir().display().to_string()]).failed(1, "in use by another process");
     let foreign = format!("node.data_dir={}", eu.data_dir().display());
@@ -137,6 +139,19 @@ fn rights_and_limits_refuse_with_exit_code_5() {
     with(&["status"]).failed(5, "admin right");
     with(&["pub", "small", &"x".repeat(2000)]).failed(5, "message 1");
     with(&["pub", "_internal", "x"]).failed(5, "");
+    // More than any topic takes: as a whole, as a line that ends or does not, as one of several, and by its key and headers.
+    let long = vec![b'x'; (16 << 20) + 1];
+    let input = |args: &[&str], text: &[u8]| {
+        federation.run_with("eu/edge", &[args, &["--token-file", &shown]].concat(), text).failed(5, "than")
+    };
+    input(&["pub", "orders", "--whole"], &long);
+    input(&["pub", "orders"], &long);
+    let several = [b"short\n", &long[..], b"\n", &long[..], b"\nshort\n"].concat();
+    let ran = input(&["pub", "orders"], &several);
+    assert!(ran.err.contains("line 2") && ran.err.contains("1 message stored"), "{}", ran.err);
+    input(&["pub", "orders", "--whole", "--header", "name=value"], &long[1..]);
+    let object = format!("{{\"path\":\"orders\",\"payload\":\"{}\"}}\n", "x".repeat(long.len()));
+    input(&["pub", "--input", "json"], object.as_bytes());
     let wrong = federation.file("wrong-token", b"not-the-secret\n");
     federation.run("eu/edge", &["status", "--token-file", &wrong]).failed(5, "");
 }

@@ -32,16 +32,29 @@ async fn serve(config: seaway_relay::node::NodeConfig, door: Option<door::DoorCo
     // Signals first: one that comes while the log is replayed is not missed.
     let mut signals = Signals::new()?;
     let (name, kind) = (config.name.clone(), config.kind);
-    let node = tokio::select! {
-        started = Node::start(config) => started.map_err(|e| CliError::failed(e.to_string()))?,
+    // All that may fail comes before anybody sees the node: the data directory, the links' sockets, the door's.
+    let opening = async {
+        let node = Node::open(config).await.map_err(|e| CliError::failed(e.to_string()))?;
+        match open_door(door, &node).await {
+            Ok(door) => Ok((node, door)),
+            Err(e) => {
+                // What keeps the door shut is the error to tell; a log that closes badly is found out by the next start.
+                let _ = node.shutdown().await;
+                Err(e)
+            }
+        }
+    };
+    let (node, door) = tokio::select! {
+        opened = opening => opened?,
         () = signals.stop() => return Ok(Exit::Done),
     };
+    node.begin_links();
     tracing::info!(node = %name, ?kind, version = env!("CARGO_PKG_VERSION"), "the node is up");
     let served = match door {
         Some(door) => {
+            tracing::info!(address = %door.address(), "clients may connect");
             let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-            let opened = |address| tracing::info!(%address, "clients may connect");
-            let serving = door::serve(door, node.clone(), opened, async {
+            let serving = door.serve(async {
                 let _ = stopped.await;
             });
             tokio::pin!(serving);
@@ -70,6 +83,11 @@ async fn serve(config: seaway_relay::node::NodeConfig, door: Option<door::DoorCo
     stopped.map_err(CliError::failed)?;
     tracing::info!("the node has stopped");
     Ok(Exit::Done)
+}
+
+async fn open_door(config: Option<door::DoorConfig>, node: &Node) -> Result<Option<door::Door<Node>>, CliError> {
+    let Some(config) = config else { return Ok(None) };
+    door::Door::open(config, node.clone()).await.map(Some).map_err(|e| CliError::failed(e.to_string()))
 }
 
 /// The signals that a node heeds.

@@ -44,6 +44,7 @@ const HEALTH_NAMES: [&str; 3] = ["", "seaway.v1.Messages", "seaway.v1.Admin"];
 pub struct Door<E: Engine> {
     listener: TcpListener,
     address: SocketAddr,
+    server: Server,
     shared: Arc<Shared<E>>,
 }
 
@@ -66,7 +67,8 @@ impl<E: Engine> DoorHandle<E> {
 }
 
 impl<E: Engine> Door<E> {
-    /// Listens, and takes over the tokens, groups and passing wants that the engine keeps.
+    /// Listens, reads the certificates, and takes over the tokens, groups and passing wants that the engine keeps: all that may
+    /// keep a door shut. Clients that connect wait until [`Door::serve`] runs.
     pub async fn open(config: DoorConfig, engine: E) -> Result<Self, DoorError> {
         let addr = config.listen;
         if config.tls.is_none() && !addr.ip().to_canonical().is_loopback() && !config.allow_plain_text {
@@ -77,8 +79,17 @@ impl<E: Engine> Door<E> {
         let listen = |error: io::Error| DoorError::Listen { addr, error };
         let listener = TcpListener::bind(addr).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
+        let mut server = Server::builder()
+            .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .http2_keepalive_timeout(Some(KEEPALIVE));
+        if let Some(tls) = &config.tls {
+            server = tls::apply(server, tls)?;
+        }
         let shared = Shared::open(engine, config)?;
-        Ok(Self { listener, address, shared })
+        Ok(Self { listener, address, server, shared })
     }
 
     /// The address in use.
@@ -91,18 +102,10 @@ impl<E: Engine> Door<E> {
         DoorHandle { shared: self.shared.clone() }
     }
 
-    /// Serves until `shutdown` resolves, then drains; see [`super::serve`].
+    /// Serves until `shutdown` resolves; then refuses new publishes, lets receipts that are out finish (at most
+    /// [`DoorConfig::drain_timeout`]), and ends streams with a clear status.
     pub async fn serve(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), DoorError> {
-        let Self { listener, shared, .. } = self;
-        let mut server = Server::builder()
-            .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
-            .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .http2_keepalive_interval(Some(KEEPALIVE))
-            .http2_keepalive_timeout(Some(KEEPALIVE));
-        if let Some(tls) = &shared.config.tls {
-            server = tls::apply(server, tls)?;
-        }
+        let Self { listener, server, shared, .. } = self;
         let drain = shared.drain.clone();
         let (reporter, health) = tonic_health::server::health_reporter();
         let reporting = tokio::spawn(report_health(shared.clone(), reporter));

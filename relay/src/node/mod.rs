@@ -55,7 +55,23 @@ impl Node {
     /// # Errors
     /// As [`StartError`] says: one sentence with what to do.
     pub async fn start(config: NodeConfig) -> Result<Node, StartError> {
+        let node = Self::open(config).await?;
+        node.begin_links();
+        Ok(node)
+    }
+
+    /// As [`Node::start`], but for the links: their sockets are open, and no peer sees the node before [`Node::begin_links`].
+    /// Whatever else may keep the process from coming up is tried in between.
+    ///
+    /// # Errors
+    /// As [`StartError`] says: one sentence with what to do.
+    pub async fn open(config: NodeConfig) -> Result<Node, StartError> {
         Ok(Node { inner: NodeInner::open(config).await? })
+    }
+
+    /// Lets peers in and dials; a second call does nothing. Must be called within a tokio runtime.
+    pub fn begin_links(&self) {
+        self.inner.begin_links();
     }
 
     /// Joins a node over a commit log that is open already: for tests and simulation of what stands above the log.
@@ -64,7 +80,9 @@ impl Node {
     /// As [`StartError`] says.
     pub async fn start_on(config: NodeConfig, log: Arc<dyn CommitLog>) -> Result<Node, StartError> {
         let random = start::random_bits()?;
-        Ok(Node { inner: NodeInner::start(config, log, random).await? })
+        let node = Node { inner: NodeInner::start(config, log, random).await? };
+        node.begin_links();
+        Ok(node)
     }
 
     /// Its settings.

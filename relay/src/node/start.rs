@@ -172,7 +172,8 @@ impl NodeInner {
         Ok(node)
     }
 
-    /// Joins everything over a commit log that is open. Needs a tokio runtime for the links.
+    /// Joins everything over a commit log that is open, up to the links' sockets; [`NodeInner::begin_links`] lets peers in.
+    /// Needs a tokio runtime for the links.
     pub(super) async fn start(
         config: NodeConfig,
         log: Arc<dyn CommitLog>,
@@ -238,7 +239,7 @@ impl NodeInner {
         }
         node.remember_start().await?;
         node.begin_wants();
-        node.begin_links(epoch)?;
+        node.open_links(epoch)?;
         Ok(node)
     }
 
@@ -312,7 +313,7 @@ impl NodeInner {
         }
     }
 
-    fn begin_links(self: &Arc<Self>, epoch: Instant) -> Result<(), StartError> {
+    fn open_links(self: &Arc<Self>, epoch: Instant) -> Result<(), StartError> {
         let config = &self.config;
         if config.listen.is_none() && config.dial.is_empty() {
             return Ok(());
@@ -326,10 +327,17 @@ impl NodeInner {
             timing: Timing { probe_interval: config.probe_interval, dead_after: config.dead_after },
             epoch,
         };
-        let transport = Transport::start(settings, Arc::new(Opener(Arc::downgrade(self))))?;
+        let transport = Transport::open(settings, Arc::new(Opener(Arc::downgrade(self))))?;
         // Set once, right here.
         let _ = self.transport.set(transport);
         Ok(())
+    }
+
+    /// See [`super::Node::begin_links`].
+    pub(super) fn begin_links(&self) {
+        if let Some(transport) = self.transport.get() {
+            transport.begin();
+        }
     }
 
     /// See [`super::Node::shutdown`].

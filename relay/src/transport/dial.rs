@@ -21,7 +21,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(15);
 const LIVED_WELL: Duration = Duration::from_secs(5);
 
 /// Whom to dial.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Target {
     pub(super) peer: NodeName,
     pub(super) address: String,

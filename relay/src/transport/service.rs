@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -135,21 +138,22 @@ impl Shared {
     }
 }
 
-/// A running transport.
+/// A transport: its sockets are open from [`Transport::open`] on, links come and go from [`Transport::begin`] on.
 #[derive(Debug)]
 pub struct Transport {
     shared: Arc<Shared>,
     listener: Option<Endpoint>,
     dialler: Option<Endpoint>,
-    dialled: Vec<Arc<LinkBoard>>,
+    dialled: Vec<dial::Target>,
+    begun: AtomicBool,
 }
 
 impl Transport {
-    /// Reads the certificates, opens the sockets, begins to listen and to dial. Must be called within a tokio runtime.
+    /// Reads the certificates and opens the sockets; nobody is dialled or let in yet. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// Certificates, keys, or an address that cannot be used; one sentence that says what to do.
-    pub fn start(settings: TransportSettings, opener: Arc<dyn LinkOpener>) -> Result<Self, StartError> {
+    pub fn open(settings: TransportSettings, opener: Arc<dyn LinkOpener>) -> Result<Self, StartError> {
         let credentials = Credentials::load(&settings.tls, &settings.federation, &settings.node)
             .map_err(|error| StartError::Tls(error.to_string()))?;
         let transport = Arc::new(endpoint::transport_config(settings.timing));
@@ -171,18 +175,27 @@ impl Transport {
             tasks: TaskTracker::new(),
             accepted: Mutex::default(),
         });
-        if let Some(endpoint) = &listener {
-            shared.tasks.spawn(listen::run(shared.clone(), endpoint.clone()));
-        }
-        let mut dialled = Vec::new();
-        for (peer, address) in &shared.settings.dial {
-            let Some(endpoint) = &dialler else { break };
+        let target = |(peer, address): &(NodeName, String)| {
             let board = Arc::new(LinkBoard::new(Some(peer.clone()), true, address.clone()));
-            let target = dial::Target { peer: peer.clone(), address: address.clone(), board: board.clone() };
-            shared.tasks.spawn(dial::run(shared.clone(), endpoint.clone(), target));
-            dialled.push(board);
+            dial::Target { peer: peer.clone(), address: address.clone(), board }
+        };
+        let dialled = shared.settings.dial.iter().map(target).collect();
+        Ok(Self { shared, listener, dialler, dialled, begun: AtomicBool::new(false) })
+    }
+
+    /// Lets peers in and dials; once, a second call does nothing. Who came before waits in the socket. Must be called within a
+    /// tokio runtime.
+    pub fn begin(&self) {
+        if self.begun.swap(true, Ordering::AcqRel) {
+            return;
         }
-        Ok(Self { shared, listener, dialler, dialled })
+        if let Some(endpoint) = &self.listener {
+            self.shared.tasks.spawn(listen::run(self.shared.clone(), endpoint.clone()));
+        }
+        let Some(endpoint) = &self.dialler else { return };
+        for target in &self.dialled {
+            self.shared.tasks.spawn(dial::run(self.shared.clone(), endpoint.clone(), target.clone()));
+        }
     }
 
     /// The address it listens at; useful where port 0 was asked for.
@@ -193,7 +206,7 @@ impl Transport {
     /// State of each link: those dialled, in the order of the settings, then those accepted, by name.
     pub fn links(&self) -> Vec<LinkStatus> {
         let accepted: Vec<_> = self.shared.accepted.lock().values().cloned().collect();
-        self.dialled.iter().chain(&accepted).map(|board| board.status()).collect()
+        self.dialled.iter().map(|target| &target.board).chain(&accepted).map(|board| board.status()).collect()
     }
 
     /// Reads certificates, key and authorities anew; links that stand are not touched, later ones use the

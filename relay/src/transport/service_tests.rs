@@ -182,7 +182,8 @@ impl Running {
             epoch: Instant::now(),
         };
         let opener = Opener::default();
-        let transport = Transport::start(settings, Arc::new(opener.clone())).unwrap();
+        let transport = Transport::open(settings, Arc::new(opener.clone())).unwrap();
+        transport.begin();
         Self { transport, seen: opener.0 }
     }
 
