@@ -23,8 +23,13 @@ use crate::{
 pub const FORGOTTEN_MAX: usize = 64;
 /// Most stated holes of one copy.
 pub const HOLES_MAX: usize = 1024;
-/// Most incarnations retained of one copy.
+/// Most incarnations retained of one copy. There is one for each start of the origin that published, and none can be left out
+/// while a batch of it is retained: a place names its incarnation, readers and holders may stand in any, and each is where a
+/// fork may hang. What an announcement lists of a log, and what every look at it costs, grows with them; so they are bounded,
+/// and retention is what keeps them few.
 pub const INCARNATIONS_MAX: usize = 4096;
+/// So many are reported: the log is on its way to a bound at which it takes nothing more from a new start.
+pub const INCARNATIONS_MANY: usize = INCARNATIONS_MAX / 4 * 3;
 
 /// One incarnation as held.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 
 pub use self::{
     codec::DecodeError,
-    log_copy::{Accepted, FORGOTTEN_MAX, HOLES_MAX, INCARNATIONS_MAX, LogCopy, Trimmed},
+    log_copy::{Accepted, FORGOTTEN_MAX, HOLES_MAX, INCARNATIONS_MANY, INCARNATIONS_MAX, LogCopy, Trimmed},
     view::{Located, OnLine},
 };
 use crate::{

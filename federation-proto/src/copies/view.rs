@@ -165,13 +165,18 @@ impl LogCopy {
 
     /// Ends of incarnations that no other goes on from, apart from the main line's.
     pub fn fork_tips(&self) -> Vec<Place> {
-        let tip = |held: &&Held| {
-            !self.is_newest(held.incarnation)
-                && !self.incarnations.iter().any(|next| {
-                    next.previous.is_some_and(|p| p.incarnation == held.incarnation && p.offset >= held.end)
-                })
+        // The highest place of each that another goes on from; one look at each incarnation, since there may be thousands.
+        let mut left_at = vec![None; self.incarnations.len()];
+        for previous in self.incarnations.iter().filter_map(|held| held.previous) {
+            let Ok(index) = self.index_of(previous.incarnation) else { continue };
+            if let Some(left_at) = left_at.get_mut(index) {
+                *left_at = (*left_at).max(Some(previous.offset));
+            }
+        }
+        let tip = |(held, left_at): &(&Held, Option<Offset>)| {
+            !self.is_newest(held.incarnation) && left_at.is_none_or(|left_at| left_at < held.end)
         };
-        self.incarnations.iter().filter(tip).map(Held::end_place).collect()
+        self.incarnations.iter().zip(left_at).filter(tip).map(|(held, _)| held.end_place()).collect()
     }
 
     /// All stated holes in order.

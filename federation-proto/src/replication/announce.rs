@@ -8,7 +8,7 @@ use prost::Message as _;
 use super::{
     LinkId, Replication,
     convert::{self, Checked},
-    lines::{Edge, View},
+    lines::{self, Edge, View},
 };
 use crate::{
     ids::{LogName, Place},
@@ -73,6 +73,9 @@ pub(super) fn view_from(announce: &link::Announce) -> Checked<View> {
             end: e.end,
         });
     }
+    // Ours are in order; nobody else's need be.
+    edges.sort_by_key(|e| e.incarnation);
+    edges.dedup_by_key(|e| e.incarnation);
     let tips = convert::places_from(&announce.tips)?;
     if tips.is_empty() {
         return Err(WireError::Missing("announce.tips"));
@@ -93,9 +96,9 @@ impl Replication {
         let own = state.submitted.as_ref().map(View::of);
         let Some(mut view) = state.remote.clone() else { return own };
         for edge in own.iter().flat_map(|o| &o.edges) {
-            match view.edges.iter_mut().find(|e| e.incarnation == edge.incarnation) {
-                Some(known) => known.end = known.end.max(edge.end),
-                None => {
+            match view.edges.binary_search_by_key(&edge.incarnation, |e| e.incarnation) {
+                Ok(at) => view.edges.iter_mut().skip(at).take(1).for_each(|known| known.end = known.end.max(edge.end)),
+                Err(at) => {
                     let tip = Place { incarnation: edge.incarnation, offset: edge.end };
                     // What came before it was announced goes on where the main line ended.
                     let main =
@@ -104,13 +107,12 @@ impl Replication {
                         Some(main) => *main = tip,
                         None => view.tips.push(tip),
                     }
-                    view.edges.push(*edge);
+                    view.edges.insert(at, *edge);
                 }
             }
         }
-        view.edges.sort_by_key(|e| e.incarnation);
         for tip in &mut view.tips {
-            let end = view.edges.iter().find(|e| e.incarnation == tip.incarnation).map(|e| e.end);
+            let end = lines::edge_in(&view.edges, tip.incarnation).map(|e| e.end);
             tip.offset = tip.offset.max(end.unwrap_or(0));
         }
         Some(view)
@@ -161,7 +163,9 @@ impl Replication {
         let Some(state) = self.logs.entry(&log, max) else {
             self.refuse(
                 "too-many-logs",
-                format!("log {log} is refused: {max} are known already; raise the bound of logs"),
+                format!(
+                    "log {log} is refused: {max} are known already, or half as many of its origin; remove topics that are not used"
+                ),
             );
             return Ok(());
         };

@@ -1,10 +1,12 @@
 //! How a log's incarnations hang together: where a follower stands on somebody else's main line,
 //! and which places of a copy can be read.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 
 use crate::{
-    copies::{Hole, LogInfo},
+    copies::{Hole, IncarnationInfo, LogInfo},
     ids::{Incarnation, Offset, Place},
     session::FetchLine,
 };
@@ -23,6 +25,7 @@ pub(super) struct Edge {
 pub(super) struct View {
     pub(super) begin: Place,
     pub(super) tips: Vec<Place>,
+    /// In the order of their incarnations, each once: look-ups are searches, since a log may have thousands.
     pub(super) edges: Vec<Edge>,
     /// What the origin says besides, as it encoded it.
     pub(super) facts: Bytes,
@@ -41,7 +44,7 @@ impl View {
     }
 
     pub(super) fn edge(&self, incarnation: Incarnation) -> Option<&Edge> {
-        self.edges.iter().find(|e| e.incarnation == incarnation)
+        edge_in(&self.edges, incarnation)
     }
 
     /// The main line from the newest incarnation back: each with the offset at which the line leaves it (`None`: the newest).
@@ -71,7 +74,7 @@ impl View {
         let line = self.main_line();
         let mut after: Option<Incarnation> = None;
         for (edge, leave) in &line {
-            if let Some(held) = own.iter().find(|e| e.incarnation == edge.incarnation) {
+            if let Some(held) = edge_in(own, edge.incarnation) {
                 return Some(match (after, leave) {
                     // More is held than the line goes on from: the next incarnation's first batch.
                     (Some(next), Some(leave)) if held.end > *leave => Place { incarnation: next, offset: *leave },
@@ -79,12 +82,11 @@ impl View {
                 });
             }
             if let Some(previous) = edge.previous
-                && own.iter().any(|e| {
-                    e.incarnation == previous.incarnation && e.begin <= previous.offset && previous.offset <= e.end
-                })
+                && let Some(before) = edge_in(own, previous.incarnation)
+                && (before.begin..=before.end).contains(&previous.offset)
                 && edge.begin == previous.offset
             {
-                let stands = own.iter().any(|e| e.incarnation == previous.incarnation && e.end == previous.offset);
+                let stands = before.end == previous.offset;
                 // Where several incarnations go on from the seam, a holder may take another one than this view does.
                 let follows = |e: &&Edge| e.previous == Some(previous);
                 let forked = own.iter().any(|e| follows(&e)) || self.edges.iter().filter(follows).count() > 1;
@@ -103,12 +105,12 @@ impl View {
 
     /// What this view holds of incarnations beside (or above) the main line and the own copy can take next.
     pub(super) fn missing_beside(&self, own: &[Edge]) -> Vec<Place> {
-        let line = self.main_line();
+        let line: BTreeMap<Incarnation, Option<Offset>> =
+            self.main_line().into_iter().map(|(edge, leave)| (edge.incarnation, leave)).collect();
         self.edges
             .iter()
             .filter_map(|edge| {
-                let leave = line.iter().find(|(e, _)| e.incarnation == edge.incarnation).map(|(_, leave)| *leave);
-                match leave {
+                match line.get(&edge.incarnation).copied() {
                     Some(None) => None,
                     Some(Some(leave)) if edge.end <= leave => None,
                     Some(Some(leave)) => next_of(edge, own).filter(|p| p.offset >= leave),
@@ -124,10 +126,22 @@ impl View {
     }
 }
 
+/// Looks an incarnation up among edges in order.
+pub(super) fn edge_in(edges: &[Edge], incarnation: Incarnation) -> Option<&Edge> {
+    let at = edges.binary_search_by_key(&incarnation, |e| e.incarnation).ok()?;
+    edges.get(at)
+}
+
+/// Looks an incarnation of a copy up.
+fn held_in(info: &LogInfo, incarnation: Incarnation) -> Option<&IncarnationInfo> {
+    let at = info.incarnations.binary_search_by_key(&incarnation, |i| i.incarnation).ok()?;
+    info.incarnations.get(at)
+}
+
 /// The next place of an incarnation that a copy lacks and could take now.
 fn next_of(edge: &Edge, own: &[Edge]) -> Option<Place> {
     let place = |offset| Place { incarnation: edge.incarnation, offset };
-    if let Some(held) = own.iter().find(|e| e.incarnation == edge.incarnation) {
+    if let Some(held) = edge_in(own, edge.incarnation) {
         return (held.end < edge.end && held.end >= edge.begin).then(|| place(held.end));
     }
     if edge.end <= edge.begin {
@@ -136,9 +150,8 @@ fn next_of(edge: &Edge, own: &[Edge]) -> Option<Place> {
     match edge.previous {
         None => (edge.begin == 0).then(|| place(0)),
         Some(previous) => {
-            let joined = own.iter().any(|e| {
-                e.incarnation == previous.incarnation && e.begin <= previous.offset && previous.offset <= e.end
-            });
+            let before = edge_in(own, previous.incarnation);
+            let joined = before.is_some_and(|e| (e.begin..=e.end).contains(&previous.offset));
             (joined && edge.begin == previous.offset).then(|| place(edge.begin))
         }
     }
@@ -175,7 +188,7 @@ pub(super) fn locate(info: &LogInfo, place: Place, line: FetchLine) -> Where {
     let mut at = place;
     // Each round goes to a later incarnation.
     for _ in 0..=info.incarnations.len() {
-        let Some(own) = info.incarnations.iter().find(|i| i.incarnation == at.incarnation) else {
+        let Some(own) = held_in(info, at.incarnation) else {
             // An empty copy that was just begun has a place but perhaps no incarnation yet.
             return if info.end == at { Where::AtEnd } else { Where::Outside };
         };
@@ -202,7 +215,7 @@ fn leaves(info: &LogInfo, incarnation: Incarnation) -> Option<Place> {
     let mut after = info.incarnations.last()?;
     while after.incarnation > incarnation {
         let previous = after.previous.filter(|p| p.offset == after.begin && p.incarnation < after.incarnation)?;
-        let before = info.incarnations.iter().find(|i| i.incarnation == previous.incarnation)?;
+        let before = held_in(info, previous.incarnation)?;
         if !(before.begin..=before.end).contains(&previous.offset) {
             return None;
         }
@@ -223,8 +236,7 @@ pub(super) fn covers(info: &LogInfo, tips: &[Place], place: Place) -> bool {
             if at.incarnation == place.incarnation {
                 return place.offset < at.offset;
             }
-            let edge = info.incarnations.iter().find(|i| i.incarnation == at.incarnation);
-            match edge.and_then(|e| e.previous) {
+            match held_in(info, at.incarnation).and_then(|e| e.previous) {
                 Some(previous) => at = previous,
                 None => return false,
             }

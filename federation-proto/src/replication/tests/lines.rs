@@ -99,3 +99,59 @@ fn what_is_believed_of_a_place_is_what_a_read_answers() {
     }
     assert!(met.iter().all(|n| *n > 1000), "{met:?}");
 }
+
+/// A log whose origin restarted so often, a message each time.
+fn restarted(times: u64) -> LogCopy {
+    let mut copy = LogCopy::begin(place(1, 0), Some(Chain::default()));
+    for n in 0..times {
+        let facts = Facts {
+            begin: place(n + 1, n),
+            end: n + 1,
+            first_of_incarnation: true,
+            previous: (n > 0).then(|| place(n, n)),
+            chain_before: if n == 0 { Chain::default() } else { Chain([1; 16]) },
+            chain_after: Chain([1; 16]),
+            origin_time_us: 0,
+            bytes: 1,
+        };
+        copy.append(&facts, &TakenAsGiven).unwrap();
+    }
+    copy
+}
+
+#[test]
+fn as_many_incarnations_as_there_may_be_make_one_line() {
+    let max = crate::copies::INCARNATIONS_MAX as u64;
+    let copy = restarted(max);
+    let info = copy.info();
+    assert_eq!((info.fork_tips.len(), info.begin, info.end), (0, place(1, 0), place(max, max)));
+    let view = View::of(&info);
+    assert_eq!(view.main_line().len() as u64, max);
+    // A copy that is far behind goes on at its end, and an empty one at the first.
+    let behind = edges_of(&restarted(2).info());
+    assert_eq!(view.continue_main(&behind), Some(place(2, 2)));
+    assert_eq!(view.continue_main(&[]), Some(place(1, 0)));
+    assert!(view.missing_beside(&behind).is_empty());
+    assert_eq!(view.missing_anywhere(&behind), [place(3, 2)]);
+    assert!(covers(&info, &[place(max, max)], place(1, 0)));
+    assert_eq!(locate(&info, place(1, 1), FetchLine::Main), Where::Held);
+    // One more is refused, and says what to do.
+    let more = Facts {
+        begin: place(max + 1, max),
+        end: max + 1,
+        first_of_incarnation: true,
+        previous: Some(place(max, max)),
+        chain_before: Chain([1; 16]),
+        chain_after: Chain([1; 16]),
+        origin_time_us: 0,
+        bytes: 1,
+    };
+    let refused = copy.clone().append(&more, &TakenAsGiven).unwrap_err();
+    assert!(refused.to_string().contains("trim the log"), "{refused}");
+    // Forks are found among them, the last one's own end aside.
+    let mut forked = restarted(20);
+    let facts = Facts { begin: place(7, 7), end: 9, first_of_incarnation: false, previous: None, ..more };
+    forked.append(&facts, &TakenAsGiven).unwrap();
+    assert_eq!(forked.info().fork_tips, [place(7, 9)]);
+    assert_eq!(View::of(&forked.info()).missing_beside(&edges_of(&restarted(20).info())), [place(7, 7)]);
+}
