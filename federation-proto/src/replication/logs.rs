@@ -1,6 +1,6 @@
 //! What is known of each log: the own copy, what the upstream announced, what others offered, the fetches that feed it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, ops::Bound, time::Duration};
 
 use super::{
     LinkId,
@@ -14,6 +14,9 @@ use crate::{
     ids::{Incarnation, LogName, NodeName, Pattern, Place, Site},
     session::{FetchNumber, Lane},
 };
+
+/// Logs looked at in a tick for whether anything is left of them; a whole table of 200,000 takes some minutes.
+pub(super) const IDLE_LOOKS: usize = 1024;
 
 /// Which of a log's fetches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -80,6 +83,13 @@ impl LogState {
     pub(super) fn end(&self) -> Option<Place> {
         self.submitted.as_ref().map(|i| i.end)
     }
+
+    /// Whether there is nothing left of the log here: no copy, nobody who has it, nothing that is waited for.
+    fn is_idle(&self) -> bool {
+        let held = self.submitted.is_some() || self.durable.is_some() || self.beginning;
+        let known = self.remote.is_some() || !self.offers.is_empty() || self.gap.is_some();
+        !held && !known && self.waiting.is_empty() && self.fetches.is_empty()
+    }
 }
 
 /// All logs, by origin.
@@ -87,6 +97,8 @@ impl LogState {
 pub(super) struct Logs {
     by_origin: BTreeMap<Site, BTreeMap<LogName, LogState>>,
     count: usize,
+    /// Up to where the last [`Logs::forget_idle`] looked.
+    looked_at: Option<LogName>,
 }
 
 impl Logs {
@@ -98,8 +110,18 @@ impl Logs {
         self.by_origin.get_mut(&log.origin)?.get_mut(log)
     }
 
-    /// The log's state, made if there is room for one more.
+    /// The state of a log that others speak of, made if there is room for one more. One origin may have half of the table, so
+    /// that one which invents names leaves room for all others.
     pub(super) fn entry(&mut self, log: &LogName, max: usize) -> Option<&mut LogState> {
+        let of_origin = self.by_origin.get(&log.origin).map_or(0, BTreeMap::len);
+        if of_origin >= max.div_ceil(2) && self.get(log).is_none() {
+            return None;
+        }
+        self.entry_held(log, max)
+    }
+
+    /// The state of a log that is held here, made if there is any room.
+    pub(super) fn entry_held(&mut self, log: &LogName, max: usize) -> Option<&mut LogState> {
         if self.get(log).is_none() {
             if self.count >= max {
                 return None;
@@ -108,6 +130,37 @@ impl Logs {
             self.by_origin.entry(log.origin.clone()).or_default().insert(log.clone(), LogState::default());
         }
         self.get_mut(log)
+    }
+
+    /// Logs known.
+    #[cfg(test)]
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Looks at so many logs, beginning where it stopped last, and forgets those of which nothing is left. What still names
+    /// them (a mark under way, a peer's fetch) meets an unknown log, as it would have at first.
+    pub(super) fn forget_idle(&mut self, looks: usize) {
+        let after = self.looked_at.take();
+        let rest = after.as_ref().and_then(|after| {
+            Some(self.by_origin.get(&after.origin)?.range((Bound::Excluded(after.clone()), Bound::Unbounded)))
+        });
+        let origin = after.as_ref().map_or(Bound::Unbounded, |after| Bound::Excluded(after.origin.clone()));
+        let others = self.by_origin.range((origin, Bound::Unbounded)).flat_map(|(_, logs)| logs);
+        let looked: Vec<(&LogName, &LogState)> = rest.into_iter().flatten().chain(others).take(looks).collect();
+        let last = looked.last().filter(|_| looked.len() == looks).map(|(name, _)| (*name).clone());
+        let idle: Vec<LogName> =
+            looked.into_iter().filter(|(_, state)| state.is_idle()).map(|(name, _)| name.clone()).collect();
+        for log in idle {
+            let Some(of_origin) = self.by_origin.get_mut(&log.origin) else { continue };
+            if of_origin.remove(&log).is_some() {
+                self.count -= 1;
+            }
+            if of_origin.is_empty() {
+                self.by_origin.remove(&log.origin);
+            }
+        }
+        self.looked_at = last;
     }
 
     pub(super) fn origins(&self) -> Vec<Site> {

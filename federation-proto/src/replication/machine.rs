@@ -12,7 +12,7 @@ use super::{
     convert::Checked,
     fetching::FetchOwner,
     held::Held,
-    logs::Logs,
+    logs::{IDLE_LOOKS, Logs},
     marks::Marks,
     one_way::OneWays,
     passes::Pools,
@@ -24,7 +24,7 @@ use super::{
     wants::Wants,
 };
 use crate::{
-    copies::{AppendRefusal, LogInfo},
+    copies::{AppendRefusal, INCARNATIONS_MANY, INCARNATIONS_MAX, LogInfo},
     ids::{LogName, Place, Site, Topic},
     session::{FetchEnded, FetchNumber, FetchOrder, NodeKind, PeerInfo},
     wire::link,
@@ -320,7 +320,7 @@ impl Replication {
         self.at(now);
         let max = self.config.logs_max;
         let own = self.config.is_origin_of(&log.origin);
-        let Some(state) = self.logs.entry(&log, max) else {
+        let Some(state) = self.logs.entry_held(&log, max) else {
             let text = format!("log {log} is not replicated: {max} are known already; raise the bound of logs");
             return self.refuse("too-many-logs", text);
         };
@@ -331,12 +331,18 @@ impl Replication {
         if appeared || gone {
             state.beginning = false;
         }
+        let incarnations = |info: &Option<LogInfo>| info.as_ref().map_or(0, |i| i.incarnations.len());
+        let many = incarnations(&was_submitted) < INCARNATIONS_MANY && incarnations(&state.submitted) >= INCARNATIONS_MANY;
         let grew = was_submitted.as_ref().map(|i| i.end) != state.submitted.as_ref().map(|i| i.end);
         if grew {
             state.failures = 0;
             state.trouble = None;
             state.moved_at = self.now;
         }
+        if many {
+            self.report("many-incarnations", many_incarnations(&log, own));
+        }
+        let Some(state) = self.logs.get(&log) else { return };
         let seen = |now: &Option<LogInfo>, was: &Option<LogInfo>| Change::between(was.as_ref(), now.as_ref());
         let change = if own { seen(&state.durable, &was_durable) } else { seen(&state.submitted, &was_submitted) };
         let stated = state.durable != was_durable;
@@ -423,6 +429,7 @@ impl Replication {
         self.lend_idle_passes();
         self.check_holes();
         self.age_records();
+        self.logs.forget_idle(IDLE_LOOKS);
         for log in std::mem::take(&mut self.trimmed) {
             self.announce_log(&log);
         }
@@ -505,6 +512,15 @@ impl Replication {
     pub fn kind(&self) -> NodeKind {
         self.config.kind
     }
+}
+
+fn many_incarnations(log: &LogName, own: bool) -> String {
+    let from = if own { "this node publishes" } else { "its origin publishes" };
+    format!(
+        "{INCARNATIONS_MANY} starts are retained of log {log} and at most {INCARNATIONS_MAX} may be, one for each restart after \
+         which {from}: then it takes nothing from a new start; give its topic a retention (retention_age, retention_size), \
+         and look why the origin restarts so often"
+    )
 }
 
 /// What differs between two views of a log, newest ends aside.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, clippy::print_stderr, reason = "tests")]
 
+mod bounds;
 mod carried;
 mod gaps;
 mod net;
@@ -504,7 +505,7 @@ fn bounds_refuse_and_report() {
     let mut net = Net::new(17);
     net.add("a/edge", NodeKind::Edge);
     net.add("b/edge", NodeKind::Edge);
-    net.limit(1, 3, 2);
+    net.limit(1, 6, 2); // one origin has half of it
     net.connect(0, 1);
     for n in 0..5 {
         net.want(0, want(&format!("w{n}"), &format!("t{n}"), WantStart::Earliest));
