@@ -18,7 +18,10 @@ for argument in "$@"; do
         --keep) keep=true ;;
         --help | -h) sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
         -*) say "$argument is not an option; see deploy/demo.sh --help"; exit 2 ;;
-        *) file="$argument" ;;
+        *)
+            [ -z "$file" ] || { say "one FILE at most is sent; see deploy/demo.sh --help"; exit 2; }
+            file="$argument"
+            ;;
     esac
 done
 terminal=false
@@ -26,7 +29,7 @@ terminal=false
 
 work="$(mktemp -d "${TMPDIR:-/tmp}/seaway-demo.XXXXXX")"
 relay_pid="" eu_pid="" us_pid="" helpers=()
-failed=true
+failed=true interrupted=false
 
 # Ends what this script started, by process id, and removes its directory.
 clean_up() {
@@ -36,7 +39,7 @@ clean_up() {
     for pid in "${helpers[@]}"; do kill "$pid" 2>/dev/null || true; done
     for pid in $relay_pid $eu_pid $us_pid; do kill "$pid" 2>/dev/null || true; done
     for pid in "${helpers[@]}" $relay_pid $eu_pid $us_pid; do wait_gone "$pid"; done
-    if [ "$failed" = true ]; then
+    if [ "$failed" = true ] && [ "$interrupted" = false ]; then
         for log in "$work"/*.log; do
             [ -s "$log" ] && { say "--- the end of ${log##*/}"; tail -n 15 "$log" >&2; }
         done
@@ -50,8 +53,8 @@ wait_gone() {
     wait "$1" 2>/dev/null || true
 }
 trap clean_up EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
+trap 'interrupted=true; exit 130' INT
+trap 'interrupted=true; exit 143' TERM
 
 die() { say "demo: $*"; exit 1; }
 
@@ -162,16 +165,26 @@ start_relay
 "$seaway" edge --config "$work/us.toml" 2> "$work/us.log" & us_pid=$!
 
 identity=(--tls-ca "$work/ca/ca.pem" --cert "$work/demo.pem" --tls-key "$work/demo.key")
-at() { # site, command and its arguments
+become() { # site, command and its arguments: to be run in the background, where `$!` is then the command itself
     local door=$eu_door site="$1"
     shift
     [ "$site" = us ] && door=$us_door
-    "$seaway" "$@" --server "https://localhost:$door" "${identity[@]}"
+    exec "$seaway" "$@" --server "https://localhost:$door" "${identity[@]}"
 }
+at() { (become "$@"); }
 other() { if [ "$1" = eu ]; then echo us; else echo eu; fi; }
 alive() {
     kill -0 "$eu_pid" 2>/dev/null || die "the node of eu has ended"
     kill -0 "$us_pid" 2>/dev/null || die "the node of us has ended"
+}
+declare -A subscriber publisher
+publishing() { # ends all when a publisher has failed: what it did not send, nobody needs to wait for
+    local route
+    for route in "$@"; do
+        [ -n "${publisher[$route]}" ] && ! kill -0 "${publisher[$route]}" 2>/dev/null || continue
+        wait "${publisher[$route]}" || die "$route: publishing failed: $(tail -n 1 "$work/$route.pub.log")"
+        publisher[$route]=""
+    done
 }
 
 # Ready when a message published at each site is acknowledged by the other.
@@ -197,15 +210,14 @@ total_arrived() {
 }
 
 say "Sending $lines lines of $file from each region to the other, sync (--ack all) and async …"
-declare -A subscriber publisher
 for route in "${routes[@]}"; do
     mode="$(part "$route" 1)" from="$(part "$route" 2)" to="$(part "$route" 3)"
-    at "$to" sub "demo-$mode" --origin "$from" --from earliest --count "$lines" --timeout 600s \
+    become "$to" sub "demo-$mode" --origin "$from" --from earliest --count "$lines" --timeout 600s \
         > "$work/$route.arrived" 2> "$work/$route.sub.log" &
     subscriber[$route]=$!
     acknowledge=()
     [ "$mode" = sync ] && acknowledge=(--ack all --deadline 300s)
-    at "$from" pub "demo-$mode" --mode "$mode" "${acknowledge[@]}" --file "$sent" 2> "$work/$route.pub.log" &
+    become "$from" pub "demo-$mode" --mode "$mode" "${acknowledge[@]}" --file "$sent" 2> "$work/$route.pub.log" &
     publisher[$route]=$!
     helpers+=("${subscriber[$route]}" "${publisher[$route]}")
 done
@@ -225,6 +237,7 @@ all=$((lines * ${#routes[@]}))
 tries=0
 until [ "$(total_arrived "${routes[@]}")" -ge $((all / 50 + 1)) ]; do
     alive
+    publishing "${routes[@]}"
     tries=$((tries + 1))
     [ $tries -lt 6000 ] || die "nothing arrives"
     sleep 0.02
@@ -239,7 +252,7 @@ for _ in 1 2 3; do show "${routes[@]}"; sleep 1; done
 [ "$terminal" = true ] && printf '\r\033[K' >&2
 while_down="$(total_arrived "${routes[@]}")"
 start_relay
-say "The relay is started again ($while_down arrived while it was down)."
+say "The relay is started again; $((while_down - at_kill)) more had passed it before it was killed and arrived meanwhile."
 
 pause=5
 [ "$terminal" = true ] && pause=0.3
@@ -248,6 +261,7 @@ while :; do
     for route in "${routes[@]}"; do kill -0 "${subscriber[$route]}" 2>/dev/null && running=true; done
     [ "$running" = true ] || break
     alive
+    publishing "${routes[@]}"
     show "${routes[@]}"
     sleep "$pause"
 done
@@ -255,7 +269,7 @@ show "${routes[@]}"
 [ "$terminal" = true ] && echo >&2
 proof=true
 for route in "${routes[@]}"; do
-    wait "${publisher[$route]}" || { say "$route: publishing failed: $(tail -n 1 "$work/$route.pub.log")"; proof=false; }
+    while [ -n "${publisher[$route]}" ]; do publishing "$route"; sleep 0.02; done
     wait "${subscriber[$route]}" || { say "$route: subscribing failed: $(tail -n 1 "$work/$route.sub.log")"; proof=false; }
 done
 [ "$at_kill" -lt "$all" ] || { say "all had arrived before the relay was killed"; proof=false; }
@@ -265,7 +279,7 @@ say "Sending the same lines one-way …"
 one_way=(one-way.eu.us one-way.us.eu)
 for route in "${one_way[@]}"; do
     to="$(part "$route" 3)" from="$(part "$route" 2)"
-    at "$to" sub demo-one-way --origin "$from" --from latest > "$work/$route.arrived" 2> "$work/$route.sub.log" &
+    become "$to" sub demo-one-way --origin "$from" --from latest > "$work/$route.arrived" 2> "$work/$route.sub.log" &
     subscriber[$route]=$!
     helpers+=("${subscriber[$route]}")
 done
@@ -280,7 +294,7 @@ for route in "${one_way[@]}"; do
     done
 done
 for route in "${one_way[@]}"; do
-    at "$(part "$route" 2)" pub demo-one-way --mode one-way --file "$sent" 2> "$work/$route.pub.log" &
+    become "$(part "$route" 2)" pub demo-one-way --mode one-way --file "$sent" 2> "$work/$route.pub.log" &
     publisher[$route]=$!
     helpers+=("${publisher[$route]}")
 done
@@ -336,7 +350,7 @@ if [ "$keep" = true ] && [ "$failed" = false ]; then
 
 The federation is running in $work. To try (eu is https://localhost:$eu_door, us is https://localhost:$us_door):
 
-  alias seaway='$seaway'
+  seaway() { '$seaway' "\$@"; }
   export SEAWAY_SERVER=https://localhost:$eu_door
   ID='--tls-ca $work/ca/ca.pem --cert $work/demo.pem --tls-key $work/demo.key'
   seaway status \$ID
@@ -344,7 +358,9 @@ The federation is running in $work. To try (eu is https://localhost:$eu_door, us
   seaway sub 'news/#' \$ID --server https://localhost:$us_door &
   seaway pub news/weather 'sun in eu' --ack all \$ID
 
-To end it:  kill $relay_pid $eu_pid $us_pid; rm -rf $work
+To end it:
+
+  kill $relay_pid $eu_pid $us_pid; while kill -0 $relay_pid $eu_pid $us_pid 2>/dev/null; do sleep 0.2; done; rm -rf '$work'
 EOF
 fi
 [ "$failed" = false ]
