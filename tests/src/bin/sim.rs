@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use seaway_tests::sim::{self, Scenario};
+use seaway_tests::sim::{self, Disasters, Scenario};
 
 /// Simulates whole federations under faults and checks the invariants.
 #[derive(Parser)]
@@ -19,10 +19,13 @@ struct Arguments {
     /// Number of seeds.
     #[arg(long, default_value_t = 100)]
     seeds: u64,
+    /// Let an origin's disk be lost in the same run in which retention or damage takes ranges away.
+    #[arg(long)]
+    together: bool,
 }
 
-fn run(seed: u64, verbose: bool) -> bool {
-    let scenario = Scenario::random(seed);
+fn run(seed: u64, disasters: Disasters, verbose: bool) -> bool {
+    let scenario = Scenario::random_with(seed, disasters);
     if verbose {
         println!("{scenario:#?}");
     }
@@ -30,8 +33,9 @@ fn run(seed: u64, verbose: bool) -> bool {
     let good = outcome.violations.is_empty();
     if verbose || !good {
         println!(
-            "seed {seed}: {} published, {} receipts ({} of other sites), {} deaths, {} events in {:?} simulated, fingerprint {:016x}, alarms {:?}",
+            "seed {seed}: {} published ({} tried again), {} receipts ({} of other sites), {} deaths, {} events in {:?} simulated, fingerprint {:016x}, alarms {:?}",
             outcome.published,
+            outcome.tried_again,
             outcome.receipts,
             outcome.remote_receipts,
             outcome.deaths,
@@ -54,12 +58,12 @@ fn run(seed: u64, verbose: bool) -> bool {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let bad: Vec<u64> = match arguments.seed {
-        Some(seed) => [seed].into_iter().filter(|seed| !run(*seed, true)).collect(),
-        None => {
-            (arguments.from..arguments.from.saturating_add(arguments.seeds)).filter(|seed| !run(*seed, false)).collect()
-        }
+    let disasters = if arguments.together { Disasters::Together } else { Disasters::Apart };
+    let (seeds, verbose) = match arguments.seed {
+        Some(seed) => (seed..seed.saturating_add(1), true),
+        None => (arguments.from..arguments.from.saturating_add(arguments.seeds), false),
     };
+    let bad: Vec<u64> = seeds.filter(|seed| !run(*seed, disasters, verbose)).collect();
     if bad.is_empty() {
         println!("all invariants held");
         return ExitCode::SUCCESS;

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use seaway_federation_proto::{
+    copies::{HoleKind, LogInfo},
     envelope::Batch,
     ids::{Incarnation, LogName, Offset, Place, Site},
     message::decode_messages,
@@ -31,6 +32,8 @@ pub struct Disk<'a> {
     pub site: Site,
     /// Whether the node is its site's edge broker.
     pub edge: bool,
+    /// Whether it wants a topic.
+    pub wants: Box<dyn Fn(&str) -> bool + 'a>,
     /// Its commit log.
     pub log: &'a dyn CommitLog,
 }
@@ -91,6 +94,7 @@ fn violation(invariant: u8, what: String) -> Violation {
 /// Everything on all disks, read once.
 pub struct Holdings {
     copies: BTreeMap<String, BTreeMap<LogName, Batches>>,
+    shapes: BTreeMap<String, BTreeMap<LogName, LogInfo>>,
 }
 
 impl Holdings {
@@ -103,7 +107,12 @@ impl Holdings {
                 (disk.name.clone(), logs)
             })
             .collect();
-        Self { copies }
+        let shape = |disk: &Disk<'_>, log: LogName| Some((log.clone(), disk.log.info(&log, true)?));
+        let shapes = disks
+            .iter()
+            .map(|disk| (disk.name.clone(), disk.log.logs().into_iter().filter_map(|log| shape(disk, log)).collect()))
+            .collect();
+        Self { copies, shapes }
     }
 
     /// Invariant 2: two copies are equal wherever both hold.
@@ -159,7 +168,7 @@ impl Holdings {
     pub fn check_once(&self, truth: &Truth, found: &mut Vec<Violation>) {
         for node in self.copies.keys() {
             for (id, times) in self.messages(node, found) {
-                if times > 1 {
+                if times > 1 && !truth.is_excused(id) {
                     found.push(violation(3, format!("{node} holds message {id:?} {times} times")));
                 }
                 if !truth.published(id) {
@@ -170,12 +179,15 @@ impl Holdings {
     }
 
     /// Invariant 1: what has a receipt is durable at its origin and at every site that the receipt names, at the place it states, unless
-    /// that disk was lost or set back since.
+    /// a disk that held it there was lost or set back.
     pub fn check_receipts(&self, disks: &[Disk<'_>], truth: &Truth, found: &mut Vec<Violation>) {
         for receipt in truth.receipts() {
             let sites: BTreeSet<&Site> = receipt.sites.iter().chain([&receipt.log.origin]).collect();
             for disk in disks.iter().filter(|disk| disk.edge && sites.contains(&disk.site)) {
-                if truth.disk_lost_since(&disk.name, receipt.number) {
+                let gone = self.is_below_begin(&disk.name, &receipt.log, receipt.place)
+                    && truth.was_trimmed(&receipt.log)
+                    || truth.was_damaged(&disk.name, &receipt.log, receipt.place);
+                if gone || truth.was_on_lost_disk(&disk.name, &receipt.log, receipt.place) {
                     continue;
                 }
                 let held = self.copies.get(&disk.name).and_then(|logs| logs.get(&receipt.log)).and_then(|batches| {
@@ -214,27 +226,84 @@ impl Holdings {
         hash
     }
 
-    /// Invariants 5 and 6 after the faults stopped: every edge holds every message that some node still holds.
-    pub fn check_complete(&self, disks: &[Disk<'_>], found: &mut Vec<Violation>) {
-        let mut everywhere: BTreeMap<MessageId, String> = BTreeMap::new();
-        let held: BTreeMap<&str, BTreeMap<MessageId, u32>> =
-            disks.iter().map(|disk| (disk.name.as_str(), self.messages(&disk.name, found))).collect();
-        for (node, messages) in &held {
-            for id in messages.keys() {
-                everywhere.entry(*id).or_insert_with(|| (*node).to_owned());
+    /// Whether a place lies below what a node holds, of the log or of that incarnation.
+    fn is_below_begin(&self, node: &str, log: &LogName, place: Place) -> bool {
+        let Some(info) = self.shapes.get(node).and_then(|logs| logs.get(log)) else { return false };
+        match info.incarnations.iter().find(|i| i.incarnation == place.incarnation) {
+            Some(held) => place.offset < held.begin,
+            None => place.incarnation < info.begin.incarnation,
+        }
+    }
+
+    /// Whether an incarnation can no longer be joined to what a node holds: retention took away where it began, and the origin
+    /// began the log anew after it lost its disk.
+    fn is_severed(&self, node: &str, holder: &str, log: &LogName, incarnation: Incarnation) -> bool {
+        let held = |node: &str| {
+            let info = self.shapes.get(node).and_then(|logs| logs.get(log));
+            info.and_then(|i| i.incarnations.iter().find(|i| i.incarnation == incarnation)).cloned()
+        };
+        held(node).is_none() && held(holder).is_some_and(|i| i.previous.is_none() && i.begin > 0)
+    }
+
+    fn states_lost(&self, node: &str, log: &LogName, place: Place) -> bool {
+        let info = self.shapes.get(node).and_then(|logs| logs.get(log));
+        info.is_some_and(|info| {
+            info.holes.iter().any(|h| {
+                h.kind == HoleKind::Lost && h.incarnation == place.incarnation && (h.from..h.to).contains(&place.offset)
+            })
+        })
+    }
+
+    /// Invariant 5 after the faults stopped: every edge holds of every log that it wants, and of its own, whatever some node
+    /// still holds. What it states as lost is final (invariant 6 is looked at when it does), and what retention took away at
+    /// the origin is not owed to those who begin later.
+    pub fn check_complete(&self, disks: &[Disk<'_>], truth: &Truth, found: &mut Vec<Violation>) {
+        let mut everywhere: BTreeMap<(&LogName, Incarnation, Offset), &str> = BTreeMap::new();
+        for (node, logs) in &self.copies {
+            for (log, batches) in logs {
+                for (incarnation, offset) in batches.keys() {
+                    everywhere.entry((log, *incarnation, *offset)).or_insert(node);
+                }
             }
         }
         for disk in disks.iter().filter(|disk| disk.edge) {
-            let here = held.get(disk.name.as_str());
+            let here = self.copies.get(&disk.name);
+            let lacks = |log: &LogName, incarnation: Incarnation, offset: Offset, holder: &str| {
+                let place = Place { incarnation, offset };
+                let wanted = log.origin == disk.site || (disk.wants)(log.topic.as_str());
+                wanted
+                    && !here.and_then(|logs| logs.get(log)).is_some_and(|b| b.contains_key(&(incarnation, offset)))
+                    && !self.states_lost(&disk.name, log, place)
+                    && !(truth.was_trimmed(log)
+                        && (self.is_below_begin(&disk.name, log, place)
+                            || self.is_severed(&disk.name, holder, log, incarnation)))
+            };
             let missing: Vec<_> =
-                everywhere.iter().filter(|(id, _)| !here.is_some_and(|here| here.contains_key(id))).collect();
-            if let Some((id, holder)) = missing.first() {
+                everywhere.iter().filter(|((log, inc, offset), holder)| lacks(log, *inc, *offset, holder)).collect();
+            if let Some(((log, incarnation, offset), holder)) = missing.first() {
                 found.push(violation(
                     5,
                     format!(
-                        "{} lacks {} messages that still exist, first {id:?}, held by {holder}",
+                        "{} lacks {} batches that still exist, first {incarnation}:{offset} of {log}, held by {holder}",
                         disk.name,
                         missing.len()
+                    ),
+                ));
+            }
+        }
+    }
+
+    /// Invariant 3 again, for retries: however often a message was handed over, its receipts name one place.
+    pub fn check_retries(&self, truth: &Truth, found: &mut Vec<Violation>) {
+        let mut first: BTreeMap<MessageId, (&LogName, Place)> = BTreeMap::new();
+        for receipt in truth.receipts() {
+            let (log, place) = *first.entry(receipt.id).or_insert((&receipt.log, receipt.place));
+            if (log, place) != (&receipt.log, receipt.place) && !truth.is_excused(receipt.id) {
+                found.push(violation(
+                    3,
+                    format!(
+                        "message {:?} has receipts for {log} {place} and for {} {}",
+                        receipt.id, receipt.log, receipt.place
                     ),
                 ));
             }

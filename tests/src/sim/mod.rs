@@ -17,14 +17,16 @@
 )]
 
 pub mod check;
+pub mod crossings;
 pub mod net;
 pub mod node;
 pub mod sabotage;
 pub mod scenario;
 pub mod truth;
+pub mod workload;
 pub mod world;
 
-pub use scenario::{Sabotage, Scenario};
+pub use scenario::{Disasters, Sabotage, Scenario};
 pub use world::{Outcome, World};
 
 /// Runs a scenario to its end.

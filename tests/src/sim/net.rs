@@ -25,14 +25,14 @@ pub struct Line {
 }
 
 /// One direction of a connection.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Direction {
     arrival: BTreeMap<Channel, Duration>,
     under_way: BTreeMap<Channel, usize>,
 }
 
 /// One connection.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Conn {
     /// The nodes' indices: the one that dialled first.
     pub nodes: [usize; 2],

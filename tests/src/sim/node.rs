@@ -2,8 +2,8 @@
 //! memory. What the real shell does with threads and sockets happens here in [`SimNode::settle`].
 
 use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Arc,
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -11,10 +11,11 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use rand::{Rng, rngs::StdRng};
 use seaway_federation_proto::{
+    copies::{Hole, HoleKind},
     envelope::Codec,
-    ids::{LogName, NodeName, Path, Site, Start, Topic},
+    ids::{Incarnation, LogName, NodeName, Offset, Place, Site, Start, Topic},
     replication::{ReplicationConfig, Want, WantStart},
-    session::{Channel, Lane, NodeKind, SessionConfig, Transmit},
+    session::{Channel, CloseReason, Lane, NodeKind, SessionConfig, Transmit},
     wire::link,
 };
 use seaway_relay::{
@@ -25,14 +26,14 @@ use seaway_relay::{
         hub::{Hub, NodePort, RemoteHeld},
     },
     log::{
-        contract::CommitLog,
+        contract::{CommitLog, Entry, Line, Outside, Read, Retention, Unit},
         memory::{MemoryConfig, MemoryDisk, MemoryLog, Survive},
     },
     node::{
-        Acknowledgement, OnDeadline, TopicConfig,
+        TopicConfig,
         clock::Clock,
-        origin::{Origin, OriginConfig, OwnMessage},
-        receipts::{Receipts, decide},
+        origin::{Origin, OriginConfig},
+        receipts::Receipts,
     },
 };
 
@@ -42,6 +43,7 @@ use super::{
     sabotage::SabotagedLog,
     scenario::{Sabotage, Scenario},
     truth::Truth,
+    workload::{self, Door, Producer},
     world::{Death, SimClock},
 };
 
@@ -61,12 +63,22 @@ impl Mailbox for Post {
 struct SimLink {
     driver: LinkDriver,
     post: Arc<Post>,
-    closed: bool,
 }
 
 /// What the hub tells the node.
+#[derive(Default)]
 struct Port {
     receipts: Mutex<Option<Arc<Receipts>>>,
+    moved: Mutex<BTreeSet<LogName>>,
+}
+
+/// A range that a node states to be lost for good.
+#[derive(Debug, Clone)]
+pub struct Loss {
+    /// The log.
+    pub log: LogName,
+    /// The range.
+    pub hole: Hole,
 }
 
 impl NodePort for Port {
@@ -78,7 +90,9 @@ impl NodePort for Port {
     }
     fn on_registrations_changed(&self) {}
     fn on_one_way(&self, _: Box<link::OneWayBody>) {}
-    fn on_log(&self, _: &LogName) {}
+    fn on_log(&self, log: &LogName) {
+        self.moved.lock().insert(log.clone());
+    }
 }
 
 /// What exists only while the node's process runs.
@@ -86,6 +100,7 @@ struct Running {
     log: Arc<MemoryLog>,
     seen: Arc<dyn CommitLog>,
     hub: Arc<Hub>,
+    port: Arc<Port>,
     origin: Option<Arc<Origin>>,
     receipts: Arc<Receipts>,
     links: BTreeMap<ConnId, SimLink>,
@@ -101,8 +116,15 @@ pub struct SimNode {
     truth: Arc<Mutex<Truth>>,
     topics: usize,
     sabotage: Option<Sabotage>,
+    wants: Option<Vec<usize>>,
+    producers: Vec<Producer>,
     disk: MemoryDisk,
     old_disk: Option<MemoryDisk>,
+    /// The disk as it was a few writes ago, where disks may lie.
+    recent_disk: Option<MemoryDisk>,
+    lies: bool,
+    damage: f64,
+    losses_seen: BTreeSet<(LogName, Incarnation, Offset)>,
     running: Option<Running>,
     /// For reading a dead node's disk.
     resting: Option<Arc<MemoryLog>>,
@@ -135,8 +157,14 @@ impl SimNode {
             topics: scenario.topics,
             // Sabotage has one victim: the last edge, so that others can tell.
             sabotage: scenario.sabotage.filter(|_| scenario.edges.iter().rposition(|e| *e) == Some(index)),
+            wants: scenario.wants.get(index).cloned().flatten(),
+            producers: (0..scenario.producers).map(|n| Producer::new((index * 10 + n + 1) as u128)).collect(),
             disk: MemoryDisk::default(),
             old_disk: None,
+            recent_disk: None,
+            lies: scenario.faults.disk_lied > 0.0,
+            damage: scenario.faults.damage,
+            losses_seen: BTreeSet::new(),
             running: None,
             resting: None,
             epoch: 0,
@@ -188,15 +216,14 @@ impl SimNode {
     }
 
     /// Its disk for the checkers: what is durable.
-    pub fn disk(&self) -> Disk<'_> {
+    pub fn disk<'a>(&'a self, wants: Box<dyn Fn(&str) -> bool + 'a>) -> Disk<'a> {
+        // What is really there, below whatever lies to the node and its neighbours.
         let log: &dyn CommitLog = match (&self.running, &self.resting) {
-            // A forged or shortened copy is this node's disk; one that is only not served is whole.
-            (Some(running), _) if self.sabotage == Some(Sabotage::ServeNothing) => &*running.log,
-            (Some(running), _) => &*running.seen,
+            (Some(running), _) => &*running.log,
             (None, Some(resting)) => &**resting,
             (None, None) => unreachable!("a node has started, or died"),
         };
-        Disk { name: self.name.to_string(), site: self.name.site.clone(), edge: self.edge, log }
+        Disk { name: self.name.to_string(), site: self.name.site.clone(), edge: self.edge, wants, log }
     }
 
     /// Starts the process over its disk.
@@ -212,7 +239,7 @@ impl SimNode {
         };
         let start = Start { time_us: self.clock.wall_us(), random: rng.random() };
         let alarms = Arc::new(Alarms::default());
-        let port = Arc::new(Port { receipts: Mutex::new(None) });
+        let port = Arc::<Port>::default();
         let hub = Hub::open(
             self.replication(start),
             seen.clone(),
@@ -222,14 +249,36 @@ impl SimNode {
             now,
             self.clock.wall_us(),
         );
-        // Only retries of earlier incarnations' messages ask; the workload has none.
-        let receipts = Arc::new(Receipts::new(Arc::new(|_: &Site, _: &LogName, _| false)));
+        // Retries of earlier incarnations' messages ask the machine.
+        let machine = Arc::downgrade(&hub);
+        let holds = move |site: &Site, log: &LogName, place| {
+            machine.upgrade().is_some_and(|hub| hub.site_holds(site, log, place))
+        };
+        let receipts = Arc::new(Receipts::new(Arc::new(holds)));
         *port.receipts.lock() = Some(receipts.clone());
         let origin = self.edge.then(|| {
-            hub.put_want(now, everything());
+            self.wants_of().into_iter().for_each(|want| hub.put_want(now, want));
             Origin::open(self.origin_config(rng.random()), seen.clone())
         });
-        self.running = Some(Running { log, seen, hub, origin, receipts, links: BTreeMap::new(), start, alarms });
+        self.running = Some(Running { log, seen, hub, port, origin, receipts, links: BTreeMap::new(), start, alarms });
+        self.clients_return();
+    }
+
+    /// What this edge wants: from the beginning, and it counts.
+    fn wants_of(&self) -> Vec<Want> {
+        let want = |id: String, pattern: &str| Want {
+            id,
+            pattern: pattern.parse().expect("a pattern"),
+            origins: Vec::new(),
+            start: WantStart::Earliest,
+            registers: true,
+        };
+        match &self.wants {
+            None => vec![want("all".to_owned(), "#")],
+            Some(topics) => {
+                topics.iter().map(|topic| want(format!("want-{topic}"), &format!("topic-{topic}/#"))).collect()
+            }
+        }
     }
 
     fn replication(&self, start: Start) -> ReplicationConfig {
@@ -275,6 +324,7 @@ impl SimNode {
             *self.alarms_seen.entry(alarm.report.name).or_default() += alarm.count;
         }
         self.deaths += 1;
+        let durable = running.log.disk_copy();
         let waiting = running.log.units_waiting();
         let survive =
             if rng.random_bool(0.5) { Survive::Nothing } else { Survive::Units(rng.random_range(0..=waiting)) };
@@ -283,13 +333,31 @@ impl SimNode {
             (Death::Restart, _) => None,
             (Death::DiskLost, _) | (Death::DiskOld, None) => Some(MemoryDisk::default()),
             (Death::DiskOld, Some(old)) => Some(old.clone()),
+            (Death::DiskLied, _) => self.recent_disk.clone(),
         };
         if let Some(disk) = lost {
             self.disk = disk;
-            self.truth.lock().lose_disk(&self.name.to_string());
+            self.losses_seen.clear();
+            self.truth.lock().lose_disk(&self.name.to_string(), durable.logs());
+        }
+        if self.damage > 0.0 && rng.random_bool(self.damage) {
+            self.damage_disk(rng);
         }
         self.resting = Some(MemoryLog::open(self.disk.clone(), memory_config(&self.clock)));
         self.epoch += 1;
+    }
+
+    /// One batch on the disk cannot be read any more.
+    fn damage_disk(&mut self, rng: &mut StdRng) {
+        let logs = self.disk.logs();
+        if logs.is_empty() {
+            return;
+        }
+        let (log, info) = &logs[rng.random_range(0..logs.len())];
+        let place = Place { offset: rng.random_range(0..=info.end.offset), ..info.end };
+        if let Some((from, to)) = self.disk.damage(log, place) {
+            self.truth.lock().damage(&self.name.to_string(), log.clone(), from, to);
+        }
     }
 
     /// Copies the disk for a later restore.
@@ -319,7 +387,7 @@ impl SimNode {
         let post = Arc::new(Post::default());
         let link = running.hub.attach(post.clone());
         let driver = LinkDriver::new(link, config, running.seen.clone(), running.hub.clone(), post.clone(), now);
-        running.links.insert(conn, SimLink { driver, post, closed: false });
+        running.links.insert(conn, SimLink { driver, post });
     }
 
     /// The connection is gone.
@@ -363,9 +431,9 @@ impl SimNode {
         self.link(conn)?.driver.poll_one_way()
     }
 
-    /// Whether the link's session is over.
-    pub fn is_closed(&self, conn: ConnId) -> bool {
-        self.running.as_ref().and_then(|r| r.links.get(&conn)).is_some_and(|link| link.closed)
+    /// Why the link's session is over, if it is.
+    pub fn closed(&self, conn: ConnId) -> Option<&CloseReason> {
+        self.running.as_ref()?.links.get(&conn)?.driver.closed()
     }
 
     /// Time passed.
@@ -381,47 +449,114 @@ impl SimNode {
     }
 
     /// An fsync is done.
-    pub fn sync(&mut self) {
+    pub fn sync(&mut self, rng: &mut StdRng) {
         self.sync_planned = false;
         if let Some(running) = &mut self.running {
+            if self.lies && rng.random_bool(0.1) {
+                self.recent_disk = Some(running.log.disk_copy());
+            }
             running.log.sync_now();
         }
     }
 
-    /// Publishes a message, asking one of the acknowledgements at random.
+    /// Publishes a message, or lets a producer try one again.
     pub fn publish(&mut self, rng: &mut StdRng) {
-        let now = self.clock.now();
-        let Some(Running { origin: Some(origin), hub, receipts, .. }) = &self.running else { return };
-        let path: Path = format!("topic-{}/tag", rng.random_range(0..self.topics)).parse().expect("a path");
-        let registered: Arc<[Site]> = hub.registered(&path.topic()).into();
-        let asked = match rng.random_range(0..3) {
-            0 => Acknowledgement::Local,
-            1 => Acknowledgement::All,
-            _ => Acknowledgement::Count(1),
-        };
-        let need = decide(&asked, &registered).unwrap_or(None);
-        let id = self.truth.lock().publish();
-        let size = if rng.random_bool(0.02) { 20_000 } else { rng.random_range(12..300) };
-        let key = rng.random_bool(0.5).then(|| Bytes::from(rng.random_range(0..10_u8).to_string()));
-        let message = OwnMessage { path, key, headers: Vec::new(), payload: id.payload(size), producer: None };
-        let (truth, receipts) = (self.truth.clone(), receipts.clone());
-        let tell = Box::new(move |stored: Result<_, _>| {
-            let Ok(stored) = stored else { return };
-            let stored: seaway_relay::node::origin::Stored = stored;
-            truth.lock().receipt(id, stored.log.clone(), stored.place, Vec::new());
-            let Some(need) = need else { return };
-            let answer = Box::new(move |receipt: Result<seaway_relay::node::Receipt, _>| {
-                if let Ok(receipt) = receipt {
-                    truth.lock().receipt(id, receipt.log, receipt.place, receipt.sites);
-                }
-            });
-            receipts.wait(stored, need, now + Duration::from_secs(20), OnDeadline::Fail, answer);
-        });
-        if self.sabotage == Some(Sabotage::AppendTwice) {
-            let _ = origin.publish(message.clone(), Box::new(|_| {}));
+        let Some(door) = self.door() else { return };
+        let twice = self.sabotage == Some(Sabotage::AppendTwice);
+        let forget = self.sabotage == Some(Sabotage::ForgetProducers);
+        if self.producers.is_empty() || rng.random_bool(0.5) {
+            workload::publish_plain(rng, &door, self.topics, twice);
+        } else {
+            let producer = &self.producers[rng.random_range(0..self.producers.len())];
+            producer.publish(rng, &door, self.topics, forget);
         }
-        // Refused for want of room: nobody was promised anything.
-        let _ = origin.publish(message, tell);
+    }
+
+    /// The clients' way in, while the process of an edge broker runs.
+    fn door(&self) -> Option<Door<'_>> {
+        let Some(Running { origin: Some(origin), hub, receipts, .. }) = &self.running else { return None };
+        Some(Door { node: self.name.to_string(), origin, hub, receipts, truth: &self.truth, now: self.clock.now() })
+    }
+
+    fn clients_return(&self) {
+        let forget = self.sabotage == Some(Sabotage::ForgetProducers);
+        let Some(door) = self.door() else { return };
+        self.producers.iter().for_each(|producer| producer.try_all_again(&door, forget));
+    }
+
+    /// The next write of its disk fails.
+    pub fn fail_next_write(&mut self) {
+        if let Some(running) = &self.running {
+            running.log.fail_next_write("the disk broke");
+        }
+    }
+
+    /// Retention takes away the older part of one of this origin's logs.
+    pub fn trim(&mut self, rng: &mut StdRng) {
+        let Some(running) = &self.running else { return };
+        let own = |log: &LogName| log.origin == self.name.site && log.queue.0 > 0;
+        let logs: Vec<LogName> = running.log.logs().into_iter().filter(own).collect();
+        if logs.is_empty() {
+            return;
+        }
+        let log = logs[rng.random_range(0..logs.len())].clone();
+        let Some(info) = running.log.info(&log, true) else { return };
+        let keep = rng.random_range(0..=info.bytes);
+        let retention = Retention { bytes_max: Some(keep), ..Retention::default() };
+        if let Ok(Some(to)) = running.log.trim_target(&log, retention) {
+            self.truth.lock().trim(log.clone());
+            let unit = Unit { entries: vec![Entry::Trim { log, to }] };
+            let _ = running.log.submit(unit, Box::new(|_| {}));
+        }
+    }
+
+    /// What was stated as lost here since this was asked last, and what is wrong with how a copy began or lacks something.
+    pub fn take_losses(&mut self) -> Vec<Loss> {
+        let Some(running) = &self.running else { return Vec::new() };
+        let moved = std::mem::take(&mut *running.port.moved.lock());
+        let mut losses = Vec::new();
+        for log in moved {
+            let Some(info) = running.log.info(&log, false) else { continue };
+            for hole in info.holes.iter().filter(|h| h.kind != HoleKind::Pending) {
+                if self.edge && self.losses_seen.insert((log.clone(), hole.incarnation, hole.from)) {
+                    losses.push(Loss { log: log.clone(), hole: *hole });
+                }
+            }
+        }
+        losses
+    }
+
+    /// Whether the node holds something of a range, durable or not.
+    pub fn holds_any(&self, log: &LogName, hole: &Hole) -> bool {
+        let held = match (&self.running, &self.resting) {
+            (Some(running), _) => running.log.info(log, false),
+            (None, Some(resting)) => resting.info(log, true),
+            (None, None) => None,
+        };
+        let Some(info) = held else { return false };
+        let Some(own) = info.incarnations.iter().find(|i| i.incarnation == hole.incarnation) else { return false };
+        let lacks = |offset: Offset| {
+            info.holes.iter().any(|h| h.incarnation == hole.incarnation && (h.from..h.to).contains(&offset))
+        };
+        (own.begin.max(hole.from)..own.end.min(hole.to)).any(|offset| !lacks(offset))
+    }
+
+    /// Whether it is an edge broker.
+    pub fn is_edge(&self) -> bool {
+        self.edge
+    }
+
+    /// How many batches each of its own logs holds, and how many of them begin an incarnation beside a fork.
+    pub fn own_batches(&self) -> BTreeMap<LogName, (u64, u64)> {
+        let Some(running) = &self.running else { return BTreeMap::new() };
+        let own = running.log.logs().into_iter().filter(|log| log.origin == self.name.site);
+        own.map(|log| (log.clone(), count_batches(&*running.log, &log))).collect()
+    }
+
+    /// Batches that came on a connection so far.
+    pub fn batches_in(&self, conn: ConnId) -> u64 {
+        let link = self.running.as_ref().and_then(|r| r.links.get(&conn));
+        link.map_or(0, |link| link.driver.counters().batches_in.load(Ordering::Relaxed))
     }
 
     /// Lets everything that waits inside the node happen.
@@ -464,15 +599,24 @@ impl SimNode {
     }
 }
 
-/// Every edge wants everything, from the beginning, and counts.
-fn everything() -> Want {
-    Want {
-        id: "all".to_owned(),
-        pattern: "#".parse().expect("a pattern"),
-        origins: Vec::new(),
-        start: WantStart::Earliest,
-        registers: true,
+fn count_batches(log: &dyn CommitLog, name: &LogName) -> (u64, u64) {
+    let Some(info) = log.info(name, true) else { return (0, 0) };
+    let (mut count, mut first) = (0, 0);
+    for held in &info.incarnations {
+        let mut at = Place { incarnation: held.incarnation, offset: held.begin };
+        while at.offset < held.end {
+            at = match log.read(name, at, Line::Incarnation, 1 << 20) {
+                Ok(Read::Batches { batches, next }) => {
+                    count += batches.len() as u64;
+                    first += batches.iter().filter(|b| b.header().first_of_incarnation).count() as u64;
+                    next
+                }
+                Ok(Read::Outside(Outside::Hole { hole })) => Place { offset: hole.to, ..at },
+                _ => break,
+            };
+        }
     }
+    (count, if info.fork_tips.is_empty() { 0 } else { first })
 }
 
 impl SimLink {
@@ -490,7 +634,6 @@ impl SimLink {
             let outcome = job.run(log);
             self.driver.handle_read_done(now, job.number, outcome);
         }
-        self.closed = self.driver.closed().is_some();
         moved
     }
 }

@@ -1,18 +1,19 @@
 //! Deliberate faults: a commit log that lies in one way, put under one node to see that the checkers tell.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use seaway_federation_proto::{
-    copies::LogInfo,
+    copies::{AppendRefusal, Hole, HoleKind, LogInfo},
     envelope::{Batch, Chain, Codec, Placement},
     ids::{LogName, Place},
     message::{BodyBuilder, decode_messages},
 };
 use seaway_relay::log::{
     contract::{
-        CommitLog, Done, Line, Listener, LogStats, Poisoned, Read, ReadError, Rejected, Retention, Table, Unit,
+        CommitLog, Done, Entry, Line, Listener, LogStats, Poisoned, Read, ReadError, RejectReason, Rejected, Retention,
+        Role, Table, Unit,
     },
     memory::MemoryLog,
 };
@@ -23,12 +24,42 @@ use super::scenario::Sabotage;
 pub struct SabotagedLog {
     log: Arc<MemoryLog>,
     sabotage: Sabotage,
+    /// Batches refused already.
+    refused: Mutex<BTreeSet<(LogName, Place)>>,
 }
 
 impl SabotagedLog {
     /// The log, with a fault.
     pub fn new(log: Arc<MemoryLog>, sabotage: Sabotage) -> Self {
-        Self { log, sabotage }
+        Self { log, sabotage, refused: Mutex::default() }
+    }
+
+    fn submit_refusing(&self, unit: Unit, done: Done) -> Result<(), Box<Rejected>> {
+        if let Some(Entry::Append { role: Role::Copy, batch }) = unit.entries.first() {
+            let (log, found) = (batch.header().log.clone(), batch.begin());
+            if self.refused.lock().insert((log, found)) {
+                let refusal = AppendRefusal::Gap { found, expected: found };
+                return Err(Box::new(Rejected { unit, done, reason: RejectReason::Refused { index: 0, refusal } }));
+            }
+        }
+        self.log.submit(unit, done)
+    }
+
+    /// Now and then states a batch that came as lost instead of storing it.
+    fn submit_losing(&self, mut unit: Unit, done: Done) -> Result<(), Box<Rejected>> {
+        if let Some(Entry::Append { role: Role::Copy, batch }) = unit.entries.first() {
+            let (header, begin) = (batch.header(), batch.begin());
+            if header.log.queue.0 > 0 && begin.offset % 7 == 3 {
+                let hole = Hole {
+                    incarnation: begin.incarnation,
+                    from: begin.offset,
+                    to: batch.end_offset(),
+                    kind: HoleKind::Lost,
+                };
+                unit = Unit { entries: vec![Entry::Hole { log: header.log.clone(), hole }] };
+            }
+        }
+        self.log.submit(unit, done)
     }
 
     fn spoil(&self, read: Read) -> Read {
@@ -77,8 +108,11 @@ fn forge(batch: Batch) -> Batch {
 
 impl CommitLog for SabotagedLog {
     fn submit(&self, unit: Unit, done: Done) -> Result<(), Box<Rejected>> {
-        if self.sabotage != Sabotage::AcknowledgeEarly {
-            return self.log.submit(unit, done);
+        match self.sabotage {
+            Sabotage::AcknowledgeEarly => {}
+            Sabotage::RefuseOnce => return self.submit_refusing(unit, done),
+            Sabotage::CallLost => return self.submit_losing(unit, done),
+            _ => return self.log.submit(unit, done),
         }
         let early: Arc<Mutex<Option<Done>>> = Arc::new(Mutex::new(Some(done)));
         let ignored = Box::new(|_| {});

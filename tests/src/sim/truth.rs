@@ -1,9 +1,13 @@
-//! What really happened in a run: messages published, receipts given, disks lost. Written by the workload, read by the checkers.
+//! What really happened in a run: messages published, tried again, receipts given, disks lost, logs trimmed. Written by the
+//! workload and the faults, read by the checkers.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use seaway_federation_proto::ids::{LogName, Place, Site};
+use seaway_federation_proto::{
+    copies::LogInfo,
+    ids::{LogName, Offset, Place, Site},
+};
 
 /// A number that only one message of a run carries, at the start of its payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -34,8 +38,6 @@ impl MessageId {
 /// A receipt that a publisher was given.
 #[derive(Debug, Clone)]
 pub struct GivenReceipt {
-    /// In the order of the run.
-    pub number: u64,
     /// The message.
     pub id: MessageId,
     /// Where it says the message is.
@@ -46,25 +48,69 @@ pub struct GivenReceipt {
     pub sites: Vec<Site>,
 }
 
+/// How often a message was handed to its origin, and what that origin had been through at the first and the last time.
+#[derive(Debug, Clone, Copy)]
+struct Tries {
+    count: u32,
+    losses_first: u64,
+    losses_last: u64,
+}
+
+/// A batch that a node's disk could not read any more: log, and the range of offsets from a place on.
+type Damaged = (String, LogName, Place, Offset);
+
+fn holds(info: &LogInfo, place: Place) -> bool {
+    let covers = |from: Offset, to: Offset| (from..to).contains(&place.offset);
+    info.incarnations.iter().any(|i| i.incarnation == place.incarnation && covers(i.begin, i.end))
+        && !info.holes.iter().any(|h| h.incarnation == place.incarnation && covers(h.from, h.to))
+}
+
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub struct Truth {
-    published: BTreeSet<MessageId>,
+    published: BTreeMap<MessageId, Tries>,
     receipts: Vec<GivenReceipt>,
-    lost: BTreeMap<String, u64>,
+    lost: Vec<(String, LogName, LogInfo)>,
+    losses: BTreeMap<String, u64>,
+    damaged: Vec<Damaged>,
+    trimmed: BTreeSet<LogName>,
 }
 
 impl Truth {
     /// A fresh id, counted as published from now on.
-    pub fn publish(&mut self) -> MessageId {
+    pub fn publish(&mut self, node: &str) -> MessageId {
         let id = MessageId(self.published.len() as u64 + 1);
-        self.published.insert(id);
+        let losses = self.losses_of(node);
+        self.published.insert(id, Tries { count: 1, losses_first: losses, losses_last: losses });
         id
+    }
+
+    /// Notes that a message was handed to its origin once more.
+    pub fn try_again(&mut self, node: &str, id: MessageId) {
+        let losses = self.losses_of(node);
+        if let Some(tries) = self.published.get_mut(&id) {
+            tries.count += 1;
+            tries.losses_last = losses;
+        }
+    }
+
+    /// Messages that were handed to their origins more than once.
+    pub fn tried_again(&self) -> usize {
+        self.published.values().filter(|tries| tries.count > 1).count()
+    }
+
+    /// Whether the origin's disk was lost or set back between the first and the last try: then it cannot know the message again.
+    pub fn is_excused(&self, id: MessageId) -> bool {
+        self.published.get(&id).is_some_and(|tries| tries.losses_first != tries.losses_last)
+    }
+
+    fn losses_of(&self, node: &str) -> u64 {
+        self.losses.get(node).copied().unwrap_or(0)
     }
 
     /// Whether a message was handed to an origin.
     pub fn published(&self, id: MessageId) -> bool {
-        self.published.contains(&id)
+        self.published.contains_key(&id)
     }
 
     /// How many messages were handed to origins.
@@ -74,8 +120,7 @@ impl Truth {
 
     /// Notes a receipt.
     pub fn receipt(&mut self, id: MessageId, log: LogName, place: Place, sites: Vec<Site>) {
-        let number = self.receipts.len() as u64;
-        self.receipts.push(GivenReceipt { number, id, log, place, sites });
+        self.receipts.push(GivenReceipt { id, log, place, sites });
     }
 
     /// All receipts.
@@ -83,13 +128,40 @@ impl Truth {
         &self.receipts
     }
 
-    /// Notes that a node's disk was lost, or set back to an old copy, just now.
-    pub fn lose_disk(&mut self, node: &str) {
-        self.lost.insert(node.to_owned(), self.receipts.len() as u64);
+    /// Notes that a node's disk was lost, or set back to an old copy, just now, and how its logs stood before, as far as durable.
+    pub fn lose_disk(&mut self, node: &str, held: Vec<(LogName, LogInfo)>) {
+        self.lost.extend(held.into_iter().map(|(log, info)| (node.to_owned(), log, info)));
+        *self.losses.entry(node.to_owned()).or_default() += 1;
     }
 
-    /// Whether the node's disk was lost after that receipt.
-    pub fn disk_lost_since(&self, node: &str, receipt: u64) -> bool {
-        self.lost.get(node).is_some_and(|at| receipt < *at)
+    /// Notes that a node's disk can no longer read a batch.
+    pub fn damage(&mut self, node: &str, log: LogName, from: Place, to: Offset) {
+        self.damaged.push((node.to_owned(), log, from, to));
+    }
+
+    /// Whether the node's disk could once not read a message that it held.
+    pub fn was_damaged(&self, node: &str, log: &LogName, place: Place) -> bool {
+        self.damaged.iter().any(|(at, of, from, to)| {
+            at == node
+                && of == log
+                && from.incarnation == place.incarnation
+                && (from.offset..*to).contains(&place.offset)
+        })
+    }
+
+    /// Notes that a log's origin took away its older part.
+    pub fn trim(&mut self, log: LogName) {
+        self.trimmed.insert(log);
+    }
+
+    /// Whether the log's origin ever did.
+    pub fn was_trimmed(&self, log: &LogName) -> bool {
+        self.trimmed.contains(log)
+    }
+
+    /// Whether a disk that the node lost held the place: then what a receipt says of it was true, even if the news of the loss
+    /// had not reached the origin when it was given.
+    pub fn was_on_lost_disk(&self, node: &str, log: &LogName, place: Place) -> bool {
+        self.lost.iter().any(|(at, of, info)| at == node && of == log && holds(info, place))
     }
 }

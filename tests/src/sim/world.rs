@@ -12,13 +12,17 @@ use std::{
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use seaway_federation_proto::session::{Channel, Lane};
+use seaway_federation_proto::{
+    copies::HoleKind,
+    session::{Channel, CloseReason, Lane},
+};
 use seaway_relay::node::clock::Clock;
 
 use super::{
     check::{Disk, Holdings, Violation},
+    crossings::{Crossings, reachable},
     net::{Conn, ConnId},
-    node::SimNode,
+    node::{Loss, SimNode},
     scenario::Scenario,
     truth::Truth,
 };
@@ -66,8 +70,14 @@ enum Event {
     Publish { node: usize },
     /// A connection breaks.
     Cut,
-    /// A node dies.
+    /// Some node dies.
     Crash(Death),
+    /// This node dies.
+    Kill { node: usize, death: Death },
+    /// The next write of some node's disk fails.
+    WriteFails,
+    /// Some origin's retention takes something away.
+    Trim,
     /// It starts again.
     Start { node: usize },
     /// A node's disk is copied, for a later restore.
@@ -83,7 +93,25 @@ pub enum Death {
     DiskLost,
     /// It is set back to an old copy.
     DiskOld,
+    /// The last writes that it had called durable are gone.
+    DiskLied,
 }
+
+/// The parts of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Messages are published and faults come; until the federation is whole again.
+    Faults,
+    /// Nothing happens until then: what is under way settles.
+    Quiet { until: Duration },
+    /// Messages are published without faults until then; then until the federation is whole again.
+    Steady { until: Duration },
+    /// Nothing more is to come.
+    Over,
+}
+
+/// Nothing is published for this long before what crosses the links is counted: lanes and marks settle.
+const QUIET: Duration = Duration::from_secs(8);
 
 /// See the module's documentation.
 pub struct World {
@@ -100,6 +128,11 @@ pub struct World {
     next_conn: u64,
     truth: Arc<Mutex<Truth>>,
     faults_until: Duration,
+    /// How far the run has come.
+    phase: Phase,
+    crossings: Option<Crossings>,
+    violations: Vec<Violation>,
+    refusals: Vec<String>,
     /// Events handled, for the summary.
     pub events: u64,
 }
@@ -111,6 +144,8 @@ pub struct Outcome {
     pub violations: Vec<Violation>,
     /// Messages published.
     pub published: usize,
+    /// Of these, handed to their origin more than once.
+    pub tried_again: usize,
     /// Receipts given.
     pub receipts: usize,
     /// Receipts that name another site.
@@ -123,6 +158,8 @@ pub struct Outcome {
     pub deaths: u64,
     /// Alarms raised, by name.
     pub alarms: BTreeMap<&'static str, u64>,
+    /// Links that a node ended because of what its peer sent, with its words.
+    pub refusals: Vec<String>,
     /// How every node holds every log at the end, a line each: for finding out why a seed fails.
     pub holdings: Vec<String>,
     /// A hash over what all disks hold at the end: equal for equal seeds.
@@ -155,6 +192,10 @@ impl World {
             next_conn: 0,
             truth,
             faults_until,
+            phase: Phase::Faults,
+            crossings: None,
+            violations: Vec::new(),
+            refusals: Vec::new(),
             scenario,
             events: 0,
         }
@@ -181,7 +222,7 @@ impl World {
     pub fn run(mut self) -> Outcome {
         self.begin();
         while let Some(((at, _), event)) = self.agenda.pop_first() {
-            if at > self.faults_until + self.scenario.settle || (at > self.faults_until && self.is_whole()) {
+            if at > self.faults_until + self.scenario.settle || (at > self.faults_until && self.is_over(at)) {
                 break;
             }
             self.now = at;
@@ -190,6 +231,33 @@ impl World {
             self.handle(event);
         }
         self.finish()
+    }
+
+    /// Goes on to the next phase where this one is done; whether the last one is.
+    fn is_over(&mut self, at: Duration) -> bool {
+        match self.phase {
+            Phase::Faults if self.is_whole() => {
+                self.phase =
+                    if self.scenario.steady.is_zero() { Phase::Over } else { Phase::Quiet { until: at + QUIET } };
+            }
+            Phase::Quiet { until } if at >= until => {
+                self.crossings = Some(Crossings::begin(&self.nodes, &self.conns));
+                let until = at + self.scenario.steady;
+                self.phase = Phase::Steady { until };
+                self.faults_until = until;
+                self.now = at;
+                let edges: Vec<usize> = (0..self.nodes.len()).filter(|node| self.nodes[*node].is_edge()).collect();
+                edges.into_iter().for_each(|node| self.plan_publish(node));
+            }
+            Phase::Steady { until } if at > until && self.is_whole() => {
+                if let Some(crossings) = self.crossings.take() {
+                    crossings.check(&self.nodes, &self.conns, &self.scenario, &mut self.violations);
+                }
+                self.phase = Phase::Over;
+            }
+            _ => {}
+        }
+        self.phase == Phase::Over
     }
 
     fn begin(&mut self) {
@@ -211,6 +279,9 @@ impl World {
         self.plan(faults.crash, Event::Crash(Death::Restart));
         self.plan(faults.disk_lost, Event::Crash(Death::DiskLost));
         self.plan(faults.disk_old, Event::Crash(Death::DiskOld));
+        self.plan(faults.disk_lied, Event::Crash(Death::DiskLied));
+        self.plan(faults.write_fails, Event::WriteFails);
+        self.plan(faults.trim, Event::Trim);
     }
 
     fn plan(&mut self, rate: f64, event: Event) {
@@ -247,7 +318,7 @@ impl World {
             }
             Event::Sync { node, epoch } => {
                 if self.nodes[node].epoch() == epoch {
-                    self.nodes[node].sync();
+                    self.nodes[node].sync(&mut self.rng);
                     self.settle(node);
                 }
             }
@@ -266,6 +337,20 @@ impl World {
                 }
             }
             Event::Crash(death) => self.crash(death),
+            Event::Kill { node, death } => self.kill(node, death),
+            Event::WriteFails => {
+                self.plan(self.scenario.faults.write_fails, Event::WriteFails);
+                let node = self.rng.random_range(0..self.nodes.len());
+                self.nodes[node].fail_next_write();
+                let wait = Duration::from_millis(self.rng.random_range(100..2000));
+                self.after(wait, Event::Kill { node, death: Death::Restart });
+            }
+            Event::Trim => {
+                self.plan(self.scenario.faults.trim, Event::Trim);
+                let node = self.rng.random_range(0..self.nodes.len());
+                self.nodes[node].trim(&mut self.rng);
+                self.settle(node);
+            }
             Event::Start { node } => self.start(node),
             Event::Snapshot { node } => self.nodes[node].snapshot(),
         }
@@ -282,10 +367,14 @@ impl World {
             Death::Restart => faults.crash,
             Death::DiskLost => faults.disk_lost,
             Death::DiskOld => faults.disk_old,
+            Death::DiskLied => faults.disk_lied,
         };
         self.plan(rate, Event::Crash(death));
         let node = self.rng.random_range(0..self.nodes.len());
-        // One disk at a time is lost: what a site alone held is then known, and may be missed.
+        self.kill(node, death);
+    }
+
+    fn kill(&mut self, node: usize, death: Death) {
         if !self.nodes[node].is_up() {
             return;
         }
@@ -357,7 +446,10 @@ impl World {
                     sent.push((at, Event::OneWay { conn, from, bytes }));
                 }
             }
-            if self.nodes[node].is_closed(conn) {
+            if let Some(reason) = self.nodes[node].closed(conn) {
+                if let CloseReason::Refused { text, .. } = reason {
+                    self.refusals.push(format!("{} refused its peer: {text}", self.nodes[node].name()));
+                }
                 closed.push_back(conn);
             }
             for (at, event) in sent {
@@ -367,6 +459,7 @@ impl World {
         while let Some(conn) = closed.pop_front() {
             self.cut(conn, "the peer closed the link");
         }
+        self.check_losses(node);
         let epoch = self.nodes[node].epoch();
         if self.nodes[node].take_sync_due() {
             let delay = self.scenario.sync_delay.mul_f64(self.rng.random_range(0.1..2.0));
@@ -377,33 +470,61 @@ impl World {
         }
     }
 
+    /// Invariant 6 at the moment at which it matters: what is called lost exists nowhere, and people are told.
+    fn check_losses(&mut self, node: usize) {
+        for Loss { log, hole } in self.nodes[node].take_losses() {
+            let name = self.nodes[node].name().to_string();
+            let mut found = |what: String| self.violations.push(Violation { invariant: 6, what });
+            if hole.kind != HoleKind::Lost {
+                found(format!("{name} wants all of {log}, yet states {hole:?}"));
+                continue;
+            }
+            let reached = reachable(node, self.nodes.len(), &self.conns);
+            for (other, holder) in self.nodes.iter().enumerate().filter(|(other, _)| *other != node) {
+                // A relay that cannot be reached may hold it and is not waited for; a site is, longer than faults last here.
+                if holder.holds_any(&log, &hole) && (holder.is_edge() || reached.contains(&other)) {
+                    found(format!("{name} calls {hole:?} of {log} lost, but {} holds it", holder.name()));
+                }
+            }
+            if !self.nodes[node].alarms().contains_key("range-lost") {
+                found(format!("{name} states {hole:?} of {log} and tells nobody"));
+            }
+        }
+    }
+
     /// Whether every node is up and every edge holds the same ends; looked at now and then once the faults are over.
-    fn is_whole(&mut self) -> bool {
+    fn is_whole(&self) -> bool {
         if !self.events.is_multiple_of(256) || self.nodes.iter().any(|node| !node.is_up() || node.is_busy()) {
             return false;
         }
         let mut found = Vec::new();
         let disks = self.disks();
         let holdings = Holdings::read(&disks, &mut found);
-        holdings.check_complete(&disks, &mut found);
+        holdings.check_complete(&disks, &self.truth.lock(), &mut found);
         found.is_empty()
     }
 
     fn disks(&self) -> Vec<Disk<'_>> {
-        self.nodes.iter().map(SimNode::disk).collect()
+        let wants = |node: usize| move |topic: &str| self.scenario.wants_topic(node, topic);
+        self.nodes.iter().enumerate().map(|(index, node)| node.disk(Box::new(wants(index)))).collect()
     }
 
-    fn finish(self) -> Outcome {
-        let mut violations = Vec::new();
+    fn finish(mut self) -> Outcome {
+        let mut violations = std::mem::take(&mut self.violations);
+        if self.phase != Phase::Over {
+            violations.push(Violation { invariant: 5, what: format!("it stopped in the phase {:?}", self.phase) });
+        }
         let disks = self.disks();
         let holdings = Holdings::read(&disks, &mut violations);
         let truth = self.truth.lock();
         holdings.check_equal(&mut violations);
         holdings.check_once(&truth, &mut violations);
         holdings.check_receipts(&disks, &truth, &mut violations);
-        holdings.check_complete(&disks, &mut violations);
+        holdings.check_retries(&truth, &mut violations);
+        holdings.check_complete(&disks, &truth, &mut violations);
         Outcome {
             published: truth.published_count(),
+            tried_again: truth.tried_again(),
             receipts: truth.receipts().len(),
             remote_receipts: truth.receipts().iter().filter(|r| !r.sites.is_empty()).count(),
             events: self.events,
@@ -413,6 +534,7 @@ impl World {
                 *all.entry(name).or_default() += count;
                 all
             }),
+            refusals: self.refusals.clone(),
             holdings: describe(&disks, &self.nodes),
             fingerprint: holdings.fingerprint(),
             violations,

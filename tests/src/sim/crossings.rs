@@ -1,0 +1,90 @@
+//! Invariant 4: on a steady topology every batch crosses each link at most once in each direction, and only where it is wanted.
+//!
+//! Counted while messages are published and no faults come, among receivers that stand at the senders' ends. In a tree the link is
+//! the only way between its two sides, so what must cross is known: the batches that were appended on one side and are wanted
+//! on the other. Where a log has a fork, the first batch of its next incarnation may come on the old line and on the new: that is
+//! the last step of the topology's change.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use seaway_federation_proto::ids::LogName;
+
+use super::{
+    check::Violation,
+    net::{Conn, ConnId},
+    node::SimNode,
+    scenario::Scenario,
+};
+
+/// How things stood at the beginning: batches in each origin's own logs, and batches that came on each connection, by side.
+pub struct Crossings {
+    own: Vec<BTreeMap<LogName, (u64, u64)>>,
+    came: BTreeMap<ConnId, [u64; 2]>,
+}
+
+fn came(nodes: &[SimNode], conns: &BTreeMap<ConnId, Conn>) -> BTreeMap<ConnId, [u64; 2]> {
+    conns.iter().map(|(id, conn)| (*id, conn.nodes.map(|node| nodes[node].batches_in(*id)))).collect()
+}
+
+/// The nodes that one node reaches over the connections that are up.
+pub fn reachable(from: usize, count: usize, conns: &BTreeMap<ConnId, Conn>) -> BTreeSet<usize> {
+    let mut reached = BTreeSet::from([from]);
+    for _ in 0..count {
+        for conn in conns.values() {
+            let [a, b] = conn.nodes;
+            if reached.contains(&a) || reached.contains(&b) {
+                reached.extend([a, b]);
+            }
+        }
+    }
+    reached
+}
+
+impl Crossings {
+    /// Counting begins.
+    pub fn begin(nodes: &[SimNode], conns: &BTreeMap<ConnId, Conn>) -> Self {
+        Self { own: nodes.iter().map(SimNode::own_batches).collect(), came: came(nodes, conns) }
+    }
+
+    /// Counting ends: everything that was published has arrived.
+    pub fn check(
+        self,
+        nodes: &[SimNode],
+        conns: &BTreeMap<ConnId, Conn>,
+        scenario: &Scenario,
+        found: &mut Vec<Violation>,
+    ) {
+        let now = came(nodes, conns);
+        let own: Vec<BTreeMap<LogName, (u64, u64)>> = nodes.iter().map(SimNode::own_batches).collect();
+        for (id, conn) in conns {
+            let (Some(before), Some(after)) = (self.came.get(id), now.get(id)) else { continue };
+            let mut others = conns.clone();
+            others.remove(id);
+            for side in 0..2 {
+                let (receiver, sender) = (conn.nodes[side], conn.nodes[1 - side]);
+                let wanting = reachable(receiver, nodes.len(), &others);
+                let (mut due, mut twice) = (0, 0);
+                for origin in reachable(sender, nodes.len(), &others) {
+                    for (log, (count, first)) in &own[origin] {
+                        let wanted =
+                            |node: &usize| nodes[*node].is_edge() && scenario.wants_topic(*node, log.topic.as_str());
+                        if wanting.iter().any(wanted) {
+                            let before = self.own[origin].get(log).copied().unwrap_or_default();
+                            due += count - before.0;
+                            twice += first.saturating_sub(before.1);
+                        }
+                    }
+                }
+                let crossed = after[side] - before[side];
+                if crossed < due || crossed > due + twice {
+                    let what = format!(
+                        "{crossed} batches crossed from {} to {} where {due} were published and wanted",
+                        nodes[sender].name(),
+                        nodes[receiver].name()
+                    );
+                    found.push(Violation { invariant: 4, what });
+                }
+            }
+        }
+    }
+}
