@@ -5,7 +5,7 @@
 //! The child is the `crash` binary itself (`crash child DIR SEED NEXT…`). Most of its messages come from idempotent
 //! producers, which do as a client does after a broken connection: they begin with the first sequence that has no
 //! receipt and send everything from there again. What was stored already must be answered with the place that it had,
-//! and never be stored a second time. The parent reads receipts from a pipe; what was written to the pipe before
+//! and never be stored a second time. They publish in runs, as clients' batches come. The parent reads receipts from a pipe; what was written to the pipe before
 //! the kill is read to the end, so no receipt is overlooked.
 
 #![allow(
@@ -42,7 +42,7 @@ use seaway_relay::{
     node::{
         PublishError, TopicConfig,
         clock::SystemClock,
-        origin::{Origin, OriginConfig, OwnMessage, Refusal, Stored},
+        origin::{Origin, OriginConfig, OwnMessage, RestOfRun, Stored, TellRun},
     },
 };
 
@@ -53,6 +53,8 @@ const QUEUES: u16 = 3;
 const PUBLISHERS: u64 = 5;
 /// Messages that the child has out without an answer, at most.
 const WINDOW: usize = 200;
+/// Most messages of one run.
+const RUN: u64 = 24;
 
 /// Who published a message, and which of his it is.
 type Message = (u64, u64);
@@ -72,6 +74,8 @@ pub struct Tally {
     pub without_receipt: u64,
     /// Batches of several messages that were found.
     pub gathered: u64,
+    /// Lives that began without the index.
+    pub rebuilt: u64,
     /// Openings that cut torn bytes.
     pub torn: u64,
 }
@@ -150,10 +154,14 @@ pub fn child(dir: &Path, seed: u64, next: &[u64]) -> io::Result<()> {
     next[0] = seed << 24;
     loop {
         let publisher = rng.random_range(0..PUBLISHERS);
-        let number = next[publisher as usize];
-        next[publisher as usize] += 1;
-        let _ = take.send(());
-        publish(&origin, (publisher, number), &tell, &taken)?;
+        let count = if rng.random_bool(0.5) { 1 } else { rng.random_range(1..=RUN) };
+        let first = next[publisher as usize];
+        next[publisher as usize] += count;
+        for _ in 0..count {
+            let _ = take.send(());
+        }
+        let receipts = Receipts { publisher, first, tell: tell.clone(), taken: Arc::clone(&taken) };
+        publish(&origin, (first..first + count).map(|number| message((publisher, number))).collect(), receipts);
         if rng.random_range(0..500) == 0 {
             trim(&log, rng.random_range(1..=QUEUES));
         }
@@ -164,39 +172,41 @@ pub fn child(dir: &Path, seed: u64, next: &[u64]) -> io::Result<()> {
     }
 }
 
-fn publish(
-    origin: &Arc<Origin>,
-    number: Message,
-    tell: &mpsc::Sender<String>,
-    taken: &Arc<Mutex<mpsc::Receiver<()>>>,
-) -> io::Result<()> {
-    let (tell, taken) = (tell.clone(), Arc::clone(taken));
-    let receipt = move |result: Result<Stored, PublishError>| {
-        let _ = taken.lock().try_recv();
-        let line = match result {
-            Ok(stored) => {
-                let repeated = u8::from(stored.repeated);
-                format!("{} {} {} {} {repeated} .", number.0, number.1, stored.log.queue.0, stored.place)
-            }
-            Err(e) => format!("failed {} {}: {e}", number.0, number.1),
-        };
-        let _ = tell.send(line);
-    };
-    let mut not_taken = match origin.publish(message(number), Box::new(receipt)) {
-        Ok(()) => return Ok(()),
-        Err(not_taken) => not_taken,
-    };
-    loop {
-        if let Refusal::Error(e) = not_taken.refusal {
-            return Err(io::Error::other(format!("message {number:?} is refused: {e}")));
+/// Prints the receipts of a run, and lets as many more be sent.
+struct Receipts {
+    publisher: u64,
+    first: u64,
+    tell: mpsc::Sender<String>,
+    taken: Arc<Mutex<mpsc::Receiver<()>>>,
+}
+
+impl TellRun for Receipts {
+    fn tell(&self, first: u32, count: u32, result: Result<Stored, PublishError>) {
+        for n in 0..count {
+            let _ = self.taken.lock().try_recv();
+            let number = self.first + u64::from(first + n);
+            let line = match &result {
+                Ok(stored) => {
+                    let place = Place { offset: stored.place.offset + u64::from(n), ..stored.place };
+                    let repeated = u8::from(stored.repeated);
+                    format!("{} {number} {} {place} {repeated} .", self.publisher, stored.log.queue.0)
+                }
+                Err(e) => format!("failed {} {number}: {e}", self.publisher),
+            };
+            let _ = self.tell.send(line);
         }
+    }
+}
+
+/// As a node does it: what finds no room is given again when there is some.
+fn publish(origin: &Arc<Origin>, messages: Vec<OwnMessage>, receipts: Receipts) {
+    let run: Arc<dyn TellRun> = Arc::new(receipts);
+    let mut rest = RestOfRun { first: 0, messages };
+    while let Err(back) = origin.publish_run(rest.first, rest.messages, &run) {
+        rest = back;
         let (wake, woken) = mpsc::channel();
         origin.when_room(Box::new(move || _ = wake.send(())));
         let _ = woken.recv();
-        not_taken = match origin.publish(not_taken.message, not_taken.tell) {
-            Ok(()) => return Ok(()),
-            Err(not_taken) => not_taken,
-        };
     }
 }
 
@@ -265,6 +275,11 @@ pub fn run(binary: &Path, seed: u64, rounds: u64) -> Tally {
     let mut known = Known::default();
     for round in 0..rounds {
         let start = seed.wrapping_add(round);
+        // In some lives the index has to be made again from the log.
+        if round % 4 == 3 {
+            std::fs::remove_dir_all(dir.join("index")).expect("removing the index");
+            known.tally.rebuilt += 1;
+        }
         let receipts = live_and_die(binary, &dir, start, &known.next(), &mut rng);
         known.tally.kills += 1;
         for receipt in receipts {

@@ -1,7 +1,7 @@
 //! The publish path of this site's own logs: checks a message, gives it to a queue, gathers batches, and tells each
 //! publisher its message's place once the commit log has made it durable.
 //!
-//! Synchronous and free of threads, so that simulation and the kill test run exactly this code: [`Origin::publish`] accepts,
+//! Synchronous and free of threads, so that simulation and the kill test run exactly this code: [`Origin::publish_run`] accepts,
 //! [`Origin::pump`] does what follows from the commit log's answers and is called whenever the `wake` given in
 //! [`OriginConfig`] was called. In a node a thread of its own does that.
 //!
@@ -44,7 +44,7 @@ use seaway_federation_proto::{
 use self::{
     producers::{Producers, Stamped, Verdict},
     queue::{InFlight, Line, OwnQueue, QueueState, Ready, Waiting, Work},
-    teller::Teller,
+    teller::{TellOnce, Teller},
     topic::OwnTopic,
 };
 use super::{PublishError, TopicConfig, clock::Clock};
@@ -74,7 +74,7 @@ pub struct Stored {
     pub repeated: bool,
 }
 
-/// Told once, from within [`Origin::publish`] or [`Origin::pump`].
+/// Told once, from within [`Origin::publish_run`] or [`Origin::pump`].
 pub type Tell = Box<dyn FnOnce(Result<Stored, PublishError>) + Send>;
 
 /// Told of the messages of one [`Origin::publish_run`], piece by piece, of each message once.
@@ -114,30 +114,11 @@ impl OwnMessage {
 
 /// Why a message was not taken.
 #[derive(Debug)]
-pub enum Refusal {
+enum Refusal {
     /// No room at this moment: try again after [`Origin::when_room`].
     Full,
     /// Refused; nothing is stored.
     Error(PublishError),
-}
-
-/// A message that was not taken, with what came with it.
-pub struct NotTaken {
-    /// As it came.
-    pub message: OwnMessage,
-    /// Not called.
-    pub tell: Tell,
-    /// Why.
-    pub refusal: Refusal,
-}
-
-impl std::fmt::Debug for NotTaken {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NotTaken")
-            .field("message", &self.message)
-            .field("refusal", &self.refusal)
-            .finish_non_exhaustive()
-    }
 }
 
 /// The end of a run that found no room.
@@ -224,26 +205,22 @@ impl Origin {
         })
     }
 
-    /// Takes a message: it is stored in the order of these calls within its queue, and `tell` is called once. Waits on
-    /// nothing, except where a topic's logs are first opened after damage.
-    pub fn publish(self: &Arc<Self>, message: OwnMessage, tell: Tell) -> Result<(), Box<NotTaken>> {
-        let time_us = self.config.clock.wall_us();
-        match self.accept(message, Teller::One(tell), time_us, &mut None) {
-            Ok(due) => self.follow_up(due),
-            Err(refused) => {
-                let Refused { message, teller, refusal } = *refused;
-                // It comes back as it went in.
-                if let Teller::One(tell) = teller {
-                    return Err(Box::new(NotTaken { message, tell, refusal }));
-                }
-            }
+    /// A run of one message; see [`Origin::publish_run`].
+    ///
+    /// # Errors
+    /// The message, where there is no room for it now.
+    pub fn publish(self: &Arc<Self>, message: OwnMessage, tell: Tell) -> Result<(), Box<OwnMessage>> {
+        let once: Arc<dyn TellRun> = Arc::new(TellOnce::new(tell));
+        match self.publish_run(0, vec![message], &once) {
+            Ok(()) => Ok(()),
+            Err(rest) => rest.messages.into_iter().next().map_or(Ok(()), |message| Err(Box::new(message))),
         }
-        Ok(())
     }
 
-    /// Takes the messages of a run one after the other, the first of which has the number `first`: as [`Origin::publish`]
-    /// for each, and at a fraction of its cost. What is refused for good is told; where there is no room, the rest comes
-    /// back, for after [`Origin::when_room`].
+    /// Takes the messages of a run one after the other, the first of which has the number `first`. They are stored in the
+    /// order of these calls within their queues, and `run` is told of each once: also of what is refused for good. Where there
+    /// is no room, the rest comes back, for after [`Origin::when_room`]. Waits on nothing, except where a topic's logs are
+    /// first opened after damage.
     ///
     /// # Errors
     /// The messages that found no room.
@@ -259,7 +236,7 @@ impl Origin {
         let mut messages = messages.into_iter();
         let mut number = first;
         while let Some(message) = messages.next() {
-            let teller = Teller::Run { run: run.clone(), first: number, count: 1 };
+            let teller = Teller { run: run.clone(), first: number, count: 1 };
             match self.accept(message, teller, time_us, &mut known) {
                 Ok(None) => {}
                 Ok(Some(now)) => {
@@ -657,7 +634,7 @@ impl Origin {
         let mut index = 0;
         for waiting in batch.waiting {
             self.waiting_bytes.fetch_sub(waiting.charge, Ordering::Relaxed);
-            let count = u64::from(waiting.teller.count());
+            let count = u64::from(waiting.teller.count);
             waiting.teller.tell(answer(index, false));
             index += count;
         }

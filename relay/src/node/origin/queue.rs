@@ -53,7 +53,7 @@ pub(super) fn stamped(waiting: &[Waiting]) -> Vec<Stamped> {
     let mut index = 0;
     let mut all = Vec::new();
     for one in waiting {
-        let count = u64::from(one.teller.count());
+        let count = u64::from(one.teller.count);
         if let Some(first) = one.stamp {
             all.extend((0..count).map(|n| {
                 let stamp = ProducerStamp { sequence: first.sequence.saturating_add(n), ..first };
@@ -68,7 +68,7 @@ pub(super) fn stamped(waiting: &[Waiting]) -> Vec<Stamped> {
 impl Waiting {
     /// Takes `next` in, if it goes on where this ends; else gives it back.
     fn join(&mut self, next: Waiting) -> Option<Waiting> {
-        let count = u64::from(self.teller.count());
+        let count = u64::from(self.teller.count);
         let follows = match (self.stamp, next.stamp) {
             (None, None) => true,
             (Some(ours), Some(theirs)) => {

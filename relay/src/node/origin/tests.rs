@@ -78,8 +78,20 @@ impl Bench {
         let (to, number) = (self.to.clone(), self.next);
         self.next += 1;
         let tell = Box::new(move |result| drop(to.send((number, result))));
-        self.origin.publish(message, tell).map_err(|n| n.refusal)?;
+        self.origin.publish(message, tell).map_err(|_| Refusal::Full)?;
         Ok(number)
+    }
+
+    fn refused(&mut self, key: &str, epoch: u32, sequence: u64) -> PublishError {
+        let asked = self.stamped(key, epoch, sequence);
+        self.refusal(asked)
+    }
+
+    /// What was told of the last message, which is refused within the call.
+    fn refusal(&self, asked: Result<u64, Refusal>) -> PublishError {
+        let (number, told) = self.answers().pop().unwrap();
+        assert_eq!(number, asked.unwrap());
+        told.unwrap_err()
     }
 
     fn publish(&mut self, path: &str, payload: &[u8]) -> u64 {
@@ -303,14 +315,14 @@ fn a_failed_write_fails_every_message_that_waits() {
 fn what_is_not_allowed_is_refused_before_anything_is_stored() {
     let mut b = bench(1);
     let too_large = Bench::message("t", None, &vec![0; limits::MESSAGE_BYTES_DEFAULT + 1], None);
-    assert!(matches!(b.try_publish(too_large), Err(Refusal::Error(PublishError::Invalid(_)))));
+    let asked = b.try_publish(too_large);
+    assert!(matches!(b.refusal(asked), PublishError::Invalid(_)));
     let long_key = Bench::message("t", Some(&"k".repeat(limits::KEY_BYTES_MAX + 1)), b"", None);
-    assert!(matches!(b.try_publish(long_key), Err(Refusal::Error(PublishError::Invalid(_)))));
+    let asked = b.try_publish(long_key);
+    assert!(matches!(b.refusal(asked), PublishError::Invalid(_)));
     b.origin.close();
-    assert!(matches!(
-        b.try_publish(Bench::message("t", None, b"", None)),
-        Err(Refusal::Error(PublishError::Unavailable(_)))
-    ));
+    let asked = b.try_publish(Bench::message("t", None, b"", None));
+    assert!(matches!(b.refusal(asked), PublishError::Unavailable(_)));
     assert!(b.payloads(1).is_empty());
 }
 
@@ -340,21 +352,17 @@ fn a_retry_is_stored_once_and_answered_with_the_same_place() {
 #[test]
 fn sequences_epochs_and_unknown_producers_are_told_apart() {
     let mut b = bench(1);
-    let error = |result: Result<u64, Refusal>| match result {
-        Err(Refusal::Error(error)) => error,
-        other => panic!("{other:?}"),
-    };
-    assert_eq!(error(b.stamped("a", 1, 4)), PublishError::ProducerUnknown);
+    assert_eq!(b.refused("a", 1, 4), PublishError::ProducerUnknown);
     b.stamped("a", 1, 0).unwrap();
-    assert_eq!(error(b.stamped("a", 1, 2)), PublishError::ProducerSequence { found: 2, last: 0 });
+    assert_eq!(b.refused("a", 1, 2), PublishError::ProducerSequence { found: 2, last: 0 });
     b.settle();
     b.stamped("a", 2, 0).unwrap();
     b.settle();
-    assert_eq!(error(b.stamped("a", 1, 1)), PublishError::ProducerFenced { found: 1, current: 2 });
+    assert_eq!(b.refused("a", 1, 1), PublishError::ProducerFenced { found: 1, current: 2 });
     // A restored disk: the producer is ahead of what is known.
     let mut b = b.crash(0, 8, 1);
-    assert_eq!(error(b.stamped("a", 2, 5)), PublishError::ProducerUnknown);
-    assert_eq!(error(b.stamped("a", 1, 0)), PublishError::ProducerFenced { found: 1, current: 2 });
+    assert_eq!(b.refused("a", 2, 5), PublishError::ProducerUnknown);
+    assert_eq!(b.refused("a", 1, 0), PublishError::ProducerFenced { found: 1, current: 2 });
     assert_eq!(b.payloads(1).len(), 2);
 }
 
@@ -403,8 +411,9 @@ fn a_retry_after_a_failed_write_is_never_called_stored() {
     b.settle();
     assert!(b.answers().iter().all(|(_, r)| unavailable(r)));
     for sequence in [1, 2, 0] {
-        let Err(Refusal::Error(PublishError::Unavailable(why))) = b.stamped("a", 1, sequence) else {
-            panic!("a retry of {sequence} was taken by a poisoned node: {:?}", b.answers());
+        let asked = b.stamped("a", 1, sequence);
+        let PublishError::Unavailable(why) = b.refusal(asked) else {
+            panic!("a retry of {sequence} was taken by a poisoned node");
         };
         assert!(why.contains("no disk"), "{why}");
     }
@@ -477,7 +486,8 @@ fn a_failed_batch_leaves_a_gap_that_is_filled_lowest_first() {
     b.stamped("a", 1, 1).unwrap();
     b.settle();
     b.log.set_room(None);
-    assert!(matches!(b.stamped("a", 1, 2), Err(Refusal::Error(PublishError::ProducerSequence { found: 2, last: 0 }))));
+    let asked = b.stamped("a", 1, 2);
+    assert!(matches!(b.refusal(asked), PublishError::ProducerSequence { found: 2, last: 0 }));
     b.stamped("a", 1, 1).unwrap();
     b.stamped("a", 1, 2).unwrap();
     b.settle();
@@ -495,7 +505,8 @@ fn unused_producers_are_forgotten_with_time() {
     b.log.sync_now();
     assert_eq!(b.origin.producers_remembered(), (0, 0));
     assert!(b.log.scan(Table::Producers, &[]).is_empty());
-    assert!(matches!(b.stamped("a", 1, 1), Err(Refusal::Error(PublishError::ProducerUnknown))));
+    let asked = b.stamped("a", 1, 1);
+    assert!(matches!(b.refusal(asked), PublishError::ProducerUnknown));
 }
 
 #[test]
