@@ -539,12 +539,18 @@ async fn read_one_way(first: Bytes, mut stream: RecvStream, mut held: Held) -> O
 // ---- one-way messages, sending ----------------------------------------------------------------------
 
 /// Sends one-way messages: as datagrams where they fit, else as short streams. Never waits: what finds
-/// no room is dropped and counted.
+/// no room is dropped and counted. What quinn took and dropped by itself (a path that shrank, oldest first where more came
+/// than its buffer holds) shows once the buffer is empty: it was not put into a frame.
 pub struct OneWaySender {
     connection: Connection,
     streams: FuturesUnordered<BoxFuture<'static, usize>>,
     bytes: usize,
     dropped: u64,
+    /// Datagrams handed to quinn.
+    handed: u64,
+    /// Room in its buffer while it is empty.
+    empty_space: usize,
+    dropped_by_quinn: u64,
 }
 
 impl std::fmt::Debug for OneWaySender {
@@ -556,7 +562,9 @@ impl std::fmt::Debug for OneWaySender {
 impl OneWaySender {
     /// For a new connection.
     pub fn new(connection: Connection) -> Self {
-        Self { connection, streams: FuturesUnordered::new(), bytes: 0, dropped: 0 }
+        let empty_space = connection.datagram_send_buffer_space();
+        let streams = FuturesUnordered::new();
+        Self { connection, streams, bytes: 0, dropped: 0, handed: 0, empty_space, dropped_by_quinn: 0 }
     }
 
     /// Sends or drops a message.
@@ -568,8 +576,21 @@ impl OneWaySender {
         }
     }
 
-    fn send_datagram(&self, message: Bytes) -> bool {
-        self.connection.datagram_send_buffer_space() >= message.len() && self.connection.send_datagram(message).is_ok()
+    fn send_datagram(&mut self, message: Bytes) -> bool {
+        // Asked for first: quinn would make room by dropping older ones.
+        let sent = self.connection.datagram_send_buffer_space() >= message.len()
+            && self.connection.send_datagram(message).is_ok();
+        self.handed += u64::from(sent);
+        sent
+    }
+
+    /// Looks for what quinn dropped by itself; to be called now and then.
+    pub fn look(&mut self) {
+        // The room first: what is framed in between must count as framed.
+        if self.connection.datagram_send_buffer_space() == self.empty_space {
+            let framed = self.connection.stats().frame_tx.datagram;
+            self.dropped_by_quinn = self.dropped_by_quinn.max(self.handed.saturating_sub(framed));
+        }
     }
 
     fn send_stream(&mut self, message: Bytes) -> bool {
@@ -598,7 +619,7 @@ impl OneWaySender {
 
     /// Messages dropped so far for lack of room.
     pub fn dropped(&self) -> u64 {
-        self.dropped
+        self.dropped.saturating_add(self.dropped_by_quinn)
     }
 }
 
@@ -618,11 +639,55 @@ async fn write_one_way(connection: Connection, message: Bytes) -> usize {
     length
 }
 
-/// Datagrams received, as a stream.
-pub fn datagrams(connection: Connection) -> Pin<Box<dyn Stream<Item = Result<Bytes, ConnectionError>> + Send>> {
-    Box::pin(futures_util::stream::unfold(connection, |connection| async move {
-        Some((connection.read_datagram().await, connection))
-    }))
+type ReceivedDatagram = Result<Bytes, ConnectionError>;
+
+/// Datagrams received. quinn keeps so many bytes of them and drops the oldest: those are counted, as what was heard and never
+/// came out.
+pub struct Datagrams {
+    connection: Connection,
+    incoming: Pin<Box<dyn Stream<Item = ReceivedDatagram> + Send>>,
+    taken: u64,
+    /// Heard when it was last looked.
+    heard: u64,
+    dropped: u64,
+}
+
+impl std::fmt::Debug for Datagrams {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Datagrams").field("taken", &self.taken).field("dropped", &self.dropped).finish_non_exhaustive()
+    }
+}
+
+impl Datagrams {
+    /// Of a new connection.
+    pub fn new(connection: Connection) -> Self {
+        let incoming = Box::pin(futures_util::stream::unfold(connection.clone(), |connection| async move {
+            Some((connection.read_datagram().await, connection))
+        }));
+        Self { connection, incoming, taken: 0, heard: 0, dropped: 0 }
+    }
+
+    /// The next one; an error once the connection is gone.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ReceivedDatagram> {
+        let polled = self.incoming.poll_next_unpin(cx).map(|next| next.unwrap_or(Err(ConnectionError::LocallyClosed)));
+        if matches!(polled, Poll::Ready(Ok(_))) {
+            self.taken += 1;
+        } else {
+            // Nothing waits: what had been heard by the last look came out since, or never will.
+            self.dropped = self.dropped.max(self.heard.saturating_sub(self.taken));
+        }
+        polled
+    }
+
+    /// Looks how many were heard; to be called now and then.
+    pub fn look(&mut self) {
+        self.heard = self.connection.stats().frame_rx.datagram;
+    }
+
+    /// Dropped so far for lack of room, as of the look before the last poll that found nothing.
+    pub fn dropped(&self) -> u64 {
+        self.dropped
+    }
 }
 
 #[cfg(test)]

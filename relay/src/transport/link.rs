@@ -15,8 +15,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::stream::{FuturesUnordered, Stream, StreamExt};
-use quinn::{Connection, ConnectionError};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use quinn::Connection;
 use seaway_federation_proto::{
     session::{Channel, CloseReason, FetchNumber, PeerInfo, Transmit},
     wire::link::RefuseReason,
@@ -25,7 +25,7 @@ use tokio::{task::JoinHandle, time::Sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    channels::{CHANNELS, ChannelError, OneWaySender, Readers, Received, Writers, datagrams},
+    channels::{CHANNELS, ChannelError, Datagrams, OneWaySender, Readers, Received, Writers},
     mailbox::{LinkMailbox, MailboxReceiver},
     reason::{CLOSE_GOODBYE, CLOSE_REFUSED, describe},
     status::LinkBoard,
@@ -184,7 +184,7 @@ struct LinkTask {
     writers: Writers,
     readers: Readers,
     one_way: OneWaySender,
-    datagrams: Pin<Box<dyn Stream<Item = Result<Bytes, ConnectionError>> + Send>>,
+    datagrams: Datagrams,
     reads: FuturesUnordered<JoinHandle<ReadDone>>,
     waiting_reads: VecDeque<BoxedRead>,
     timer: Pin<Box<Sleep>>,
@@ -208,7 +208,7 @@ pub async fn run(connection: Connection, parts: LinkParts) -> LinkEnd {
         writers: Writers::new(connection.clone()),
         readers: Readers::new(connection.clone()),
         one_way: OneWaySender::new(connection.clone()),
-        datagrams: datagrams(connection.clone()),
+        datagrams: Datagrams::new(connection.clone()),
         reads: FuturesUnordered::new(),
         waiting_reads: VecDeque::new(),
         timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
@@ -291,10 +291,10 @@ impl LinkTask {
     fn poll_received(&mut self, cx: &mut Context<'_>) -> Result<bool, ChannelError> {
         let mut moved = false;
         for _ in 0..STEPS_MAX {
-            match self.datagrams.poll_next_unpin(cx) {
-                Poll::Ready(Some(Ok(bytes))) => self.drive.handle_one_way(self.now(), bytes),
+            match self.datagrams.poll(cx) {
+                Poll::Ready(Ok(bytes)) => self.drive.handle_one_way(self.now(), bytes),
                 // The streams below are read to their end first: the peer's last words may be in them.
-                Poll::Ready(Some(Err(_)) | None) | Poll::Pending => break,
+                Poll::Ready(Err(_)) | Poll::Pending => break,
             }
             moved = true;
         }
@@ -356,7 +356,9 @@ impl LinkTask {
 
     fn poll_time(&mut self, cx: &mut Context<'_>) -> bool {
         while self.sampler.poll_tick(cx).is_ready() {
-            self.board.sample(self.number, self.one_way.dropped());
+            self.one_way.look();
+            self.datagrams.look();
+            self.board.sample(self.number, self.one_way.dropped().saturating_add(self.datagrams.dropped()));
         }
         let due = self.drive.poll_timeout();
         let now = self.now();

@@ -11,13 +11,12 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt;
 use quinn::{Connection, Endpoint};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use seaway_federation_proto::session::Transmit;
 
 use super::{
-    channels::{CHANNELS, ChannelError, OneWaySender, Readers, Received, Writers, datagrams},
+    channels::{CHANNELS, ChannelError, Datagrams, OneWaySender, Readers, Received, Writers},
     endpoint::{self, Timing},
     reason::describe,
     tls::Credentials,
@@ -118,8 +117,8 @@ async fn one_way_messages_go_as_datagrams_or_short_streams() {
     sender.send(large.clone());
     sender.send(Bytes::from(vec![0; super::bounds::ONE_WAY_BYTES_MAX + 1]));
     assert_eq!(sender.dropped(), 1);
-    let mut datagrams = datagrams(pair.accepted.clone());
-    assert_eq!(datagrams.next().await.unwrap().unwrap(), small);
+    let mut datagrams = Datagrams::new(pair.accepted.clone());
+    assert_eq!(poll_fn(|cx| datagrams.poll(cx)).await.unwrap(), small);
     let mut readers = Readers::new(pair.accepted.clone());
     let received = poll_fn(|cx| {
         sender.poll(cx);
@@ -136,6 +135,62 @@ async fn one_way_messages_without_room_are_dropped_and_counted() {
         sender.send(Bytes::from(vec![1; 100_000]));
     }
     assert_eq!(sender.dropped(), 5);
+}
+
+/// Waits until everything handed to quinn is framed or dropped.
+async fn drained(connection: &Connection, empty: usize) {
+    while connection.datagram_send_buffer_space() < empty {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn datagrams_that_find_no_room_to_be_sent_are_all_counted() {
+    let pair = pair().await;
+    let empty = pair.dialled.datagram_send_buffer_space();
+    let mut sender = OneWaySender::new(pair.dialled.clone());
+    for _ in 0..20_000 {
+        sender.send(Bytes::from(vec![1; 100]));
+    }
+    let refused = sender.dropped();
+    assert!(refused > 0, "they must not all fit");
+    // Past the sender, to see what quinn does by itself: one large one pushes out several of those that wait.
+    pair.dialled.send_datagram(Bytes::from(vec![2; 1000])).unwrap();
+    drained(&pair.dialled, empty).await;
+    sender.look();
+    let framed = pair.dialled.stats().frame_tx.datagram;
+    assert!(sender.dropped() > refused, "{refused} refused, {framed} framed");
+    // The one that went past it is among those framed.
+    assert_eq!(sender.dropped(), 20_000 - framed, "{refused} refused");
+}
+
+#[tokio::test]
+async fn datagrams_that_nobody_takes_are_counted_by_whom_they_came_to() {
+    let pair = pair().await;
+    let mut datagrams = Datagrams::new(pair.accepted.clone());
+    let (heard_max, size) = (super::bounds::DATAGRAM_RECEIVE_BYTES_MAX / 1000, 1000);
+    // More than are kept, one after the other; some may be lost on the way, and are not heard.
+    while pair.accepted.stats().frame_rx.datagram < heard_max as u64 + 100 {
+        pair.dialled.send_datagram_wait(Bytes::from(vec![3; size])).await.unwrap();
+    }
+    let mut taken = 0;
+    loop {
+        datagrams.look();
+        let heard = pair.accepted.stats().frame_rx.datagram;
+        poll_fn(|cx| {
+            while datagrams.poll(cx).is_ready() {
+                taken += 1;
+            }
+            Poll::Ready(())
+        })
+        .await;
+        if pair.accepted.stats().frame_rx.datagram == heard {
+            assert!(datagrams.dropped() > 0 && taken > 0, "{heard} heard, {taken} taken");
+            assert_eq!(datagrams.dropped() + taken, heard);
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 #[tokio::test]
