@@ -9,6 +9,8 @@
 
 mod answers;
 pub mod clock;
+#[cfg(test)]
+mod disk_tests;
 mod inner;
 mod one_way;
 pub mod origin;

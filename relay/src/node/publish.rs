@@ -231,7 +231,7 @@ fn no_room() -> PublishError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use seaway_federation_proto::session::NodeKind;
 
     use super::*;
@@ -240,7 +240,7 @@ mod tests {
         node::{LinkTls, Node, NodeConfig, OnDeadline},
     };
 
-    fn config() -> NodeConfig {
+    pub(in crate::node) fn config() -> NodeConfig {
         NodeConfig {
             federation: "test".into(),
             name: "home/edge".parse().unwrap(),

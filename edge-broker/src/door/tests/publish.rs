@@ -8,7 +8,7 @@ use crate::{
     api::{self, Mode, PublishReply, PublishRequest, acknowledgement::Of, publish_failure, publish_reply},
     door::{ClientLimits, OnExceed},
     grpc::convert::batch_of_one,
-    limits::REQUEST_BYTES_MAX,
+    limits::{CLIENT_RECEIPTS_MAX, REQUEST_BYTES_MAX},
     testing::*,
 };
 
@@ -253,6 +253,54 @@ async fn while_draining_waits_for_other_sites_end_before_the_door_is_cut() {
     engine.sync();
     let reply = soon("its answer", replies.next()).await.unwrap().unwrap();
     assert!(matches!(reply.result, Some(publish_reply::Result::Receipt(_))), "{reply:?}");
+    drop((sender, client, replies));
+    harness.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_that_waits_for_other_sites_leaves_room_for_the_other_clients() {
+    const SHOP: &str = "[[token]]\nname = \"shop\"\ntoken = \"shop-shop-shop-shop\"\npublish = [\"orders\"]\n";
+    let engine = TestEngine::manual();
+    let harness =
+        Harness::start_with(&engine, |config| config.auth.token_file = Some(super::rights::token_file(SHOP))).await;
+    let acknowledgement = Some(api::Acknowledgement { of: Some(Of::Count(1)) });
+    let content = api::publish_batch::Content { path: "orders".into(), payload: "x".into(), ..Default::default() };
+    let batch = api::PublishBatch {
+        acknowledgement: acknowledgement.clone(),
+        deadline_ms: 600_000,
+        messages: vec![content; CLIENT_RECEIPTS_MAX / 2],
+        ..Default::default()
+    };
+    let (sender, receiver) = tokio::sync::mpsc::channel(2);
+    sender.send(batch.clone()).await.unwrap();
+    sender.send(batch).await.unwrap();
+    let mut client = harness.messages().await;
+    let replies = client.publish_stream(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+    let waiting = async |count: usize| {
+        soon("accepting them", async {
+            while engine.waiting() < count {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    };
+    waiting(CLIENT_RECEIPTS_MAX).await;
+    let one = |deadline_ms| PublishRequest {
+        acknowledgement: acknowledgement.clone(),
+        deadline_ms,
+        ..request("orders", "one more")
+    };
+    let status = soon("the refusal", client.publish(one(100))).await.unwrap_err();
+    assert!(status.message().contains("no room"), "{status:?}");
+    // What waits for nobody goes on, and so do the others.
+    let (mut here, mut other) = (client.clone(), client.clone());
+    let here = tokio::spawn(async move { here.publish(request("orders", "here")).await });
+    let other_request = with_token(one(600_000), "shop-shop-shop-shop");
+    let other = tokio::spawn(async move { other.publish(other_request).await });
+    waiting(CLIENT_RECEIPTS_MAX + 2).await;
+    engine.sync();
+    soon("its receipt", here).await.unwrap().unwrap();
+    soon("the other's receipt", other).await.unwrap().unwrap();
     drop((sender, client, replies));
     harness.stop().await;
 }
