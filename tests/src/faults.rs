@@ -577,6 +577,7 @@ impl LogFile for FaultFile {
 #[cfg(test)]
 mod tests {
     use rand::SeedableRng;
+    use seaway_relay::log::files::{create_dirs, sync_name};
 
     use super::*;
 
@@ -646,6 +647,20 @@ mod tests {
             let after = disk.power_loss(Survival::Nothing, &mut rng);
             assert_eq!(after.open(Path::new("/d/a")).is_ok(), synced);
         }
+    }
+
+    #[test]
+    fn directories_that_the_log_makes_are_there_after_a_loss_of_power() {
+        let mut rng = StdRng::seed_from_u64(0);
+        let disk = FaultDisk::default();
+        // Made by somebody who did not sync it.
+        disk.create_dir(Path::new("/data")).unwrap();
+        create_dirs(&disk, Path::new("/data/new/segments")).unwrap();
+        sync_name(&disk, Path::new("/data")).unwrap();
+        disk.create(Path::new("/data/new/segments/a")).unwrap().sync_data().unwrap();
+        disk.sync_dir(Path::new("/data/new/segments")).unwrap();
+        let after = disk.power_loss(Survival::Nothing, &mut rng);
+        assert!(after.open(Path::new("/data/new/segments/a")).is_ok());
     }
 
     #[test]

@@ -109,13 +109,11 @@ impl View {
             self.main_line().into_iter().map(|(edge, leave)| (edge.incarnation, leave)).collect();
         self.edges
             .iter()
-            .filter_map(|edge| {
-                match line.get(&edge.incarnation).copied() {
-                    Some(None) => None,
-                    Some(Some(leave)) if edge.end <= leave => None,
-                    Some(Some(leave)) => next_of(edge, own).filter(|p| p.offset >= leave),
-                    None => next_of(edge, own),
-                }
+            .filter_map(|edge| match line.get(&edge.incarnation).copied() {
+                Some(None) => None,
+                Some(Some(leave)) if edge.end <= leave => None,
+                Some(Some(leave)) => next_of(edge, own).filter(|p| p.offset >= leave),
+                None => next_of(edge, own),
             })
             .collect()
     }

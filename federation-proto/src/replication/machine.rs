@@ -332,7 +332,8 @@ impl Replication {
             state.beginning = false;
         }
         let incarnations = |info: &Option<LogInfo>| info.as_ref().map_or(0, |i| i.incarnations.len());
-        let many = incarnations(&was_submitted) < INCARNATIONS_MANY && incarnations(&state.submitted) >= INCARNATIONS_MANY;
+        let many =
+            incarnations(&was_submitted) < INCARNATIONS_MANY && incarnations(&state.submitted) >= INCARNATIONS_MANY;
         let grew = was_submitted.as_ref().map(|i| i.end) != state.submitted.as_ref().map(|i| i.end);
         if grew {
             state.failures = 0;
