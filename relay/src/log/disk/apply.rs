@@ -48,8 +48,12 @@ pub(crate) struct Applier<'a> {
     indexed: BTreeMap<u64, u64>,
     dead: BTreeMap<u64, u64>,
     tolerant: bool,
+    /// Entries that are put and that the index does not show yet; only while opening.
+    put: BTreeMap<(u64, Incarnation, Offset), BatchEntry>,
     /// What did not fit, for the report of the opening.
     pub(crate) misfits: Vec<String>,
+    /// Batches that were moved to bytes which are bad now; see [`Applier::fence_moved`].
+    pub(crate) moved_bad: Vec<(LogName, Facts)>,
 }
 
 struct Touched {
@@ -67,7 +71,9 @@ impl<'a> Applier<'a> {
             indexed: BTreeMap::new(),
             dead: BTreeMap::new(),
             tolerant,
+            put: BTreeMap::new(),
             misfits: Vec::new(),
+            moved_bad: Vec::new(),
         }
     }
 
@@ -75,7 +81,9 @@ impl<'a> Applier<'a> {
     pub(crate) fn apply(&mut self, record: &Record, stored: Stored) -> Result<(), IndexError> {
         match record {
             Record::Entry(Entry::Append { role, batch }) => self.append(*role, batch, stored),
-            Record::Moved { stored_at_us, batch, .. } => self.moved(batch, Stored { at_us: *stored_at_us, ..stored }),
+            Record::Moved { stored_at_us, role, batch } => {
+                self.moved(*role, batch, Stored { at_us: *stored_at_us, ..stored })
+            }
             Record::Entry(Entry::Put { table, key, value }) => {
                 self.changes.put(Family::State, &state_key(*table as u8, key), value)
             }
@@ -114,6 +122,7 @@ impl<'a> Applier<'a> {
             }
             Record::Reclaimed { segment } => {
                 self.shared.space.lock().remove(segment);
+                self.dead.remove(segment); // what was moved out of it in the same group needs no count any more
                 self.changes.delete(Family::Segments, &segment_key(*segment, false))?;
                 self.changes.delete(Family::Segments, &segment_key(*segment, true))
             }
@@ -290,12 +299,15 @@ impl<'a> Applier<'a> {
     fn bytes_before(&self, durable: &mut Durable, facts: &Facts, is_fill: bool) -> Result<u64, IndexError> {
         let incarnation = facts.begin.incarnation;
         if is_fill {
-            let below = self.shared.index.floor(durable.id, incarnation, facts.begin.offset)?;
+            let below = self.floor(durable.id, incarnation, facts.begin.offset)?;
             return Ok(below.map_or(0, |(_, entry)| entry.bytes_before));
         }
         let total = match durable.appended.get(&incarnation) {
             Some(total) => *total,
-            None => self.shared.index.bytes_of(durable.id, incarnation)?,
+            None => {
+                let last = self.floor(durable.id, incarnation, Offset::MAX)?;
+                last.map_or(0, |(_, entry)| entry.bytes_before + u64::from(entry.length))
+            }
         };
         durable.appended.insert(incarnation, total + facts.bytes);
         Ok(total)
@@ -319,13 +331,36 @@ impl<'a> Applier<'a> {
             bytes_before,
             chain_after: facts.chain_after,
         };
+        self.put_batch(id, facts.begin, entry)?;
         let Place { incarnation, offset } = facts.begin;
-        self.changes.put_batch(id, incarnation, offset, &entry)?;
         if is_fill {
             self.changes.put(Family::Fills, &batch_key(id, incarnation, offset), &length.to_le_bytes())?;
         }
         *self.indexed.entry(stored.position.segment).or_default() += u64::from(length);
         Ok(())
+    }
+
+    fn put_batch(&mut self, id: u64, begin: Place, entry: BatchEntry) -> Result<(), IndexError> {
+        if self.tolerant {
+            self.put.insert((id, begin.incarnation, begin.offset), entry);
+        }
+        self.changes.put_batch(id, begin.incarnation, begin.offset, &entry)
+    }
+
+    /// The last entry at or below `offset`, of those in the index and those on the way there.
+    fn floor(
+        &self,
+        id: u64,
+        incarnation: Incarnation,
+        offset: Offset,
+    ) -> Result<Option<(Offset, BatchEntry)>, IndexError> {
+        let written = self.shared.index.floor(id, incarnation, offset)?;
+        let put = self.put.range((id, incarnation, 0)..=(id, incarnation, offset)).next_back();
+        let put = put.map(|((_, _, offset), entry)| (*offset, *entry));
+        Ok(match (written, put) {
+            (Some(written), Some(put)) if written.0 > put.0 => Some(written),
+            (written, put) => put.or(written),
+        })
     }
 
     /// Removes the entries of a range at once (it may be filled again).
@@ -338,6 +373,9 @@ impl<'a> Applier<'a> {
             }
             inside
         })?;
+        self.put.retain(|(of, incarnation, offset), _| {
+            *of != id || *incarnation != hole.incarnation || !(hole.from..hole.to).contains(offset)
+        });
         for (offset, entry) in found {
             self.changes.delete(Family::Batches, &batch_key(id, hole.incarnation, offset))?;
             self.changes.delete(Family::Fills, &batch_key(id, hole.incarnation, offset))?;
@@ -350,27 +388,36 @@ impl<'a> Applier<'a> {
     fn relocate(&mut self, id: Option<u64>, facts: &Facts, stored: Stored) -> Result<(), IndexError> {
         let Some(id) = id else { return Ok(()) };
         let Place { incarnation, offset } = facts.begin;
-        let Some((begin, old)) = self.shared.index.floor(id, incarnation, offset)? else { return Ok(()) };
+        let Some((begin, old)) = self.floor(id, incarnation, offset)? else { return Ok(()) };
         if begin != offset || old.chain_after != facts.chain_after || old.position >= stored.position {
             return Ok(());
         }
         let entry = BatchEntry { position: stored.position, stored_at_us: stored.at_us, ..old };
-        self.changes.put_batch(id, incarnation, offset, &entry)?;
+        self.put_batch(id, facts.begin, entry)?;
         *self.dead.entry(old.position.segment).or_default() += u64::from(old.length);
         *self.indexed.entry(stored.position.segment).or_default() += u64::from(old.length);
         Ok(())
     }
 
-    fn moved(&mut self, batch: &Batch, stored: Stored) -> Result<(), IndexError> {
-        let id = self.shared.cell(&batch.header().log).and_then(|cell| {
+    /// A batch that was copied from an older segment, which may be gone by now: a place for it, whatever the index has. It
+    /// counts only within what the copy holds; and where damage took the older bytes, it fills the hole again.
+    fn moved(&mut self, role: Role, batch: &Batch, stored: Stored) -> Result<(), IndexError> {
+        let fenced = self.shared.cell(&batch.header().log).is_some_and(|cell| {
             let state = cell.state.lock();
-            state.durable.as_ref().filter(|durable| holds(&durable.copy, batch)).map(|durable| durable.id)
+            let held = state.durable.as_ref().is_some_and(|durable| holds(&durable.copy, batch));
+            !held
+                && state.durable.is_some()
+                && state.damaged_to(batch.begin()).is_some_and(|to| to >= batch.end_offset())
         });
-        self.relocate(id, &Facts::from(batch), stored)
+        if self.tolerant && fenced {
+            return self.append(role, batch, stored);
+        }
+        self.held_batch(batch, stored)
     }
 
-    /// A batch from before a checkpoint: it counts only within the bounds that the checkpoint states.
-    pub(crate) fn old_batch(&mut self, batch: &Batch, stored: Stored) -> Result<(), IndexError> {
+    /// A batch that counts only within what the copy holds: one that was moved, or one from before a checkpoint, which
+    /// states the bounds.
+    pub(crate) fn held_batch(&mut self, batch: &Batch, stored: Stored) -> Result<(), IndexError> {
         let Some(cell) = self.shared.cell(&batch.header().log) else { return Ok(()) };
         let mut state = cell.state.lock();
         let Some(durable) = state.durable.as_mut().filter(|durable| holds(&durable.copy, batch)) else {
@@ -378,18 +425,37 @@ impl<'a> Applier<'a> {
         };
         let facts = Facts::from(batch);
         let id = durable.id;
-        let known = self.shared.index.floor(id, facts.begin.incarnation, Offset::MAX)?;
-        if known.is_some_and(|(begin, _)| begin >= facts.begin.offset) {
-            let same = self.shared.index.floor(id, facts.begin.incarnation, facts.begin.offset)?;
+        let known = self.floor(id, facts.begin.incarnation, Offset::MAX)?;
+        let is_fill = known.is_some_and(|(begin, _)| begin >= facts.begin.offset);
+        if is_fill {
+            let same = self.floor(id, facts.begin.incarnation, facts.begin.offset)?;
             if same.is_some_and(|(begin, _)| begin == facts.begin.offset) {
                 drop(state);
                 return self.relocate(Some(id), &facts, stored);
             }
-            let before = self.bytes_before(durable, &facts, true)?;
-            return self.put_entry(id, &facts, before, true, stored);
         }
-        let before = self.bytes_before(durable, &facts, false)?;
-        self.put_entry(id, &facts, before, false, stored)
+        let before = self.bytes_before(durable, &facts, is_fill)?;
+        self.put_entry(id, &facts, before, is_fill, stored)
+    }
+
+    /// Fences a batch whose moved bytes are bad, unless the bytes that it was moved from are still there.
+    pub(crate) fn fence_moved(&mut self, log: &LogName, facts: &Facts, segments: &[u64]) -> Result<(), IndexError> {
+        let Some(cell) = self.shared.cell(log) else { return Ok(()) };
+        let Place { incarnation, offset: from } = facts.begin;
+        let hole = Hole { incarnation, from, to: facts.end, kind: HoleKind::Pending };
+        let mut state = cell.state.lock();
+        let Some(durable) = state.durable.as_ref().filter(|durable| holds_range(&durable.copy, &hole)) else {
+            return Ok(());
+        };
+        let id = durable.id;
+        let known = self.floor(id, incarnation, from)?;
+        if known.is_some_and(|(begin, entry)| begin == from && segments.contains(&entry.position.segment)) {
+            return Ok(());
+        }
+        state.damaged.insert((incarnation, from), hole.to);
+        drop(state);
+        let (below, above) = (Some(facts.chain_before), Some(facts.chain_after));
+        self.fence(log, &Fence { id, hole, below, above, bytes: facts.bytes })
     }
 
     fn change(
@@ -547,12 +613,16 @@ fn hole_below(copy: &LogCopy, facts: &Facts) -> Option<Hole> {
 
 /// Whether the batch lies within what the copy holds, no hole included.
 fn holds(copy: &LogCopy, batch: &Batch) -> bool {
-    let begin = batch.begin();
-    let inside = |(from, to): (Offset, Offset)| from <= begin.offset && batch.end_offset() <= to;
-    copy.range_of(begin.incarnation).is_some_and(inside)
-        && !copy.holes().any(|hole| {
-            hole.incarnation == begin.incarnation && hole.from < batch.end_offset() && begin.offset < hole.to
-        })
+    let Place { incarnation, offset: from } = batch.begin();
+    holds_range(copy, &Hole { incarnation, from, to: batch.end_offset(), kind: HoleKind::Pending })
+}
+
+fn holds_range(copy: &LogCopy, range: &Hole) -> bool {
+    let inside = |(from, to): (Offset, Offset)| from <= range.from && range.to <= to;
+    copy.range_of(range.incarnation).is_some_and(inside)
+        && !copy
+            .holes()
+            .any(|hole| hole.incarnation == range.incarnation && hole.from < range.to && range.from < hole.to)
 }
 
 impl Durable {

@@ -251,7 +251,7 @@ fn old_group(applier: &mut Applier<'_>, group: &FoundGroup) -> Result<(), IndexE
                 _ => unit.stored_at_us,
             };
             let at = found.from + u64::from(located.batch_at);
-            applier.old_batch(batch, Stored { position: Position { at, ..group.header.position }, at_us })?;
+            applier.held_batch(batch, Stored { position: Position { at, ..group.header.position }, at_us })?;
         }
     }
     Ok(())

@@ -313,6 +313,8 @@ pub(crate) struct Located {
 pub(crate) struct BadBatch {
     /// How many good records stand before it in the unit.
     pub(crate) after: usize,
+    /// Whether it was moved here: then the bytes that it was moved from may still be good.
+    pub(crate) moved: bool,
     /// What its envelope says, which the unit's CRC covers: whose it is, and where it belongs.
     pub(crate) lost: Option<(Role, LogName, Facts)>,
     /// First byte in the unit.
@@ -390,7 +392,7 @@ impl DecodedUnit {
                 let envelope = Batch::decode(payload.slice(payload.len() - (end - from)..), usize::MAX, true).ok();
                 let lost = envelope.map(|batch| (role, batch.header().log.clone(), Facts::from(&batch)));
                 let after = self.records.len();
-                self.bad.push(BadBatch { after, lost, from: from as u32, to: end as u32, detail: e.to_string() });
+                self.bad.push(BadBatch { after, moved: kind == 2, lost, from: from as u32, to: end as u32, detail: e.to_string() });
             }
         }
         Some(())

@@ -6,7 +6,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use seaway_federation_proto::copies::{Facts, LogCopy};
+use seaway_federation_proto::{
+    copies::{Facts, LogCopy},
+    ids::LogName,
+};
 
 use super::{
     DiskConfig,
@@ -117,6 +120,7 @@ fn replay(
         load(shared).map_err(|e| index_failed(shared, &e))?;
         replay.from(&applied.copied().unwrap_or_default())?;
     }
+    replay.fence_moved()?;
     if let Some(why) = shared.index.unreadable() {
         return Err(index_failed(shared, &IndexError(why.to_owned())));
     }
@@ -348,6 +352,8 @@ pub(crate) struct Replay<'a> {
     pub(crate) reclaimed: BTreeSet<u64>,
     /// Segments that are not there; damage, unless they turn out to be reclaimed.
     pub(crate) missing: BTreeSet<u64>,
+    /// Batches that were moved to bytes which are bad now.
+    moved_bad: Vec<(LogName, Facts)>,
     /// The last group that was read.
     last: Applied,
     /// Whether the log may go on in its last segment.
@@ -363,6 +369,7 @@ impl<'a> Replay<'a> {
             bytes: 0,
             reclaimed: BTreeSet::new(),
             missing: BTreeSet::new(),
+            moved_bad: Vec::new(),
             last: Applied::default(),
             clean: true,
         }
@@ -463,6 +470,7 @@ impl<'a> Replay<'a> {
                 applier.apply(&located.record, stored).map_err(|e| index_failed(self.shared, &e))?;
             }
             take_lost(applier, unit, unit.records.len()).map_err(|e| index_failed(self.shared, &e))?;
+            self.moved_bad.append(&mut applier.moved_bad);
             for what in applier.misfits.drain(..) {
                 let file = self.shared.segment_name(header.position.segment);
                 self.shared.report_damage(misfit_damage(&file, header.position, what));
@@ -471,6 +479,18 @@ impl<'a> Replay<'a> {
         self.bytes += header.length;
         self.last = Applied { to: header.end(), group: header.position, sequence: header.sequence, crc: group.crc };
         Ok(())
+    }
+
+    /// Only now it is known which segments are left, and so what a bad copy of a batch takes away.
+    fn fence_moved(&mut self) -> Result<(), OpenError> {
+        let bad = std::mem::take(&mut self.moved_bad);
+        if bad.is_empty() {
+            return Ok(());
+        }
+        let mut applier = Applier::new(self.shared, true);
+        let fenced = bad.iter().try_for_each(|(log, facts)| applier.fence_moved(log, facts, &self.numbers));
+        fenced.map_err(|e| index_failed(self.shared, &e))?;
+        self.write(applier)
     }
 
     pub(crate) fn write(&self, applier: Applier<'_>) -> Result<(), OpenError> {
@@ -529,6 +549,12 @@ impl<'a> Replay<'a> {
 
 /// Fences the bad batches that stand in a unit after so many good records.
 fn take_lost(applier: &mut Applier<'_>, unit: &DecodedUnit, after: usize) -> Result<(), IndexError> {
-    let lost = unit.bad.iter().filter(|bad| bad.after == after).filter_map(|bad| bad.lost.as_ref());
-    lost.into_iter().try_for_each(|(role, log, facts)| applier.lost(*role, log, facts))
+    for bad in unit.bad.iter().filter(|bad| bad.after == after) {
+        match &bad.lost {
+            Some((_, log, facts)) if bad.moved => applier.moved_bad.push((log.clone(), *facts)),
+            Some((role, log, facts)) => applier.lost(*role, log, facts)?,
+            None => {}
+        }
+    }
+    Ok(())
 }

@@ -2,6 +2,7 @@
 
 mod conformance;
 mod gate;
+mod moved;
 mod random;
 mod recovery;
 mod room;
@@ -44,7 +45,7 @@ fn store(log: &dyn CommitLog, entries: Vec<Entry>) -> Result<(), Poisoned> {
 }
 
 /// All that a log holds, to be compared; of batches a checksum.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Snapshot {
     logs: BTreeMap<LogName, (LogInfo, Vec<(Place, u32)>)>,
     tables: BTreeMap<(Table, Bytes), Bytes>,

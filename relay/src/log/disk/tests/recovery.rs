@@ -27,12 +27,12 @@ use crate::log::{
     },
 };
 
-fn own(batch: &Batch) -> Entry {
+pub(super) fn own(batch: &Batch) -> Entry {
     Entry::Append { role: Role::Own, batch: batch.clone() }
 }
 
 /// A directory with so many batches of one log, one a unit, and some values; closed.
-fn filled(batches: usize) -> (tempfile::TempDir, LogName, Vec<Batch>) {
+pub(super) fn filled(batches: usize) -> (tempfile::TempDir, LogName, Vec<Batch>) {
     let dir = tempfile::tempdir().unwrap();
     let mut origin = Origin::new(log_name("orders", "s1", 1), 1);
     let (log, recovery) = open(dir.path());
@@ -46,7 +46,7 @@ fn filled(batches: usize) -> (tempfile::TempDir, LogName, Vec<Batch>) {
     (dir, origin.log().clone(), made)
 }
 
-fn segments(dir: &Path) -> Vec<PathBuf> {
+pub(super) fn segments(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir.join("segments")).unwrap();
     let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
     paths.sort();
@@ -54,7 +54,7 @@ fn segments(dir: &Path) -> Vec<PathBuf> {
 }
 
 /// Segment and byte at which a batch's body is stored.
-fn find(dir: &Path, batch: &Batch) -> (PathBuf, u64) {
+pub(super) fn find(dir: &Path, batch: &Batch) -> (PathBuf, u64) {
     let body = batch.body();
     for path in segments(dir) {
         let bytes = fs::read(&path).unwrap();
@@ -65,14 +65,14 @@ fn find(dir: &Path, batch: &Batch) -> (PathBuf, u64) {
     panic!("the batch is in no segment");
 }
 
-fn flip(path: &Path, at: u64) {
+pub(super) fn flip(path: &Path, at: u64) {
     let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
     let mut byte = [0];
     file.read_exact_at(&mut byte, at).unwrap();
     file.write_all_at(&[byte[0] ^ 4], at).unwrap();
 }
 
-fn copy_dir(from: &Path, to: &Path) {
+pub(super) fn copy_dir(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
@@ -81,7 +81,7 @@ fn copy_dir(from: &Path, to: &Path) {
 }
 
 /// Reads a log from its begin and compares; answers what it ended with and how many batches came.
-fn read_all(log: &DiskLog, name: &LogName, expected: &[Batch]) -> (Read, usize) {
+pub(super) fn read_all(log: &DiskLog, name: &LogName, expected: &[Batch]) -> (Read, usize) {
     let info: LogInfo = log.info(name, true).unwrap();
     let mut at = info.begin;
     let mut count = 0;
