@@ -15,8 +15,16 @@ pub(crate) const UNITS_MAX: usize = 8192;
 /// First bytes of a group.
 pub(crate) const MAGIC: &[u8; 4] = b"SWG1";
 
+/// Most bytes of fields that a later version may add to the header.
+const LATER_BYTES_MAX: usize = 4096;
+/// Most bytes of a header.
+pub(crate) const HEADER_BYTES_MAX: usize = FIXED_BYTES + UNITS_MAX * LINE_BYTES + LATER_BYTES_MAX;
+
 /// Flag: the group holds the beginning or the end of a checkpoint.
 pub(crate) const FLAG_CHECKPOINT: u32 = 1;
+/// Flags that a reader must know: a group with one that it does not know is a newer version's. Of the others those that are
+/// not known are ignored.
+const FLAGS_TO_BE_KNOWN: u32 = 0xffff_0000;
 
 /// What the checksums of a directory's group headers begin with: nobody who only publishes knows it, so that no message's
 /// content passes for a group when the bytes around it are torn.
@@ -50,7 +58,7 @@ pub(crate) struct GroupHeader {
     pub(crate) position: Position,
     /// Bytes of the whole group, without the padding after it.
     pub(crate) length: u64,
-    /// See the `FLAG_` constants; others are ignored.
+    /// See the `FLAG_` constants.
     pub(crate) flags: u32,
     /// The start of the process that wrote it.
     pub(crate) start: Start,
@@ -62,6 +70,8 @@ pub(crate) struct GroupHeader {
     pub(crate) written_at_us: u64,
     /// Its units.
     pub(crate) units: Vec<UnitLine>,
+    /// Bytes of fields between the table of units and the CRC that only a newer version knows; 0 in what is written.
+    pub(crate) later: usize,
 }
 
 /// Length of a header with so many units.
@@ -82,7 +92,12 @@ impl GroupHeader {
 
     /// Bytes of the header.
     pub(crate) fn header_bytes(&self) -> usize {
-        header_bytes(self.units.len())
+        header_bytes(self.units.len()) + self.later
+    }
+
+    /// Whether it says something that a reader must know and this version does not.
+    pub(crate) fn is_newer(&self) -> bool {
+        self.flags & FLAGS_TO_BE_KNOWN != 0
     }
 
     /// Appends the header's bytes to `out`; answers its CRC.
@@ -103,6 +118,7 @@ impl GroupHeader {
             out.put_u32(unit.length);
             out.put_u32(unit.crc);
         }
+        out.resize(out.len() + self.later, 0);
         let crc = key.crc(out.get(from..).unwrap_or_default());
         out.put_u32(crc);
         crc
@@ -116,7 +132,7 @@ impl GroupHeader {
             return None;
         }
         let claimed = fields.u32()? as usize;
-        (FIXED_BYTES..=header_bytes(UNITS_MAX)).contains(&claimed).then_some(claimed)
+        (FIXED_BYTES..=HEADER_BYTES_MAX).contains(&claimed).then_some(claimed)
     }
 
     /// Reads and checks the header of the group at `position`, with its CRC; `None` for anything else than a
@@ -139,15 +155,19 @@ impl GroupHeader {
         let sequence = fields.u64()?;
         let durable = fields.position()?;
         let written_at_us = fields.u64()?;
-        let mut units = Vec::with_capacity(count.min(UNITS_MAX));
-        while !fields.is_empty() {
-            units.push(UnitLine { length: fields.u32()?, crc: fields.u32()? });
-        }
-        let sum = units.iter().map(|unit| u64::from(unit.length)).sum::<u64>().saturating_add(claimed as u64);
-        if found != position || units.len() != count || sum != length || durable > position {
+        if count > UNITS_MAX {
             return None;
         }
-        Some((Self { position, length, flags, start, sequence, durable, written_at_us, units }, crc))
+        let mut units = Vec::with_capacity(count);
+        for _ in 0..count {
+            units.push(UnitLine { length: fields.u32()?, crc: fields.u32()? });
+        }
+        let later = fields.rest().len();
+        let sum = units.iter().map(|unit| u64::from(unit.length)).sum::<u64>().saturating_add(claimed as u64);
+        if found != position || later > LATER_BYTES_MAX || sum != length || durable > position {
+            return None;
+        }
+        Some((Self { position, length, flags, start, sequence, durable, written_at_us, units, later }, crc))
     }
 }
 
@@ -161,22 +181,30 @@ mod tests {
     fn group() -> impl Strategy<Value = GroupHeader> {
         let unit = (0..1_000_000_u32, any::<u32>()).prop_map(|(length, crc)| UnitLine { length, crc });
         let units = proptest::collection::vec(unit, 0..20);
-        (1..u64::MAX, 0..(1_u64 << 40), any::<u32>(), any::<(u64, u64)>(), any::<u64>(), any::<u64>(), units).prop_map(
-            |(segment, sector, flags, start, sequence, written_at_us, units)| {
+        (
+            1..u64::MAX,
+            0..(1_u64 << 40),
+            any::<u32>(),
+            any::<(u64, u64)>(),
+            any::<u64>(),
+            any::<u64>(),
+            (units, 0..40_usize),
+        )
+            .prop_map(|(segment, sector, flags, start, sequence, written_at_us, (units, later))| {
                 let position = Position { segment, at: sector * ALIGN };
                 let length = units.iter().map(|unit| u64::from(unit.length)).sum::<u64>();
                 GroupHeader {
                     position,
-                    length: length + header_bytes(units.len()) as u64,
+                    length: length + (header_bytes(units.len()) + later) as u64,
                     flags,
                     start: Start { time_us: start.0, random: start.1 },
                     sequence,
                     durable: Position { segment: segment - 1, at: start.0 },
                     written_at_us,
                     units,
+                    later,
                 }
-            },
-        )
+            })
     }
 
     proptest! {

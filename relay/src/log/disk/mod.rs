@@ -23,15 +23,30 @@
 //!          | process start: time u64, random u64 | sequence u64 | durable point: segment u64, position u64
 //!          | written at u64 (µs since 1970)
 //!          | for each unit: length u32, CRC32C u32
+//!          | (fields of later versions, up to 4096 bytes)
 //!          | CRC32C of the header up to here u32
 //!          | the units | zeros up to the next multiple of 512
 //! unit:    stored at u64 (µs since 1970) | entries u32 | the entries
 //! entry:   kind u8 | length u32 | payload, see `record`
 //! ```
-//! A unit's CRC covers all of it except the bodies of batches: these are covered by the XXH3-128 in their
+//! A unit's CRC covers all of it except the bodies of entries of the kinds 128 to 255, which are batches today: these are covered by the XXH3-128 in their
 //! envelope, which the CRC does cover, so that a body is hashed once in its life and never for storage
 //! alone. The lengths stand in the group's header, so that one bad unit does not hide those after it, and
 //! one bad body costs that batch alone.
+//!
+//! # Formats to come
+//! Written once, read for ever: an older version that meets what it does not know says so and stops, with
+//! nothing cut and nothing called damage. What may change, from small to large:
+//! * *A field in a group's header* goes behind the table of units; the header's length and CRC cover it, and older versions
+//!   pass over it. One that must not be passed over sets one of the upper 16 flags, which a reader refuses unless it
+//!   knows them; of the lower 16 it ignores what it does not know.
+//! * *Another kind of entry*, of either layout in [`record`], or another item of a checkpoint: an older version can check it
+//!   and refuses the log for it. No new [`segment::FORMAT`] is needed.
+//! * *Everything else* (what a unit or header looks like, what a field or kind means) is another FORMAT. The number stands
+//!   in front of every segment and is checked before anything else in it is believed. **A segment is of one format**: no
+//!   version goes on in a segment of another format than the one it writes, it begins a new one, so that the number in
+//!   front never promises less than what follows. A version reads all formats up to its own; the identity file's is
+//!   the one that the directory was made with, and rises only where the directory itself changes.
 //!
 //! # Writing
 //! One storage thread takes all that is queued (up to [`writer::GROUP_BYTES_MAX`]), makes it one group,

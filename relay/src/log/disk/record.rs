@@ -1,8 +1,6 @@
 //! Units and their entries on disk. Kind numbers are permanent.
 //!
 //! ```text
-//! 1 append        role u8 (1 own, 2 copy) | head length u32 | the batch (head, body)
-//! 2 moved         stored at u64 | role u8 | head length u32 | the batch
 //! 3 begin copy    log | place | chain (optional)
 //! 4 hole          log | hole
 //! 5 rekind        log | hole | former kind u8
@@ -14,11 +12,20 @@
 //! 11 checkpoint part    number u64 | part u32 | body, see `checkpoint`
 //! 12 checkpoint ends    number u64 | parts u32
 //! 13 reclaimed    segment u64
+//! 129 append      role u8 (1 own, 2 copy) | the batch's head || its body
+//! 130 moved       stored at u64 | role u8 | the batch's head || its body
 //!
 //! log: topic, origin (u16 length + UTF-8) | queue u16      place: counter, random, offset (u64)
 //! hole: counter, random, from, to (u64) | kind u8 (1 pending, 2 not wanted, 3 lost)
 //! optional: 0 u8, or 1 u8 and the value
 //! ```
+//! **Two layouts, for all kinds there will ever be.** The payload of kinds 1 to 127 is the fields named, and the unit's CRC
+//! covers all of it. Kinds 128 to 255 carry a body that the CRC leaves out: their payload is `head length u32 | head | body`
+//! (`||` above), the CRC covers the length and the head, and the head says how the body is checked. So a version that
+//! does not know a kind can still tell bytes that are what was written from bytes that are not: what it does not know is
+//! refused with the advice to run the newer version, and is neither called damaged nor cut. A kind's fields never change;
+//! what needs others is another kind. Numbers 0, 1, 2 and 128 mean nothing, and are not to be used.
+//!
 //! *Moved* is a batch copied unchanged from an old segment, with the time at which it was first
 //! appended. It only says where a batch is that the copy holds within its bounds: it never makes a log
 //! and never lowers a begin. This version reads it and writes none.
@@ -33,6 +40,10 @@ use seaway_federation_proto::{
 use super::codec::{Fields, Position, PutFields};
 use crate::log::contract::{Entry, Role, Table};
 
+/// Kinds with this bit carry a body that the unit's CRC leaves out.
+const BODIED: u8 = 0x80;
+const APPEND: u8 = 129;
+const MOVED: u8 = 130;
 /// Bodies up to this many bytes are copied next to their heads: cheaper than a part of their own.
 const BODY_INLINE_BYTES_MAX: usize = 2048;
 /// Bytes in front of a unit's entries.
@@ -167,7 +178,7 @@ impl Record {
     fn kind(&self) -> u8 {
         match self {
             Record::Entry(entry) => match entry {
-                Entry::Append { .. } => 1,
+                Entry::Append { .. } => APPEND,
                 Entry::BeginCopy { .. } => 3,
                 Entry::Hole { .. } => 4,
                 Entry::Rekind { .. } => 5,
@@ -176,7 +187,7 @@ impl Record {
                 Entry::Put { .. } => 8,
                 Entry::Delete { .. } => 9,
             },
-            Record::Moved { .. } => 2,
+            Record::Moved { .. } => MOVED,
             Record::CheckpointBegin { .. } => 10,
             Record::CheckpointPart { .. } => 11,
             Record::CheckpointEnd { .. } => 12,
@@ -189,9 +200,9 @@ impl Record {
         match self {
             Record::Entry(entry) => return put_entry(entry, out),
             Record::Moved { stored_at_us, role, batch } => {
+                out.put_u32((9 + batch.head().len()) as u32);
                 out.put_u64(*stored_at_us);
                 out.put_u8(role_number(*role));
-                out.put_u32(batch.head().len() as u32);
                 return Some(batch);
             }
             Record::CheckpointBegin { number, as_of, sequence } => {
@@ -217,8 +228,8 @@ impl Record {
 fn put_entry<'a>(entry: &'a Entry, out: &mut Vec<u8>) -> Option<&'a Batch> {
     match entry {
         Entry::Append { role, batch } => {
+            out.put_u32((1 + batch.head().len()) as u32);
             out.put_u8(role_number(*role));
-            out.put_u32(batch.head().len() as u32);
             return Some(batch);
         }
         Entry::BeginCopy { log, at, chain } => {
@@ -369,37 +380,48 @@ impl DecodedUnit {
     }
 
     fn read_record(&mut self, kind: u8, payload: &Bytes, end: usize, trust_bodies: bool) -> Option<()> {
-        if kind != 1 && kind != 2 {
+        if kind & BODIED == 0 {
             let record = read_plain(kind, payload)?;
             self.records.push(Located { record, batch_at: 0 });
             return Some(());
         }
         let mut fields = Fields::new(payload);
-        let stored_at_us = if kind == 2 { fields.u64()? } else { 0 };
-        let role = role_of(fields.u8()?)?;
-        fields.u32()?;
-        let bytes = payload.slice_ref(fields.rest());
+        let mut head = Fields::new(fields.block()?);
+        let stored_at_us = match kind {
+            APPEND => 0,
+            MOVED => head.u64()?,
+            _ => return None,
+        };
+        let role = role_of(head.u8()?)?;
+        let bytes = payload.slice(payload.len() - fields.rest().len() - head.rest().len()..);
         let from = end - bytes.len();
-        match Batch::decode(bytes, usize::MAX, trust_bodies) {
+        match Batch::decode(bytes.clone(), usize::MAX, trust_bodies) {
             Ok(batch) => {
                 let record = match kind {
-                    1 => Record::Entry(Entry::Append { role, batch }),
+                    APPEND => Record::Entry(Entry::Append { role, batch }),
                     _ => Record::Moved { stored_at_us, role, batch },
                 };
                 self.records.push(Located { record, batch_at: from as u32 });
             }
             Err(e) => {
-                let envelope = Batch::decode(payload.slice(payload.len() - (end - from)..), usize::MAX, true).ok();
+                let envelope = Batch::decode(bytes, usize::MAX, true).ok();
                 let lost = envelope.map(|batch| (role, batch.header().log.clone(), Facts::from(&batch)));
                 let after = self.records.len();
-                self.bad.push(BadBatch { after, moved: kind == 2, lost, from: from as u32, to: end as u32, detail: e.to_string() });
+                self.bad.push(BadBatch {
+                    after,
+                    moved: kind == MOVED,
+                    lost,
+                    from: from as u32,
+                    to: end as u32,
+                    detail: e.to_string(),
+                });
             }
         }
         Some(())
     }
 }
 
-/// CRC32C over a unit without the bodies of its batches; `None` where its lengths do not fit together.
+/// CRC32C over a unit without bodies, of whatever kinds its entries are; `None` where its lengths do not fit together.
 pub(super) fn unit_crc(bytes: &[u8]) -> Option<u32> {
     let mut crc = 0;
     let mut from = 0;
@@ -409,11 +431,9 @@ pub(super) fn unit_crc(bytes: &[u8]) -> Option<u32> {
         let kind = fields.u8()?;
         let payload = fields.block()?;
         let next = at + ENTRY_HEAD_BYTES + payload.len();
-        if kind == 1 || kind == 2 {
+        if kind & BODIED != 0 {
             let mut fields = Fields::new(payload);
-            fields.bytes(if kind == 2 { 9 } else { 1 })?;
-            let head = fields.u32()? as usize;
-            fields.bytes(head)?;
+            fields.block()?;
             crc = crc32c::crc32c_append(crc, bytes.get(from..next - fields.rest().len())?);
             from = next;
         }

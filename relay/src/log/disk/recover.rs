@@ -23,7 +23,7 @@ use super::{
     rebuild,
     record::{DecodedUnit, Record, role_of},
     scan::{Depth, FoundGroup, Scanner, Step, read_padded},
-    segment::{self, HEADER_BYTES},
+    segment::{self, FORMAT, HEADER_BYTES},
     shared::{Checkpoints, Figures, Notify, SegmentSpace, Shared},
     survey::{self, End, OpenSegment},
     tail::Tail,
@@ -410,7 +410,8 @@ impl<'a> Replay<'a> {
         if open.header.is_none() && !resumes {
             self.damage(number, 0, HEADER_BYTES, "the segment's header is damaged");
         }
-        self.clean &= open.header.is_some();
+        // All of a segment is of one format: an older one is not gone on in.
+        self.clean &= open.header.as_ref().is_some_and(|header| header.format == FORMAT);
         let from = if resumes { self.last.to } else { Position { segment: number, at: HEADER_BYTES } };
         let path = self.shared.segment_path(number);
         let mut scanner =

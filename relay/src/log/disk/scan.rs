@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::{
     codec::Position,
-    group::{ALIGN, FIXED_BYTES, GroupHeader, GroupKey, MAGIC, align_up, header_bytes},
+    group::{ALIGN, FIXED_BYTES, GroupHeader, GroupKey, HEADER_BYTES_MAX, MAGIC, align_up},
     record::{DecodedUnit, UnitFault},
 };
 use crate::log::files::LogFile;
@@ -152,6 +152,9 @@ impl Scanner {
     }
 
     fn take_group(&mut self, header: GroupHeader, crc: u32) -> io::Result<Step> {
+        if header.is_newer() {
+            return Err(unknown("the group", header.position.at));
+        }
         self.at = header.end().at;
         self.last_sequence = header.sequence;
         let units = match self.depth {
@@ -179,7 +182,7 @@ impl Scanner {
                     Ok(unit) => Some(unit),
                     Err(UnitFault::Damaged) => None,
                     // What a newer version wrote must neither be cut nor be called damaged.
-                    Err(UnitFault::Unknown) => return Err(unknown_entry(from + at as u64)),
+                    Err(UnitFault::Unknown) => return Err(unknown("an entry of the unit", from + at as u64)),
                 },
                 None => None,
             };
@@ -202,7 +205,7 @@ impl Scanner {
         }
         let Some(claimed) = GroupHeader::claimed_bytes(&bytes) else { return Ok(None) };
         if claimed > bytes.len() {
-            bytes = self.read(at, claimed.min(header_bytes(super::group::UNITS_MAX)))?;
+            bytes = self.read(at, claimed.min(HEADER_BYTES_MAX))?;
         }
         let found = GroupHeader::decode(&bytes, self.key, Position { segment: self.segment, at });
         Ok(found
@@ -234,13 +237,11 @@ impl Scanner {
     }
 }
 
-fn unknown_entry(at: u64) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::Unsupported,
-        format!(
-            "an entry of the unit at byte {at} is of a kind that this Seaway does not know; run the version that wrote it, or a newer one"
-        ),
-    )
+fn unknown(what: &str, at: u64) -> io::Error {
+    let text = format!(
+        "{what} at byte {at} is of a kind that this Seaway does not know; run the version that wrote it, or a newer one"
+    );
+    io::Error::new(io::ErrorKind::Unsupported, text)
 }
 
 /// Reads `len` bytes; what lies past the end of the file is zeros.

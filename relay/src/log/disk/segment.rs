@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 
 use super::codec::{Fields, Position, PutFields};
 
-/// Version of the format of segments, groups and records. A directory with a greater one is refused.
+/// Version of the format of segments, groups and records. A segment with a greater one is refused, one with a lower is
+/// read and not gone on in; see the module's documentation for when it rises.
 pub const FORMAT: u32 = 1;
 /// Length of a segment's header in bytes; groups begin after it.
 pub(crate) const HEADER_BYTES: u64 = 4096;
@@ -23,6 +24,8 @@ const MAGIC: &[u8; 8] = b"SEAWAYSG";
 /// What a segment's header says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SegmentHeader {
+    /// The format that all of it is written in, up to [`FORMAT`].
+    pub(crate) format: u32,
     /// Its number; the first is 1.
     pub(crate) number: u64,
     /// Random id of the data directory.
@@ -57,7 +60,7 @@ impl SegmentHeader {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(HEADER_BYTES as usize);
         out.put(MAGIC);
-        out.put_u32(FORMAT);
+        out.put_u32(self.format);
         out.put_u32(HEADER_BYTES as u32);
         out.put_u64(self.number);
         out.put(&self.directory);
@@ -91,11 +94,12 @@ impl SegmentHeader {
         }
         let mut fields = Fields::new(covered);
         fields.bytes(MAGIC.len() + 8);
-        Self::decode_fields(&mut fields).ok_or(SegmentError::Damaged)
+        Self::decode_fields(format, &mut fields).ok_or(SegmentError::Damaged)
     }
 
-    fn decode_fields(fields: &mut Fields<'_>) -> Option<Self> {
+    fn decode_fields(format: u32, fields: &mut Fields<'_>) -> Option<Self> {
         Some(Self {
+            format,
             number: fields.u64()?,
             directory: fields.bytes(16)?.try_into().ok()?,
             made_at_us: fields.u64()?,
@@ -127,6 +131,7 @@ mod tests {
     pub(crate) fn header() -> impl Strategy<Value = SegmentHeader> {
         (any::<u64>(), any::<[u8; 16]>(), any::<u64>(), any::<(u64, u64)>(), any::<u64>(), "[a-z]{0,63}", "[a-z]{1,63}")
             .prop_map(|(number, directory, made_at_us, previous, first_sequence, federation, site)| SegmentHeader {
+                format: FORMAT,
                 number,
                 directory,
                 made_at_us,
@@ -162,6 +167,7 @@ mod tests {
     #[test]
     fn a_newer_format_is_named() {
         let header = SegmentHeader {
+            format: FORMAT,
             number: 1,
             directory: [7; 16],
             made_at_us: 1,

@@ -17,7 +17,7 @@ use super::{
     index::Applied,
     queue::{Job, PoisonOnPanic, QueuedUnit, Taken},
     record::EncodedUnit,
-    segment::{HEADER_BYTES, SegmentHeader},
+    segment::{FORMAT, HEADER_BYTES, SegmentHeader},
     shared::Shared,
 };
 use crate::log::{contract::Poisoned, files::LogFile};
@@ -188,6 +188,7 @@ impl Writer {
             durable,
             written_at_us: (self.shared.config.clock)(),
             units: encoded.iter().map(|unit| UnitLine { length: unit.length as u32, crc: unit.crc }).collect(),
+            later: 0,
         };
         let crc = self.write_durably(&header, &encoded)?;
         Ok((header, crc, encoded))
@@ -335,6 +336,7 @@ pub(crate) fn begin_segment(
         }
     }
     let header = SegmentHeader {
+        format: FORMAT,
         number,
         directory: shared.identity.directory,
         made_at_us: (config.clock)(),

@@ -23,6 +23,7 @@ use crate::log::{
         codec::Position,
         dump,
         group::{GroupHeader, GroupKey},
+        record::{DecodedUnit, UnitFault, unit_crc},
         segment, verify,
     },
 };
@@ -555,27 +556,105 @@ fn padding_cut_off_a_segment_is_no_loss() {
 
 #[test]
 fn what_a_newer_version_wrote_is_neither_cut_nor_called_damaged() {
+    // Entries that are all in the checksum, and one with a body that is not; and a flag in the group's header.
+    let bodied = |kind: u8, unit: &mut Vec<u8>, put: usize| {
+        unit[put] = kind;
+        unit[put + 5..put + 9].copy_from_slice(&2_u32.to_le_bytes()); // of the 13 bytes, 4 for the length and 2 of head
+    };
+    refuses_newer(|unit, put, _| unit[put] = 77);
+    refuses_newer(|unit, put, _| bodied(131, unit, put));
+    refuses_newer(|unit, put, _| bodied(255, unit, put));
+    refuses_newer(|_, _, header| header.flags |= 1 << 16);
+}
+
+#[test]
+fn a_body_of_an_unknown_kind_is_not_in_the_checksum() {
+    let unit = |body: u8| {
+        let entry = [&[200_u8][..], &9_u32.to_le_bytes(), &3_u32.to_le_bytes(), b"abc", &[body, body]].concat();
+        [&[0; 8][..], &1_u32.to_le_bytes(), &entry].concat()
+    };
+    let crc = unit_crc(&unit(1)).unwrap();
+    assert_eq!(unit_crc(&unit(2)), Some(crc));
+    let mut head = unit(1);
+    head[12 + 9] ^= 1;
+    assert_ne!(unit_crc(&head), Some(crc));
+    let fault = DecodedUnit::decode(&unit(7).into(), crc, false).unwrap_err();
+    assert_eq!(fault, UnitFault::Unknown, "not damage: its head is what was written");
+    assert_eq!(DecodedUnit::decode(&head.into(), crc, false).unwrap_err(), UnitFault::Damaged);
+}
+
+#[test]
+fn a_header_may_grow() {
+    let (dir, name, batches) = filled(2);
+    let (path, key, at, mut header) = last_unit(dir.path());
+    let mut bytes = fs::read(&path).unwrap();
+    let units = bytes[at + header.header_bytes()..at + header.length as usize].to_vec();
+    header.later = 24;
+    header.length += 24;
+    header.flags |= 1 << 15;
+    let mut group = Vec::new();
+    header.encode(key, &mut group);
+    group.extend(&units);
+    // The idle point follows in the next sector: there is room in the padding.
+    assert_eq!(group.len().next_multiple_of(512), (group.len() - 24).next_multiple_of(512));
+    bytes[at..at + group.len()].copy_from_slice(&group);
+    fs::write(&path, &bytes).unwrap();
+    fs::remove_dir_all(dir.path().join("index")).unwrap();
+    let (log, recovery) = open(dir.path());
+    assert_eq!((recovery.torn_bytes, recovery.damage), (0, vec![]));
+    assert!(matches!(read_all(&log, &name, &batches), (Read::AtEnd { .. }, 2)));
+}
+
+#[test]
+fn a_segment_of_an_older_format_is_read_and_not_gone_on_in() {
+    let (dir, name, batches) = filled(2);
+    let path = segments(dir.path()).remove(0);
+    let mut bytes = fs::read(&path).unwrap();
+    let older = segment::SegmentHeader { format: 0, ..segment::SegmentHeader::decode(&bytes).unwrap() };
+    bytes[..4096].copy_from_slice(&older.encode());
+    fs::write(&path, &bytes).unwrap();
+    for keep_index in [true, false] {
+        if !keep_index {
+            fs::remove_dir_all(dir.path().join("index")).unwrap();
+        }
+        let (log, recovery) = open(dir.path());
+        assert_eq!((recovery.torn_bytes, recovery.damage), (0, vec![]));
+        assert!(matches!(read_all(&log, &name, &batches), (Read::AtEnd { .. }, 2)));
+        store(&*log, vec![Entry::Put { table: Table::Node, key: "k".into(), value: "v".into() }]).unwrap();
+        log.close().unwrap();
+        assert_eq!(fs::read(&path).unwrap()[..bytes.len()], bytes, "nothing is added to it");
+        assert_eq!(segments(dir.path()).len(), 2, "once there is a segment of this format, it is gone on in");
+    }
+}
+
+/// The last group that holds a unit: its file, where it begins, and what its header says.
+fn last_unit(dir: &Path) -> (PathBuf, GroupKey, usize, GroupHeader) {
+    let path = segments(dir).remove(0);
+    let bytes = fs::read(&path).unwrap();
+    let key = GroupKey::of(&segment::SegmentHeader::decode(&bytes).unwrap().directory);
+    let found = (0..bytes.len() / 512).rev().find_map(|sector| {
+        let at = sector * 512;
+        let position = Position { segment: 1, at: at as u64 };
+        let (header, _) = GroupHeader::decode(bytes.get(at..)?, key, position)?;
+        (header.units.len() == 1).then_some((at, header))
+    });
+    let (at, header) = found.unwrap();
+    (path, key, at, header)
+}
+
+/// Changes the last unit, whose last entry (a put) begins at the byte given, and its header; all checksums fit.
+fn refuses_newer(change: impl FnOnce(&mut Vec<u8>, usize, &mut GroupHeader)) {
     let (dir, _, _) = filled(2);
     let segment = segments(dir.path()).remove(0);
     let before = fs::read(&segment).unwrap();
-    // The unit of the last group: its first entry gets a kind that nobody knows, and checksums that fit.
-    let directory = segment::SegmentHeader::decode(&before).unwrap().directory;
-    let key = GroupKey::of(&directory);
-    let found = (0..before.len() / 512).rev().find_map(|sector| {
-        let at = sector * 512;
-        let position = Position { segment: 1, at: at as u64 };
-        let (header, _) = GroupHeader::decode(before.get(at..)?, key, position)?;
-        (header.units.len() == 1).then_some((at, header))
-    });
-    let (at, mut header) = found.unwrap();
+    let (_, key, at, mut header) = last_unit(dir.path());
     let unit = at + header.header_bytes()..at + header.length as usize;
     let mut bytes = before.clone();
     let mut records = bytes[unit.clone()].to_vec();
-    // A put becomes an entry of kind 77, as long as it was: units end with the put here.
     let put = records.len() - (5 + 1 + 4 + 2 + 4 + 2);
     assert_eq!(records[put], 8, "the unit's last entry is a put");
-    records[put] = 77;
-    header.units[0].crc = crate::log::disk::record::unit_crc(&records).unwrap();
+    change(&mut records, put, &mut header);
+    header.units[0].crc = unit_crc(&records).unwrap();
     let mut head = Vec::new();
     header.encode(key, &mut head);
     bytes[at..at + head.len()].copy_from_slice(&head);
