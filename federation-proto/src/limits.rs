@@ -22,7 +22,12 @@ pub const BATCH_TAGS_MAX: usize = 16;
 pub const CONTROL_FRAME_BYTES_MAX: usize = 1024 * 1024;
 /// Most queues of a topic at one origin.
 pub const QUEUES_MAX: u16 = 1024;
-/// Most headers of a message, and the longest header name and value together in bytes.
+/// Most headers of a message that is published.
 pub const HEADERS_MAX: usize = 64;
+/// Most headers of a message that is read: far more than are published, so that [`HEADERS_MAX`] may be raised.
+pub const HEADERS_READ_MAX: usize = 4096;
+/// Largest body that is read, in bytes, decompressed: far more than is published, so that [`MESSAGE_BYTES_CEILING`] may be
+/// raised.
+pub const BODY_BYTES_READ_MAX: usize = 4 * MESSAGE_BYTES_CEILING;
 /// Longest key in bytes.
 pub const KEY_BYTES_MAX: usize = 4096;

@@ -8,7 +8,7 @@
 //! flags u8: 1 SAME_PATH, 2 KEY, 4 HEADERS, 8 PRODUCER; any other bit makes the body unreadable
 //! time varint: zigzag of (time in µs less the time of the record before; the first: less 0), wrapping
 //! path length varint, path                                (absent with SAME_PATH: the path of the record before)
-//! producer id u128 LE, epoch varint, sequence varint      (PRODUCER)
+//! producer id 16 B, epoch varint, sequence varint         (PRODUCER; the id as a UUID is written: big-endian)
 //! key length varint, key                                  (KEY)
 //! header count varint, each: name length varint, name, value length varint, value   (HEADERS)
 //! payload: the rest of the record
@@ -16,6 +16,11 @@
 //! Varints are LEB128 of at most 64 bits. Codec LZ4 is one block with its decompressed length (u32
 //! LE) in front; codec Zstandard is one frame that states its content size. What changes this layout
 //! gets a new body version.
+//!
+//! Reading is generous where publishing is strict: how many headers a message may have, and how large it may be, is judged
+//! at its origin when it is published ([`limits::HEADERS_MAX`], [`limits::MESSAGE_BYTES_CEILING`]). A reader bounds only
+//! what it must for its own sake ([`limits::HEADERS_READ_MAX`], [`limits::BODY_BYTES_READ_MAX`]), so that an origin
+//! whose bounds were raised is read by sites that know nothing of it, without a new body version.
 
 use std::collections::BTreeSet;
 
@@ -131,7 +136,7 @@ impl BodyBuilder {
             put_bytes(out, message.path.as_str().as_bytes());
         }
         if let Some(producer) = &message.producer {
-            out.put_u128_le(producer.id);
+            out.put_u128(producer.id);
             put_varint(out, u64::from(producer.epoch));
             put_varint(out, producer.sequence);
         }
@@ -324,14 +329,14 @@ fn read_record(mut record: Bytes, before: Option<&Message>) -> Result<Message, B
 }
 
 fn read_producer(rest: &mut Bytes) -> Result<ProducerStamp, BodyError> {
-    let id = rest.try_get_u128_le().map_err(|_| CUT)?;
+    let id = rest.try_get_u128().map_err(|_| CUT)?;
     let epoch = u32::try_from(take_varint(rest)?).map_err(|_| BodyError::Malformed("an epoch is too large"))?;
     Ok(ProducerStamp { id, epoch, sequence: take_varint(rest)? })
 }
 
 fn read_headers(rest: &mut Bytes) -> Result<Vec<(String, Bytes)>, BodyError> {
     let count = take_varint(rest)?;
-    if count == 0 || count > limits::HEADERS_MAX as u64 {
+    if count == 0 || count > limits::HEADERS_READ_MAX as u64 {
         return Err(BodyError::Malformed("a message has too many headers, or an empty list of them"));
     }
     let mut headers = Vec::new();

@@ -122,13 +122,31 @@ fn lies_about_the_decompressed_size_are_refused() {
     assert!(matches!(decode_body(&bomb.into(), Codec::Zstd, 1, MAX), Err(BodyError::Malformed(_))));
 }
 
+#[test]
+fn more_is_read_than_is_published() {
+    let with = |headers: usize| Message {
+        headers: (0..headers).map(|n| (n.to_string(), Bytes::from_static(b"v"))).collect(),
+        ..message("orders", b"x")
+    };
+    for headers in [limits::HEADERS_MAX + 1, limits::HEADERS_READ_MAX] {
+        let sealed = build(&[with(headers)], Codec::None);
+        let read = decode_body(&sealed.bytes, sealed.codec, 1, limits::BODY_BYTES_READ_MAX).unwrap();
+        assert_eq!(read, [with(headers)]);
+    }
+    let sealed = build(&[with(limits::HEADERS_READ_MAX + 1)], Codec::None);
+    assert!(matches!(decode_body(&sealed.bytes, sealed.codec, 1, MAX), Err(BodyError::Malformed(_))));
+    let large = Message { payload: vec![b'x'; limits::MESSAGE_BYTES_CEILING + 1].into(), ..message("orders", b"") };
+    let sealed = build(std::slice::from_ref(&large), Codec::Zstd);
+    assert_eq!(decode_body(&sealed.bytes, sealed.codec, 1, limits::BODY_BYTES_READ_MAX).unwrap(), [large]);
+}
+
 /// The format is permanent: these bytes were written by the first build.
 #[test]
 fn the_encoding_stays_as_it_is() {
     let first = Message {
         key: Some(Bytes::from_static(b"k")),
         headers: vec![("h".into(), Bytes::from_static(b"v"))],
-        producer: Some(ProducerStamp { id: 1, epoch: 2, sequence: 300 }),
+        producer: Some(ProducerStamp { id: 0x0011_2233_4455_6677_8899_aabb_ccdd_eeff, epoch: 2, sequence: 300 }),
         ..message("orders/eu", b"one")
     };
     let second = Message { time_us: 5, ..message("orders/eu", b"two") };
@@ -136,7 +154,7 @@ fn the_encoding_stays_as_it_is() {
     let found: String = sealed.bytes.iter().map(|b| format!("{b:02x}")).collect();
     let expected = concat!(
         "290e0e096f72646572732f6575",             // length, flags, time, path
-        "0100000000000000000000000000000002ac02", // producer
+        "00112233445566778899aabbccddeeff02ac02", // producer: the id as its UUID is written
         "016b",
         "0101680176",
         "6f6e65",

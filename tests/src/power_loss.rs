@@ -619,17 +619,7 @@ pub fn compare(seed: u64, found: &dyn CommitLog, expected: &dyn CommitLog) {
             assert!(bytes_of(a) == bytes_of(b), "seed {seed}: {name} holds other bytes at {}", a.begin());
         }
     }
-    for table in [
-        Table::Node,
-        Table::Wants,
-        Table::Starts,
-        Table::Registrations,
-        Table::Held,
-        Table::Producers,
-        Table::Groups,
-        Table::Topics,
-        Table::Tokens,
-    ] {
+    for table in Table::ALL {
         assert_eq!(found.scan(table, b""), expected.scan(table, b""), "seed {seed}: table {table:?}");
     }
 }

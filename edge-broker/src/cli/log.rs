@@ -1,6 +1,6 @@
 //! `seaway log`: looks into the data directory of a stopped node; it takes the directory's lock and changes nothing.
 
-use seaway_federation_proto::{limits::MESSAGE_BYTES_CEILING, message::decode_messages};
+use seaway_federation_proto::{limits::BODY_BYTES_READ_MAX, message::decode_messages};
 use seaway_relay::log::disk::{DumpFilter, DumpLine, VerifyReport, dump, verify};
 use serde::Serialize;
 
@@ -13,7 +13,7 @@ use super::{
 use crate::{api, config::values::time_text};
 
 /// Largest body that is read when messages are shown: a batch that compressed well.
-const BODY_BYTES_MAX: usize = 4 * MESSAGE_BYTES_CEILING;
+const BODY_BYTES_MAX: usize = BODY_BYTES_READ_MAX;
 
 /// Runs one of its commands.
 pub(crate) fn run(command: LogCommand) -> Result<Exit, CliError> {

@@ -6,7 +6,7 @@ use seaway_federation_proto::{
     copies::HoleKind,
     envelope::Batch,
     ids::{LogName, Offset, Place},
-    limits::{BATCH_OVERHEAD_BYTES, MESSAGE_BYTES_CEILING},
+    limits::BODY_BYTES_READ_MAX,
     message::{Message, decode_messages},
 };
 use seaway_relay::log::contract::{Line, Outside, Read, ReadError};
@@ -18,7 +18,7 @@ use super::{
 use crate::{engine::Engine, grpc::convert};
 
 /// Largest decompressed body, bytes: one message of the greatest size.
-const BODY_BYTES_MAX: usize = MESSAGE_BYTES_CEILING + BATCH_OVERHEAD_BYTES;
+const BODY_BYTES_MAX: usize = BODY_BYTES_READ_MAX;
 /// Steps that one filling takes at most before others get their turn.
 const STEPS_MAX: usize = 16;
 

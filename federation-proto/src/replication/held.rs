@@ -97,7 +97,7 @@ pub(super) struct Held {
 }
 
 fn held_key(site: &Site, log: &LogName) -> Bytes {
-    format!("h\0{site}\0{}\0{}\0{}", log.topic, log.origin, log.queue).into_bytes().into()
+    format!("{site}\0{}\0{}\0{}", log.topic, log.origin, log.queue).into_bytes().into()
 }
 
 impl Held {

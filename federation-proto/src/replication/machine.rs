@@ -18,7 +18,7 @@ use super::{
     passes::Pools,
     questions::Questions,
     registration::Registrations,
-    routing::{DIGEST_INTERVAL, NODE_KEY, Routing},
+    routing::{DIGEST_INTERVAL, Routing},
     serving::ServedFetches,
     trace::Traces,
     wants::Wants,
@@ -121,9 +121,9 @@ impl Replication {
                     Ok(())
                 }
                 StateTable::Registrations => self.registrations.restore_ours(&value),
-                StateTable::Held if key.starts_with(NODE_KEY) => self.routing.restore_node(&key),
-                StateTable::Held if key.starts_with(b"r\0") => self.registrations.restore_site(&value),
                 StateTable::Held => self.held.restore(&value),
+                StateTable::Sites => self.registrations.restore_site(&value),
+                StateTable::Nodes => self.routing.restore_node(&key),
             };
             if let Err(why) = read {
                 let text = format!("a stored value of {table:?} cannot be read and is forgotten: {why}");

@@ -171,8 +171,18 @@ pub enum StateTable {
     Starts,
     /// Registrations this site stated.
     Registrations,
-    /// What registered sites hold of our logs, the registrations themselves, and every edge broker ever heard of.
+    /// What registered sites hold of our logs.
     Held,
+    /// Sites that registered here.
+    Sites,
+    /// Every edge broker ever heard of.
+    Nodes,
+}
+
+impl StateTable {
+    /// All of them.
+    pub const ALL: [StateTable; 5] =
+        [StateTable::Starts, StateTable::Registrations, StateTable::Held, StateTable::Sites, StateTable::Nodes];
 }
 
 /// Something that people should know; each kind is counted and shown.

@@ -51,7 +51,7 @@ pub(super) struct Registrations {
 }
 
 fn site_key(site: &Site) -> Bytes {
-    format!("r\0{site}").into_bytes().into()
+    site.to_string().into_bytes().into()
 }
 
 impl Registrations {
@@ -202,11 +202,11 @@ impl Replication {
         let mut changes = Vec::new();
         if withdraw || !refused.is_empty() {
             if self.registrations.sites.remove(&site).is_some() {
-                changes.push(Change::Delete { table: StateTable::Held, key: site_key(&site) });
+                changes.push(Change::Delete { table: StateTable::Sites, key: site_key(&site) });
             }
         } else if known.is_none_or(|k| k.patterns != theirs.patterns || k.start != theirs.start) {
             let value = stored(&site, start, sequence, &self.config.node.site, &theirs.patterns);
-            changes.push(Change::Put { table: StateTable::Held, key: site_key(&site), value });
+            changes.push(Change::Put { table: StateTable::Sites, key: site_key(&site), value });
             self.registrations.sites.insert(site.clone(), theirs);
         }
         if !changes.is_empty() {

@@ -74,11 +74,9 @@ pub(super) struct Routing {
     shortest: BTreeMap<NodeName, BTreeSet<LinkId>>,
 }
 
-/// Key of an edge broker that was heard of, in the table of what sites hold.
-pub(super) const NODE_KEY: &[u8] = b"n\0";
-
+/// Key of an edge broker that was heard of: its name.
 fn node_key(node: &NodeName) -> Bytes {
-    [NODE_KEY, node.to_string().as_bytes()].concat().into()
+    node.to_string().into_bytes().into()
 }
 
 impl Routing {
@@ -134,7 +132,7 @@ impl Routing {
 
     /// An edge broker that a former process heard of.
     pub(super) fn restore_node(&mut self, key: &[u8]) -> Checked<()> {
-        let name = String::from_utf8_lossy(key.strip_prefix(NODE_KEY).unwrap_or(key));
+        let name = String::from_utf8_lossy(key);
         self.ever.insert(name.parse()?, NodeKind::Edge);
         Ok(())
     }
@@ -393,7 +391,7 @@ impl Replication {
         }
         self.routing.ever.insert(node.clone(), kind);
         if kind == NodeKind::Edge {
-            let change = Change::Put { table: StateTable::Held, key: node_key(node), value: Bytes::new() };
+            let change = Change::Put { table: StateTable::Nodes, key: node_key(node), value: Bytes::new() };
             self.out.push_back(Output::Store(vec![change]));
         }
     }

@@ -149,7 +149,7 @@ impl Hub {
         wall_us: u64,
     ) -> Arc<Hub> {
         let mut machine = Replication::new(config, now);
-        let tables = [StateTable::Starts, StateTable::Registrations, StateTable::Held];
+        let tables = StateTable::ALL;
         let states =
             tables.into_iter().flat_map(|t| log.scan(table_of(t), &[]).into_iter().map(move |(k, v)| (t, k, v)));
         let logs = log.logs().into_iter().filter_map(|name| Some((name.clone(), log.info(&name, true)?)));

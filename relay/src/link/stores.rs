@@ -58,6 +58,8 @@ pub(super) fn table_of(table: StateTable) -> Table {
         StateTable::Starts => Table::Starts,
         StateTable::Registrations => Table::Registrations,
         StateTable::Held => Table::Held,
+        StateTable::Sites => Table::Sites,
+        StateTable::Nodes => Table::Nodes,
     }
 }
 
@@ -239,6 +241,14 @@ mod tests {
         let log = MemoryLog::open(MemoryDisk::default(), config);
         let stores = Stores::new(log.clone(), Arc::new(|| {}));
         (log, stores, Arc::default())
+    }
+
+    #[test]
+    fn each_thing_that_is_stored_has_a_table_of_its_own() {
+        let tables: std::collections::BTreeSet<Table> = StateTable::ALL.into_iter().map(table_of).collect();
+        assert_eq!(tables.len(), StateTable::ALL.len());
+        let numbers: Vec<u8> = Table::ALL.into_iter().map(|table| table as u8).collect();
+        assert_eq!(numbers, (1..=11).collect::<Vec<u8>>(), "numbers are permanent, and all tables are listed");
     }
 
     #[test]

@@ -61,6 +61,27 @@ pub enum Table {
     Topics = 8,
     /// Access tokens (hashed) and their rights.
     Tokens = 9,
+    /// Sites that registered with this origin.
+    Sites = 10,
+    /// Edge brokers ever heard of.
+    Nodes = 11,
+}
+
+impl Table {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Table; 11] = [
+        Table::Node,
+        Table::Wants,
+        Table::Starts,
+        Table::Registrations,
+        Table::Held,
+        Table::Producers,
+        Table::Groups,
+        Table::Topics,
+        Table::Tokens,
+        Table::Sites,
+        Table::Nodes,
+    ];
 }
 
 /// Whose log a batch belongs to, from this node's view: decides what readers may see.

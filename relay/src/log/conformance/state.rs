@@ -29,18 +29,7 @@ fn pairs(log: &dyn CommitLog, table: Table, prefix: &str) -> Vec<(String, String
 }
 
 fn tables(harness: &mut dyn Harness) {
-    let all = [
-        Table::Node,
-        Table::Wants,
-        Table::Starts,
-        Table::Registrations,
-        Table::Held,
-        Table::Producers,
-        Table::Groups,
-        Table::Topics,
-        Table::Tokens,
-    ];
-    for (n, table) in all.into_iter().enumerate() {
+    for (n, table) in Table::ALL.into_iter().enumerate() {
         store(harness, vec![put(table, "b/2", "two"), put(table, "a", &n.to_string()), put(table, "b/1", "one")]);
     }
     store(harness, vec![put(Table::Node, "a", "x"), put(Table::Node, "a", "last"), delete(Table::Node, "absent")]);
@@ -53,7 +42,7 @@ fn tables(harness: &mut dyn Harness) {
         assert_eq!(log.get(Table::Node, b"a").unwrap(), "last", "the last of a unit counts");
         assert_eq!(log.get(Table::Wants, b"gone"), None);
         assert_eq!(log.get(Table::Wants, b"").unwrap(), "empty");
-        for (n, table) in all.into_iter().enumerate().skip(2) {
+        for (n, table) in Table::ALL.into_iter().enumerate().skip(2) {
             assert_eq!(log.get(table, b"a").unwrap(), n.to_string());
             let found = pairs(&*log, table, "b/");
             assert_eq!(found, [("b/1".into(), "one".into()), ("b/2".into(), "two".into())]);

@@ -296,18 +296,7 @@ pub(crate) fn role_of(number: u8) -> Option<Role> {
 }
 
 pub(crate) fn table_of(number: u8) -> Option<Table> {
-    const ALL: [Table; 9] = [
-        Table::Node,
-        Table::Wants,
-        Table::Starts,
-        Table::Registrations,
-        Table::Held,
-        Table::Producers,
-        Table::Groups,
-        Table::Topics,
-        Table::Tokens,
-    ];
-    ALL.into_iter().find(|table| *table as u8 == number)
+    Table::ALL.into_iter().find(|table| *table as u8 == number)
 }
 
 /// A record that was read, and where its batch stands in the unit.
