@@ -205,7 +205,10 @@ pub struct Placement<'a> {
 impl Batch {
     /// Gives a sealed body its place: writes the envelope. The body is shared, not copied.
     /// Tags that the envelope cannot hold (too many, too long) become [`Tags::Any`].
-    pub fn seal(placement: &Placement<'_>, body: SealedBody) -> Batch {
+    ///
+    /// # Errors
+    /// For a place that no reader would take: what is sealed here is read everywhere.
+    pub fn seal(placement: &Placement<'_>, body: SealedBody) -> Result<Batch, EnvelopeError> {
         let tags = if tags_fit(&body.tags) { body.tags } else { Tags::Any };
         let mut header = Header {
             log: placement.log.clone(),
@@ -221,10 +224,11 @@ impl Batch {
             body_hash: body.hash,
             checksum: [0; 16],
         };
+        check(&header)?;
         let mut head = write_head(&header, body.bytes.len());
         header.checksum = hash(&head);
         head.put_slice(&header.checksum);
-        Batch { header: std::sync::Arc::new(header), head: head.freeze(), body: body.bytes }
+        Ok(Batch { header: std::sync::Arc::new(header), head: head.freeze(), body: body.bytes })
     }
 
     /// Reads a batch from bytes that hold exactly one, checks the head's checksum and, unless

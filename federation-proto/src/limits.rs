@@ -14,6 +14,9 @@ pub const MESSAGE_BYTES_DEFAULT: usize = 1024 * 1024;
 pub const BATCH_OVERHEAD_BYTES: usize = 8 * 1024;
 /// Greatest counter of an incarnation: one a start of a process, so no origin comes near it. What claims more is made up.
 pub const INCARNATION_COUNTER_MAX: u64 = 1 << 48;
+/// How far above its own newest incarnation an origin believes that one of its logs was carried by a start it has forgotten:
+/// one start a second for twelve days. What lies above was made up, and is not followed.
+pub const INCARNATION_LEAP_MAX: u64 = 1 << 20;
 /// Most messages in one batch.
 pub const BATCH_MESSAGES_MAX: u32 = 65_536;
 /// Most tags that an envelope lists; with more it says "any".

@@ -182,7 +182,7 @@ impl TestEngine {
         let previous = previous.filter(|_| held.is_none());
         let origin_time_us = messages.last().map_or(0, |m| m.time_us);
         let placement = Placement { log, begin, first_of_incarnation: first, previous, origin_time_us, chain_before };
-        Batch::seal(&placement, body.finish(codec).unwrap())
+        Batch::seal(&placement, body.finish(codec).unwrap()).unwrap()
     }
 
     fn message(&self, path: &str, payload: &str) -> Message {

@@ -215,7 +215,7 @@ fn batches(count: u64) -> Vec<Batch> {
             origin_time_us: 1,
             chain_before: chain,
         };
-        let batch = Batch::seal(&placement, body.finish(Codec::None).unwrap());
+        let batch = Batch::seal(&placement, body.finish(Codec::None).unwrap()).unwrap();
         assert_eq!(batch.header().tags, Tags::Only(vec!["".into()]));
         chain = batch.chain_after();
         batch

@@ -72,7 +72,7 @@ fn batch() -> Batch {
             payload: vec![7; 10].into(),
         });
     }
-    Batch::seal(&placement, body.finish(Codec::None).unwrap())
+    Batch::seal(&placement, body.finish(Codec::None).unwrap()).unwrap()
 }
 
 fn config() -> ReplicationConfig {

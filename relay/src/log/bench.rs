@@ -14,7 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use seaway_federation_proto::{
-    envelope::{Batch, Chain, Codec, Placement},
+    envelope::{Batch, Chain, Codec, EnvelopeError, Placement},
     ids::{Incarnation, InvalidName, LogName, Place, Queue, Start},
     message::{BodyBuilder, Message},
 };
@@ -81,6 +81,12 @@ impl From<InvalidName> for BenchError {
     }
 }
 
+impl From<EnvelopeError> for BenchError {
+    fn from(e: EnvelopeError) -> Self {
+        Self::Refused(e.to_string())
+    }
+}
+
 /// Makes the batches of one log; the body is hashed once.
 struct Origin {
     log: LogName,
@@ -115,7 +121,7 @@ impl Origin {
         Ok(Self { log, end, chain: Chain::default(), body, first: true, time_us: 1 })
     }
 
-    fn next(&mut self) -> Batch {
+    fn next(&mut self) -> Result<Batch, BenchError> {
         self.time_us += 1;
         let placement = Placement {
             log: &self.log,
@@ -125,11 +131,11 @@ impl Origin {
             origin_time_us: self.time_us,
             chain_before: self.chain,
         };
-        let batch = Batch::seal(&placement, self.body.clone());
+        let batch = Batch::seal(&placement, self.body.clone())?;
         self.first = false;
         self.end = batch.end();
         self.chain = batch.chain_after();
-        batch
+        Ok(batch)
     }
 }
 
@@ -190,7 +196,7 @@ fn append(log: &Arc<DiskLog>, origin: &mut Origin, bytes: u64) -> Result<u64, Be
     let (mut sent, mut count) = (0, 0);
     let (told, last) = crossbeam_channel::bounded(1);
     while sent < bytes {
-        let batch = origin.next();
+        let batch = origin.next()?;
         sent += batch.len() as u64;
         count += 1;
         let told = (sent >= bytes).then(|| told.clone());

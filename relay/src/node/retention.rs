@@ -137,7 +137,7 @@ mod tests {
             origin_time_us: 1,
             chain_before,
         };
-        Batch::seal(&placement, builder.finish(Codec::None).unwrap())
+        Batch::seal(&placement, builder.finish(Codec::None).unwrap()).unwrap()
     }
 
     /// A small cache under a steady stream stays near its size on the disk, too.

@@ -102,7 +102,7 @@ pub(super) fn batches() -> Vec<Batch> {
             origin_time_us: 1_700_000_000_000_000,
             chain_before: last.map_or(Chain::default(), Batch::chain_after),
         };
-        all.push(Batch::seal(&placement, body));
+        all.extend(Batch::seal(&placement, body));
     }
     all
 }

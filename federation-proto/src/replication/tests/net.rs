@@ -304,7 +304,7 @@ impl Net {
         };
         let hash = xxhash_rust::xxh3::xxh3_128(&bytes).to_le_bytes();
         let body = SealedBody { bytes: bytes.into(), codec: Codec::None, version: 1, hash, count, tags: Tags::Any };
-        let batch = Batch::seal(&placement, body);
+        let batch = Batch::seal(&placement, body).unwrap();
         self.append(node, batch).unwrap();
         self.pump(node);
     }

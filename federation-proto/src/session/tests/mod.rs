@@ -69,7 +69,7 @@ impl TestLog {
         };
         let bytes = Bytes::from(vec![counter as u8; body_bytes]);
         let body = SealedBody { hash: hash(&bytes), bytes, codec: Codec::None, version: 1, count, tags: Tags::Any };
-        self.batches.push(Batch::seal(&placement, body));
+        self.batches.push(Batch::seal(&placement, body).unwrap());
         self.batches.last().unwrap()
     }
 

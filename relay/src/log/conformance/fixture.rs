@@ -92,7 +92,7 @@ impl Origin {
             origin_time_us: self.time_us,
             chain_before: self.chain(),
         };
-        let batch = Batch::seal(&placement, body.finish(Codec::None).unwrap());
+        let batch = Batch::seal(&placement, body.finish(Codec::None).unwrap()).unwrap();
         self.end = Some((batch.end(), batch.chain_after()));
         batch
     }

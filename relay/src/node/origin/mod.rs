@@ -34,7 +34,7 @@ use parking_lot::{Mutex, RwLock};
 use prost::Message as _;
 use seaway_federation_proto::{
     envelope::Codec,
-    ids::{LogName, Path, Place, Queue, Site, Topic},
+    ids::{Incarnation, LogName, Path, Place, Queue, Site, Topic},
     limits,
     message::{BodyBuilder, Message, ProducerStamp},
     replication::Report,
@@ -418,7 +418,8 @@ impl Origin {
         let Some(body) = builder.finish(Codec::None) else {
             return Err(Refusal::Error(PublishError::Invalid(format!("topic {topic} has no settings to write"))));
         };
-        let batch = line.place(&name, body, time_us);
+        self.report_made_up(&name, line.made_up);
+        let batch = line.place(&name, body, time_us).map_err(Refusal::Error)?;
         let row = Entry::Put {
             table: Table::Topics,
             key: Bytes::copy_from_slice(topic.as_str().as_bytes()),
@@ -439,9 +440,18 @@ impl Origin {
         if state.line.is_none() {
             let line = Line::open(&*self.log, &queue.log, self.config.random)?;
             self.check_clock(self.config.clock.wall_us(), line.time_us);
+            self.report_made_up(&queue.log, line.made_up);
             state.line = Some(line);
         }
         Ok(())
+    }
+
+    fn report_made_up(&self, log: &LogName, made_up: Option<Incarnation>) {
+        let Some(incarnation) = made_up else { return };
+        let text = format!(
+            "{log} has an incarnation {incarnation} that this site cannot have made: a member made it up or is broken; what is published here goes on below it, and is delivered as a fork"
+        );
+        (self.config.report)(Report { name: "incarnation-made-up", text });
     }
 
     fn check_clock(&self, wall_us: u64, durable_us: u64) {
@@ -504,8 +514,17 @@ impl Origin {
         let Some(line) = state.line.as_mut() else {
             return self.fail_queue(queue, producers, state, ready.waiting, "the log was not opened");
         };
-        line.go_above(&*self.log, &queue.log);
-        let batch = line.place(&queue.log, ready.body.clone(), ready.time_us);
+        let placed = line.go_above(&*self.log, &queue.log).and_then(|made_up| {
+            self.report_made_up(&queue.log, made_up);
+            line.place(&queue.log, ready.body.clone(), ready.time_us)
+        });
+        let batch = match placed {
+            Ok(batch) => batch,
+            Err(e) => {
+                state.line = None; // the next message finds out anew, and is refused before it is taken
+                return self.fail_queue(queue, producers, state, ready.waiting, &e.to_string());
+            }
+        };
         let begin = batch.begin();
         let mut entries = vec![Entry::Append { role: Role::Own, batch: batch.clone() }];
         let mut undo = None;

@@ -10,7 +10,7 @@ use seaway_federation_proto::{
     copies::LogInfo,
     envelope::{Batch, Chain, Codec, Placement, SealedBody},
     ids::{Incarnation, LogName, Place, Topic},
-    limits::{BATCH_BYTES_MAX, BATCH_BYTES_TARGET, BATCH_MESSAGES_MAX, BATCH_OVERHEAD_BYTES},
+    limits::{self, BATCH_BYTES_MAX, BATCH_BYTES_TARGET, BATCH_MESSAGES_MAX, BATCH_OVERHEAD_BYTES},
     message::{BodyBuilder, Message, ProducerStamp},
 };
 
@@ -114,36 +114,57 @@ pub(super) struct Line {
     chain: Chain,
     /// Origin time of the newest batch.
     pub(super) time_us: u64,
+    /// An incarnation of this log that lies too far above this site's own to be believed; see [`limits::INCARNATION_LEAP_MAX`].
+    pub(super) made_up: Option<Incarnation>,
 }
 
 impl Line {
     /// How this log goes on in a new incarnation. May wait on the disk where a log ends in a damaged range.
+    ///
+    /// # Errors
+    /// Where its end cannot be read, or no incarnation is left above it.
     pub(super) fn open(log: &dyn CommitLog, name: &LogName, random: u64) -> Result<Line, PublishError> {
         let Some(info) = log.info(name, false) else {
             let end = Place { incarnation: Incarnation { counter: 1, random }, offset: 0 };
-            return Ok(Line { end, first: Some(None), chain: Chain::default(), time_us: 0 });
+            return Ok(Line { end, first: Some(None), chain: Chain::default(), time_us: 0, made_up: None });
         };
-        let counter = info.incarnations.iter().map(|i| i.incarnation.counter).max().unwrap_or(0).saturating_add(1);
-        let (previous, chain) = proven_end(log, name, &info)?;
+        let (own, made_up) = believed_end(&info);
+        let counter = above(name, own.incarnation.counter)?;
+        let (previous, chain) = proven_end(log, name, &info, own)?;
         let end = Place { incarnation: Incarnation { counter, random }, offset: previous.offset };
-        Ok(Line { end, first: Some(Some(previous)), chain, time_us: info.newest_origin_time_us })
+        Ok(Line { end, first: Some(Some(previous)), chain, time_us: info.newest_origin_time_us, made_up })
     }
 
     /// A restored or cloned origin meets incarnations of its own that it did not know: they come from other holders. The newest
-    /// one leads the main line, so this start goes on in one above it, at its own end; what was met is a fork.
-    pub(super) fn go_above(&mut self, log: &dyn CommitLog, name: &LogName) {
-        let Some(newest) = log.newest(name) else { return };
-        if newest <= self.end.incarnation {
-            return;
+    /// one leads the main line, so this start goes on in one above it, at its own end; what was met is a fork. One that lies too
+    /// far above is not followed: nobody may drive an origin to where no incarnation is left. Answers it the first time.
+    ///
+    /// # Errors
+    /// Where no incarnation is left above it.
+    pub(super) fn go_above(
+        &mut self,
+        log: &dyn CommitLog,
+        name: &LogName,
+    ) -> Result<Option<Incarnation>, PublishError> {
+        let known = self.made_up.unwrap_or(self.end.incarnation).max(self.end.incarnation);
+        let Some(newest) = log.newest(name).filter(|newest| *newest > known) else { return Ok(None) };
+        if newest.counter.saturating_sub(self.end.incarnation.counter) > limits::INCARNATION_LEAP_MAX {
+            let told = self.made_up.replace(newest).is_some();
+            return Ok(Some(newest).filter(|_| !told));
         }
+        let counter = above(name, newest.counter)?;
         if self.first.is_none() {
             self.first = Some(Some(self.end));
         }
-        self.end.incarnation.counter = newest.counter.saturating_add(1);
+        self.end.incarnation.counter = counter;
+        Ok(None)
     }
 
     /// Places a sealed body at the end; [`Line::advance`] makes it so.
-    pub(super) fn place(&self, log: &LogName, body: SealedBody, time_us: u64) -> Batch {
+    ///
+    /// # Errors
+    /// Where the batch would be one that nobody reads.
+    pub(super) fn place(&self, log: &LogName, body: SealedBody, time_us: u64) -> Result<Batch, PublishError> {
         let placement = Placement {
             log,
             begin: self.end,
@@ -153,6 +174,7 @@ impl Line {
             chain_before: self.chain,
         };
         Batch::seal(&placement, body)
+            .map_err(|e| PublishError::Unavailable(format!("{log} cannot go on at {}: {e}", self.end)))
     }
 
     pub(super) fn advance(&mut self, batch: &Batch) {
@@ -163,10 +185,44 @@ impl Line {
     }
 }
 
-/// The end of a log's main line; where that is a range that was lost to damage, the place before it, so that the chain value
-/// named is one that every holder can compare.
-fn proven_end(log: &dyn CommitLog, name: &LogName, info: &LogInfo) -> Result<(Place, Chain), PublishError> {
-    let mut place = info.end;
+/// The end of the newest incarnation that this site can have made itself, going up from the oldest that is held; and one
+/// that lies too far above it, if there is one.
+fn believed_end(info: &LogInfo) -> (Place, Option<Incarnation>) {
+    let mut own = info.incarnations.first().map_or(0, |first| first.incarnation.counter);
+    for held in &info.incarnations {
+        let counter = held.incarnation.counter;
+        if counter.saturating_sub(own) > limits::INCARNATION_LEAP_MAX {
+            break;
+        }
+        own = own.max(counter);
+    }
+    let made_up = info.incarnations.iter().rev().map(|i| i.incarnation).find(|i| i.counter > own);
+    let believed = info.incarnations.iter().rev().find(|i| i.incarnation.counter == own);
+    match believed {
+        Some(held) if made_up.is_some() => (Place { incarnation: held.incarnation, offset: held.end }, made_up),
+        _ => (info.end, None),
+    }
+}
+
+/// The counter of an incarnation above one.
+fn above(name: &LogName, counter: u64) -> Result<u64, PublishError> {
+    if counter < limits::INCARNATION_COUNTER_MAX {
+        return Ok(counter + 1);
+    }
+    let text = format!(
+        "{name} takes nothing more: its incarnations are used up, which no origin comes to by itself; publish to another topic, and find who made one of number {counter}"
+    );
+    Err(PublishError::Unavailable(text))
+}
+
+/// The end of a log's main line, `place`; where that is a range that was lost to damage, the place before it, so that the chain
+/// value named is one that every holder can compare.
+fn proven_end(
+    log: &dyn CommitLog,
+    name: &LogName,
+    info: &LogInfo,
+    mut place: Place,
+) -> Result<(Place, Chain), PublishError> {
     let known = info.incarnations.iter().find(|i| i.incarnation == place.incarnation && i.end == place.offset);
     if let Some(chain) = known.and_then(|i| i.chain_at_end) {
         return Ok((place, chain));

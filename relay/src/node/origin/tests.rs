@@ -3,6 +3,7 @@
 use std::{sync::mpsc, time::Duration};
 
 use seaway_federation_proto::{
+    envelope::{Batch, Chain, Placement},
     ids::Incarnation,
     message::decode_messages,
     wire::store::{ControlEntry, control_entry},
@@ -122,7 +123,7 @@ impl Bench {
         self.answers().into_iter().map(|(_, r)| r.unwrap().place).collect()
     }
 
-    fn batches(&self, queue: u16) -> Vec<seaway_federation_proto::envelope::Batch> {
+    fn batches(&self, queue: u16) -> Vec<Batch> {
         let name = LogName { topic: "t".parse().unwrap(), origin: "home".parse().unwrap(), queue: Queue(queue) };
         let Some(info) = self.log.info(&name, true) else { return Vec::new() };
         let mut at = info.begin;
@@ -553,4 +554,108 @@ fn an_origin_that_went_back_goes_on_above_what_it_meets() {
     assert_eq!(b.payloads(1), vec![b"a".to_vec(), b"new".to_vec(), b"on".to_vec(), b"and on".to_vec()]);
     let info = b.log.info(&lost.header().log, true).unwrap();
     assert_eq!(info.fork_tips, vec![lost.end()]);
+}
+
+/// The first batch of an incarnation of this log that somebody else made: after a batch of its own, or as its very first.
+fn forged(log: &LogName, after: Option<&Batch>, counter: u64) -> Batch {
+    let mut body = BodyBuilder::default();
+    body.push(&Message {
+        path: "t".parse().unwrap(),
+        key: None,
+        headers: Vec::new(),
+        time_us: 1,
+        producer: None,
+        payload: Bytes::from_static(b"forged"),
+    });
+    let incarnation = Incarnation { counter, random: 1 };
+    let placement = Placement {
+        log,
+        begin: Place { incarnation, offset: after.map_or(0, Batch::end_offset) },
+        first_of_incarnation: true,
+        previous: after.map(Batch::end),
+        origin_time_us: 1,
+        chain_before: after.map_or(Chain::default(), Batch::chain_after),
+    };
+    Batch::seal(&placement, body.finish(Codec::None).unwrap()).unwrap()
+}
+
+fn append(b: &Bench, batch: Batch) {
+    b.log.submit(Unit { entries: vec![Entry::Append { role: Role::Own, batch }] }, Box::new(|_| {})).unwrap();
+    b.log.sync_now();
+}
+
+fn made_up(b: &Bench) -> usize {
+    b.reports.lock().iter().filter(|report| report.name == "incarnation-made-up").count()
+}
+
+#[test]
+fn an_incarnation_that_was_made_up_is_not_followed() {
+    for counter in [limits::INCARNATION_COUNTER_MAX, 2 + limits::INCARNATION_LEAP_MAX] {
+        let mut b = bench(1);
+        b.publish("t", b"a");
+        b.settle();
+        b.answers();
+        let own = b.batches(1)[0].clone();
+        append(&b, forged(&own.header().log, Some(&own), counter));
+        for payload in [b"b", b"c"] {
+            b.publish("t", payload);
+            b.settle();
+            assert_eq!(b.places()[0].incarnation, own.begin().incarnation, "it goes on in its own");
+        }
+        assert_eq!(made_up(&b), 1, "reported once a start");
+        let mut b = b.crash(0, 8, 1);
+        for payload in [b"d", b"e"] {
+            b.publish("t", payload);
+            b.settle();
+            assert_eq!(b.places()[0].incarnation, Incarnation { counter: 2, random: 8 });
+        }
+        assert_eq!(made_up(&b), 1);
+        // What was receipted is held, and every holder can read it.
+        let info = b.log.info(&own.header().log, true).unwrap();
+        let mut payloads = Vec::new();
+        for held in info.incarnations {
+            let mut at = Place { incarnation: held.incarnation, offset: held.begin };
+            while let Read::Batches { batches, next } =
+                b.log.read(&own.header().log, at, ReadLine::Incarnation, 1 << 20).unwrap()
+            {
+                for batch in batches {
+                    let bytes = [batch.head().as_ref(), batch.body().as_ref()].concat();
+                    let read = Batch::decode(bytes.into(), limits::BATCH_BYTES_MAX, false).unwrap();
+                    payloads.extend(decode_messages(&read, 1 << 20).unwrap().into_iter().map(|m| m.payload));
+                }
+                at = next;
+            }
+        }
+        assert_eq!(payloads, ["a", "b", "c", "d", "e", "forged"]);
+    }
+}
+
+#[test]
+fn starts_that_were_forgotten_are_no_leap() {
+    let mut b = bench(1);
+    b.publish("t", b"a");
+    b.settle();
+    b.answers();
+    let own = b.batches(1)[0].clone();
+    append(&b, forged(&own.header().log, Some(&own), 1 + limits::INCARNATION_LEAP_MAX));
+    b.publish("t", b"b");
+    b.settle();
+    assert_eq!(b.places()[0].incarnation.counter, 2 + limits::INCARNATION_LEAP_MAX);
+    assert_eq!(made_up(&b), 0);
+}
+
+#[test]
+fn publishing_stops_with_a_sentence_where_no_incarnation_is_left() {
+    let log = LogName { topic: "t".parse().unwrap(), origin: "home".parse().unwrap(), queue: Queue(1) };
+    let mut b = bench(1);
+    append(&b, forged(&log, None, limits::INCARNATION_COUNTER_MAX - 1));
+    b.publish("t", b"the last start");
+    b.settle();
+    assert_eq!(b.places()[0].incarnation.counter, limits::INCARNATION_COUNTER_MAX);
+    let mut b = b.crash(0, 8, 1);
+    let refused = b.try_publish(Bench::message("t", None, b"one more", None)).unwrap_err();
+    assert!(
+        matches!(&refused, Refusal::Error(PublishError::Unavailable(why)) if why.contains("used up")),
+        "{refused:?}"
+    );
 }
