@@ -20,10 +20,11 @@ use std::{
     io::IoSlice,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock},
+    sync::Arc,
 };
 
 use direct::DirectWriter;
+use parking_lot::Mutex;
 
 /// A directory tree that the commit log works in.
 pub trait Files: fmt::Debug + Send + Sync + 'static {
@@ -110,6 +111,9 @@ pub trait LogFile: fmt::Debug + Send + Sync {
     /// slices are used up.
     fn write_all_at(&self, parts: &mut [IoSlice<'_>], at: u64) -> io::Result<()>;
 
+    /// Lets go of what only writing needs: nothing more is about to be written. Writing again is allowed.
+    fn end_writing(&self) {}
+
     /// Reads as many bytes as there are from byte `at` on, up to `into`'s length; 0 at or past the end.
     fn read_at(&self, into: &mut [u8], at: u64) -> io::Result<usize>;
 
@@ -154,8 +158,8 @@ pub struct OsFiles;
 struct OsFile {
     file: fs::File,
     path: PathBuf,
-    /// Past the page cache; opened with the first write, `None` where the file system cannot.
-    direct: OnceLock<Option<DirectWriter>>,
+    /// Past the page cache; opened with the first write, the inner `None` where the file system cannot.
+    direct: Mutex<Option<Option<DirectWriter>>>,
 }
 
 #[derive(Debug)]
@@ -170,12 +174,12 @@ impl Files for OsFiles {
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn LogFile>> {
         let file = fs::OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
-        Ok(Arc::new(OsFile { file, path: path.to_owned(), direct: OnceLock::new() }))
+        Ok(Arc::new(OsFile { file, path: path.to_owned(), direct: Mutex::default() }))
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn LogFile>> {
         let file = fs::OpenOptions::new().read(true).write(true).open(path)?;
-        Ok(Arc::new(OsFile { file, path: path.to_owned(), direct: OnceLock::new() }))
+        Ok(Arc::new(OsFile { file, path: path.to_owned(), direct: Mutex::default() }))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -214,11 +218,13 @@ const PARTS_MAX: usize = 1024;
 
 impl LogFile for OsFile {
     fn write_all_at(&self, parts: &mut [IoSlice<'_>], at: u64) -> io::Result<()> {
-        if let Some(direct) = self.direct.get_or_init(|| DirectWriter::open(&self.path, &self.file))
+        let mut direct = self.direct.lock();
+        if let Some(direct) = direct.get_or_insert_with(|| DirectWriter::open(&self.path, &self.file))
             && direct.write_all_at(parts, at)?
         {
             return Ok(());
         }
+        drop(direct);
         let mut rest = parts;
         let mut at = at;
         IoSlice::advance_slices(&mut rest, 0); // drops empty parts in front
@@ -235,6 +241,10 @@ impl LogFile for OsFile {
             }
         }
         Ok(())
+    }
+
+    fn end_writing(&self) {
+        *self.direct.lock() = None;
     }
 
     fn read_at(&self, into: &mut [u8], at: u64) -> io::Result<usize> {
@@ -263,6 +273,9 @@ impl LogFile for OsFile {
 }
 
 #[cfg(test)]
+pub(in crate::log) use direct::tests::directory as direct_directory;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -283,6 +296,27 @@ mod tests {
         assert!(len >= 77 + whole.len() as u64);
         assert_eq!(file.read_at(&mut back, len).unwrap(), 0);
         assert_eq!(file.read_exact_at(&mut back, len - 1).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    /// How often this process has a file open.
+    fn openings(path: &Path) -> usize {
+        let open = fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+        open.filter(|target| target == path).count()
+    }
+
+    #[test]
+    fn what_only_writing_needs_goes_when_writing_ends() {
+        let dir = direct_directory();
+        let path = dir.path().join("a");
+        let file = OsFiles.create(&path).unwrap();
+        assert_eq!(openings(&path), 1);
+        for round in 0..2_u8 {
+            file.write_all_at(&mut [IoSlice::new(&[round; 1024])], 512).unwrap();
+            assert_eq!(openings(&path), 2, "the second opening is the direct one");
+            file.end_writing();
+            assert_eq!(openings(&path), 1);
+            assert_eq!(fs::read(&path).unwrap()[512..], [round; 1024]);
+        }
     }
 
     #[test]

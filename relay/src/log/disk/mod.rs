@@ -50,8 +50,9 @@
 //!
 //! # Writing
 //! One storage thread takes all that is queued (up to [`writer::GROUP_BYTES_MAX`]), makes it one group,
-//! issues one vectored write from the callers' own buffers, one fdatasync, and only then puts it into the
-//! index, answers the callers and tells the listener. Whatever fails poisons the log for good: a failed fsync
+//! writes it, issues one fdatasync, and only then puts it into the index, answers the callers and tells the
+//! listener. Where the file system takes direct writes (`O_DIRECT`), the group is copied into an aligned buffer and goes
+//! past the page cache, 4 MiB a write; elsewhere it is one vectored write from the callers' own buffers. Whatever fails poisons the log for good: a failed fsync
 //! may have thrown the pages away, and asking again would lie.
 //!
 //! # Durable point; torn and damaged

@@ -265,6 +265,7 @@ impl Writer {
                 format!("giving back the end of {} failed: {e}", self.shared.segment_name(self.end.segment))
             })?;
             let (file, end) = begin_segment(&self.shared, self.end.segment + 1, self.end, self.sequence)?;
+            self.file.end_writing();
             self.file = file;
             self.end = end;
         }

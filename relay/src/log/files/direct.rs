@@ -7,7 +7,9 @@
 //! Positions and lengths of such writes are multiples of what the device writes at once, and the bytes lie
 //! aligned in memory. Groups are padded to [`UNIT`], so a device that writes at least so little takes all of
 //! them; on others, on file systems without `O_DIRECT`, and for anything that does not fit, the caller
-//! writes through the page cache as ever. Both ways may be mixed in one file: the kernel keeps them
+//! writes through the page cache as ever. The parts of a write are copied into one aligned buffer of at most [`PIECE_BYTES`]
+//! and handed to the device from there, one `pwrite` for each time it is full. Only the file that is written has a
+//! second opening and a buffer: both go when the next segment begins. Both ways may be mixed in one file: the kernel keeps them
 //! coherent as long as they do not overlap in time, and only the storage thread writes.
 
 use std::{
@@ -15,10 +17,8 @@ use std::{
     io::IoSlice,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::Path,
-    sync::atomic::{AtomicBool, Ordering},
 };
 
-use parking_lot::Mutex;
 use rustix::fs::{AtFlags, OFlags, StatxFlags};
 
 /// Positions and lengths of direct writes are multiples of it, in bytes: a sector.
@@ -32,9 +32,9 @@ const PIECE_BYTES: usize = 4 << 20;
 #[derive(Debug)]
 pub(super) struct DirectWriter {
     file: fs::File,
-    buffer: Mutex<AlignedBuffer>,
+    buffer: AlignedBuffer,
     /// The file system took the flag and then no write: not tried again.
-    refused: AtomicBool,
+    refused: bool,
 }
 
 impl DirectWriter {
@@ -50,47 +50,47 @@ impl DirectWriter {
         let flags = OFlags::DIRECT.bits().cast_signed();
         let direct = fs::OpenOptions::new().write(true).custom_flags(flags).open(path).ok()?;
         let same = rustix::fs::fstat(&direct).ok()?.st_ino == stat.stx_ino;
-        same.then(|| Self { file: direct, buffer: Mutex::default(), refused: AtomicBool::new(false) })
+        same.then(|| Self { file: direct, buffer: AlignedBuffer::default(), refused: false })
     }
 
-    /// Writes all parts, or answers `false` having written nothing: they do not fit, or the file system refuses.
-    pub(super) fn write_all_at(&self, parts: &[IoSlice<'_>], at: u64) -> io::Result<bool> {
+    /// Writes all parts, or answers `false`: they do not fit, or the file system refuses, and all of them are to be written
+    /// another way. Some bytes may have been written even then.
+    pub(super) fn write_all_at(&mut self, parts: &[IoSlice<'_>], at: u64) -> io::Result<bool> {
         let length: usize = parts.iter().map(|part| part.len()).sum();
         let fits = at.is_multiple_of(UNIT) && (length as u64).is_multiple_of(UNIT);
-        if !fits || self.refused.load(Ordering::Relaxed) {
+        if !fits || self.refused {
             return Ok(false);
         }
-        let mut buffer = self.buffer.lock();
-        buffer.clear_for(length.min(PIECE_BYTES));
+        self.buffer.clear_for(length.min(PIECE_BYTES));
         let mut end = at;
-        match self.write_pieces(&mut buffer, parts, &mut end) {
+        match self.write_pieces(parts, &mut end) {
             Err(e) if e.kind() == io::ErrorKind::InvalidInput && end == at => {
-                self.refused.store(true, Ordering::Relaxed);
+                self.refused = true;
                 Ok(false)
             }
             written => written.map(|()| true),
         }
     }
 
-    fn write_pieces(&self, buffer: &mut AlignedBuffer, parts: &[IoSlice<'_>], end: &mut u64) -> io::Result<()> {
+    fn write_pieces(&mut self, parts: &[IoSlice<'_>], end: &mut u64) -> io::Result<()> {
         for part in parts {
             let mut rest: &[u8] = part;
             while !rest.is_empty() {
-                rest = buffer.fill(rest);
-                if buffer.is_full() {
-                    self.flush(buffer, end)?;
+                rest = self.buffer.fill(rest);
+                if self.buffer.is_full() {
+                    self.flush(end)?;
                 }
             }
         }
-        self.flush(buffer, end)
+        self.flush(end)
     }
 
-    fn flush(&self, buffer: &mut AlignedBuffer, end: &mut u64) -> io::Result<()> {
-        let bytes = buffer.filled();
+    fn flush(&mut self, end: &mut u64) -> io::Result<()> {
+        let bytes = self.buffer.filled();
         // A short write may end within a unit, where a direct write cannot go on: an error, for the log to stop at.
         self.file.write_all_at(bytes, *end)?;
         *end += bytes.len() as u64;
-        buffer.length = 0;
+        self.buffer.length = 0;
         Ok(())
     }
 }
@@ -137,18 +137,31 @@ impl AlignedBuffer {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// A directory on the disk that the tests were built on: where temporary files go there may be no direct writes, and
+    /// a test that is content with that shows nothing.
+    pub(in crate::log) fn directory() -> tempfile::TempDir {
+        let program = std::env::current_exe().unwrap();
+        let dir = tempfile::tempdir_in(program.parent().unwrap()).unwrap();
+        let path = dir.path().join("probe");
+        let probe = fs::File::create(&path).unwrap();
+        assert!(
+            DirectWriter::open(&path, &probe).is_some(),
+            "{} takes no direct writes: set CARGO_TARGET_DIR to a directory on ext4 or XFS",
+            dir.path().display()
+        );
+        fs::remove_file(&path).unwrap();
+        dir
+    }
 
     #[test]
     fn pieces_arrive_whole_and_in_order() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = directory();
         let path = dir.path().join("a");
         let file = fs::OpenOptions::new().read(true).write(true).create_new(true).open(&path).unwrap();
-        let Some(direct) = DirectWriter::open(&path, &file) else {
-            println!("no direct writes in {}", dir.path().display());
-            return;
-        };
+        let mut direct = DirectWriter::open(&path, &file).unwrap();
         let bytes: Vec<u8> = (0..PIECE_BYTES + 3 * 512).map(|n| ((n * 7) >> 3) as u8).collect();
         for cut in [1, 511, 512, 4097, PIECE_BYTES] {
             let parts = [IoSlice::new(&bytes[..cut]), IoSlice::new(&[]), IoSlice::new(&bytes[cut..])];
@@ -163,7 +176,7 @@ mod tests {
 
     #[test]
     fn a_name_that_means_another_file_is_not_written() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = directory();
         let path = dir.path().join("a");
         let file = fs::File::create(&path).unwrap();
         fs::rename(&path, dir.path().join("b")).unwrap();

@@ -103,6 +103,9 @@ impl LogFile for GateFile {
     fn write_all_at(&self, parts: &mut [io::IoSlice<'_>], at: u64) -> io::Result<()> {
         self.0.write_all_at(parts, at)
     }
+    fn end_writing(&self) {
+        self.0.end_writing();
+    }
     fn read_at(&self, into: &mut [u8], at: u64) -> io::Result<usize> {
         self.0.read_at(into, at)
     }

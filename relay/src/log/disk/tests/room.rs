@@ -1,11 +1,15 @@
 //! Room on the disk: the reserve stays whole whatever is on its way.
 
-use std::sync::{Arc, mpsc};
+use std::{
+    fs,
+    path::Path,
+    sync::{Arc, mpsc},
+};
 
-use super::{DiskConfig, DiskLog, config, gate::Gate};
+use super::{DiskConfig, DiskLog, config, gate::Gate, store};
 use crate::log::{
     conformance::fixture::{Origin, log_name},
-    contract::{CommitLog, Entry, RejectReason, Role, Unit},
+    contract::{CommitLog, Entry, RejectReason, Role, Table, Unit},
 };
 
 #[test]
@@ -55,4 +59,28 @@ fn what_is_on_its_way_counts_against_the_reserve() {
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
     panic!("there is room, and nothing is taken");
+}
+
+#[test]
+fn only_the_segment_that_is_written_has_a_direct_opening() {
+    let dir = crate::log::files::direct_directory();
+    let (log, _) = DiskLog::open(config(dir.path())).unwrap();
+    for n in 0..40_u32 {
+        let value = vec![n as u8; 8192].into();
+        store(&*log, vec![Entry::Put { table: Table::Node, key: n.to_le_bytes().to_vec().into(), value }]).unwrap();
+    }
+    let segments = fs::read_dir(dir.path().join("segments")).unwrap().count();
+    assert!(segments > 4, "{segments}");
+    let direct = rustix::fs::OFlags::DIRECT.bits();
+    let is_direct = |info: &str| {
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap().trim();
+        u32::from_str_radix(flags, 8).unwrap() & direct != 0
+    };
+    let mut open = 0;
+    for entry in fs::read_dir("/proc/self/fd").unwrap().flatten() {
+        let ours = fs::read_link(entry.path()).is_ok_and(|path| path.starts_with(dir.path()));
+        let info = Path::new("/proc/self/fdinfo").join(entry.file_name());
+        open += usize::from(ours && fs::read_to_string(info).is_ok_and(|info| is_direct(&info)));
+    }
+    assert_eq!(open, 1, "of {segments} segments");
 }
