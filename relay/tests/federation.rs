@@ -23,7 +23,9 @@ use seaway_federation_proto::{
 use seaway_relay::{
     ca::{AUTHORITY_LIFETIME, Authority, CERTIFICATE_LIFETIME, Holder, Request},
     log::contract::{Line, Read},
-    node::{Acknowledgement, LinkTls, Node, NodeConfig, OnDeadline, Publish, PublishError, Receipt, TopicConfig},
+    node::{
+        Acknowledgement, LinkTls, Node, NodeConfig, OnDeadline, Publish, PublishError, Receipt, StartError, TopicConfig,
+    },
     transport::identity::Identity,
 };
 use tempfile::TempDir;
@@ -417,4 +419,19 @@ async fn a_site_that_was_away_longer_than_the_relay_remembers_gets_all() {
     east.start_again().await;
     east.wait_equal(&west).await;
     north.wait_equal(&west).await;
+}
+
+/// A typo in the site's name must not claim the directory for that name.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_does_not_fit_leaves_the_directory_unclaimed() {
+    let certificates = Certificates::new();
+    let mut member = Member::new(&certificates, "eu/relay", NodeKind::Relay, None);
+    let right = member.config.name.clone();
+    member.config.name = "us/relay".parse().unwrap();
+    let refused = Node::start(member.config.clone()).await.unwrap_err();
+    assert!(matches!(refused, StartError::Tls(_)), "{refused}");
+    assert!(!member.config.data_dir.join("identity").exists());
+    member.config.name = right;
+    Node::start(member.config.clone()).await.unwrap().shutdown().await.unwrap();
+    assert!(member.config.data_dir.join("identity").exists());
 }

@@ -302,6 +302,16 @@ impl Hub {
         self.alarms.raise(report, wall_us);
     }
 
+    /// Raises an alarm that is in the program's log already.
+    pub fn note(&self, report: Report, wall_us: u64) {
+        self.alarms.note(report, wall_us);
+    }
+
+    /// Takes the alarms of a kind away: what they say is over.
+    pub fn clear(&self, name: &str) {
+        self.alarms.clear(name);
+    }
+
     /// State of a log.
     pub fn copy_status(&self, now: Duration, log: &LogName) -> Option<CopyStatus> {
         self.core.lock().machine.copy_status(now, log)

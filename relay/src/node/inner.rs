@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -58,6 +58,19 @@ const EXPIRE_EVERY: u64 = 240;
 /// The hub's thread wakes at least so often.
 const HUB_IDLE: Duration = Duration::from_secs(1);
 
+/// Name of the alarm that the node takes no messages; it goes when that is over.
+const NOT_TAKING: &str = "not-taking-messages";
+
+/// Why the node takes no messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Unavailable {
+    /// The disk is nearly full.
+    DiskFull = 1,
+    /// The commit log is poisoned.
+    Stopped = 2,
+}
+
 /// What the hub tells, spread to whom it concerns.
 pub(super) struct Ears {
     pub(super) receipts: Arc<Receipts>,
@@ -108,6 +121,8 @@ pub(super) struct NodeInner {
     pub(super) draining: AtomicBool,
     /// Why messages are not taken: poisoned, disk full.
     pub(super) unavailable: ArcSwapOption<String>,
+    /// Which [`Unavailable`] that is, 0 for none.
+    pub(super) not_taking: AtomicU8,
     /// How many of the commit log's damages were reported.
     pub(super) damage_reported: AtomicUsize,
     /// Bytes the commit log had accepted when upkeep last looked.
@@ -158,13 +173,15 @@ impl NodeInner {
         let stats = self.log.stats();
         let why = match (&stats.poisoned, stats.disk_full) {
             (Some(why), _) => {
-                Some(format!("the commit log stopped: {why}; free or replace the disk, then restart the node"))
+                let text = format!("the commit log stopped: {why}; free or replace the disk, then restart the node");
+                Some((Unavailable::Stopped, text))
             }
             (None, true) => {
                 let free = stats.disk_free;
-                Some(format!(
+                let text = format!(
                     "the disk is nearly full ({free} bytes free); make room or lower the retention, publishing then goes on by itself"
-                ))
+                );
+                Some((Unavailable::DiskFull, text))
             }
             (None, false) => None,
         };
@@ -194,13 +211,17 @@ impl NodeInner {
         UPKEEP_INTERVAL
     }
 
-    fn note_availability(&self, why: Option<String>) {
-        let was = self.unavailable.load().is_some();
-        if let Some(why) = &why
-            && !was
-        {
-            self.report("not-taking-messages", why.clone());
+    /// `why` names the reason; `text` says it with the figures of this moment. The commit log has logged both.
+    fn note_availability(&self, why: Option<(Unavailable, String)>) {
+        let before = self.not_taking.swap(why.as_ref().map_or(0, |(reason, _)| *reason as u8), Ordering::Relaxed);
+        let was = before != 0;
+        if before != why.as_ref().map_or(0, |(reason, _)| *reason as u8) {
+            self.hub.clear(NOT_TAKING);
+            if let Some((_, text)) = &why {
+                self.hub.note(Report { name: NOT_TAKING, text: text.clone() }, self.clock.wall_us());
+            }
         }
+        let why = why.map(|(_, text)| text);
         if why.is_some() != was && !self.is_draining() {
             self.hub.set_transit(self.clock.now(), why.is_none());
         }
@@ -213,7 +234,8 @@ impl NodeInner {
             let text = format!(
                 "bytes {from} to {to} of {file} are damaged ({detail}); they are fenced and fetched again where another site has them"
             );
-            self.report("damage", text);
+            // Where it was found, it was logged.
+            self.hub.note(Report { name: "damage", text }, self.clock.wall_us());
         }
     }
 

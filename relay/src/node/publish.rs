@@ -296,4 +296,28 @@ pub(super) mod tests {
         log.sync_now();
         assert!(pending.remove(0).await.unwrap().is_ok(), "what found room is stored however long it takes");
     }
+
+    /// Waits until the node's alarms and readiness are as asked.
+    async fn until(node: &Node, is: impl Fn(&[&'static str], bool) -> bool) {
+        for _ in 0..6000 {
+            let names: Vec<&'static str> = node.alarms().into_iter().map(|alarm| alarm.report.name).collect();
+            if is(&names, node.readiness().is_ok()) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("the alarms stay {:?}", node.alarms());
+    }
+
+    #[tokio::test]
+    async fn the_alarm_that_nothing_is_taken_goes_when_it_is_over() {
+        let log = MemoryLog::open(MemoryDisk::default(), MemoryConfig { auto: true, ..MemoryConfig::default() });
+        let node = Node::start_on(config(), log.clone()).await.unwrap();
+        for _ in 0..2 {
+            log.set_room(Some(0));
+            until(&node, |names, ready| names.contains(&"not-taking-messages") && !ready).await;
+            log.set_room(None);
+            until(&node, |names, ready| !names.contains(&"not-taking-messages") && ready).await;
+        }
+    }
 }

@@ -39,6 +39,7 @@ use crate::{
     transport::{
         endpoint::Timing,
         service::{Transport, TransportSettings},
+        tls::Credentials,
     },
 };
 
@@ -135,6 +136,15 @@ pub(super) fn cache_bounds(segment_bytes: u64, cache_bytes_max: u64) -> (u64, u6
     (segment, (cache_bytes_max / 4).clamp(segment, CHECKPOINT_BYTES_MAX.max(segment)))
 }
 
+/// Whether the certificate of the node's links is that of the node that it is to be; a node without links needs none.
+fn check_credentials(config: &NodeConfig) -> Result<(), StartError> {
+    if config.listen.is_none() && config.dial.is_empty() {
+        return Ok(());
+    }
+    let checked = Credentials::load(&config.tls, &config.federation, &config.name);
+    checked.map(drop).map_err(|error| StartError::Tls(error.to_string()))
+}
+
 /// Opens the commit log in the node's directory; answers with it and with what people should know of it.
 fn open_log(config: &NodeConfig, start: Start) -> Result<(Arc<dyn CommitLog>, Vec<Report>), StartError> {
     let mut disk = DiskConfig::new(config.data_dir.clone(), &config.federation, config.name.clone(), start);
@@ -162,6 +172,8 @@ impl NodeInner {
         let random = random_bits()?;
         let settings = config.clone();
         let open = move || {
+            // First what may be wrong with the configuration: a directory that was claimed under a wrong name stays so.
+            check_credentials(&settings)?;
             let start = Start { time_us: SystemClock::default().wall_us(), random };
             open_log(&settings, start)
         };
@@ -228,6 +240,7 @@ impl NodeInner {
             transport: OnceLock::new(),
             draining: false.into(),
             unavailable: ArcSwapOption::empty(),
+            not_taking: 0.into(),
             damage_reported: 0.into(),
             accepted: 0.into(),
             accepted_at_retention: 0.into(),

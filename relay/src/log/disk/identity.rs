@@ -4,7 +4,10 @@ use std::{io, io::IoSlice, path::Path, sync::Arc};
 
 use seaway_federation_proto::ids::NodeName;
 
-use super::segment::FORMAT;
+use super::{
+    segment::{FORMAT, SegmentHeader},
+    survey,
+};
 use crate::log::files::{Files, LockGuard};
 
 /// Why a data directory cannot be used: one sentence that says what to do.
@@ -37,6 +40,28 @@ pub enum OpenError {
         file: String,
         /// Its format.
         found: u32,
+    },
+    /// There is a log, and nothing says whose: a new identity would make all of it another directory's.
+    #[error(
+        "the file identity is missing in {dir}, where segments are; put it back from a backup of the directory, or write it anew with these lines, and leave the segments where they are: {lines}"
+    )]
+    IdentityMissing {
+        /// The directory.
+        dir: String,
+        /// What stood in it, as far as the segments tell.
+        lines: String,
+    },
+    /// No room to open it in.
+    #[error(
+        "the disk of {dir} has only {free} bytes free, and opening needs some; make room there, then start again ({why})"
+    )]
+    NoRoom {
+        /// The directory.
+        dir: String,
+        /// Bytes free.
+        free: u64,
+        /// What failed first.
+        why: String,
     },
     /// A file is not what it should be, in a way that recovery must not decide.
     #[error("{file} cannot be understood: {why}")]
@@ -155,6 +180,23 @@ pub(crate) fn read(files: &Arc<dyn Files>, dir: &Path) -> Result<Option<Identity
     Identity::decode(&String::from_utf8_lossy(&bytes), &path.display().to_string()).map(Some)
 }
 
+/// A directory with segments has an identity: they are of no use under another.
+fn refuse_to_orphan(files: &Arc<dyn Files>, dir: &Path) -> Result<(), OpenError> {
+    let numbers = survey::list(files, dir)?;
+    if numbers.is_empty() {
+        return Ok(());
+    }
+    let header = numbers.iter().rev().find_map(|number| survey::open_segment(files, dir, *number, None).ok()?.header);
+    let lines = match header {
+        Some(of) => {
+            let SegmentHeader { federation, site, node, directory, .. } = of;
+            Identity { federation, site, node, directory }.encode().trim_end().replace('\n', ", ")
+        }
+        None => "the headers of the segments, which would tell, are damaged".to_owned(),
+    };
+    Err(OpenError::IdentityMissing { dir: dir.display().to_string(), lines })
+}
+
 /// Checks that the directory is this node's; a new one becomes so, durably.
 pub(crate) fn claim(
     files: &Arc<dyn Files>,
@@ -179,6 +221,7 @@ pub(crate) fn claim(
         }
         return Ok(found);
     }
+    refuse_to_orphan(files, dir)?;
     let path = dir.join("identity");
     let temporary = dir.join("identity.new");
     match files.remove(&temporary) {

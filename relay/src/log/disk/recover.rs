@@ -34,6 +34,8 @@ use crate::log::{
     files::{LockGuard, LogFile, create_dirs, sync_name},
 };
 
+/// With less room than this an opening that fails is taken to have failed for it, in bytes: the index alone takes some MiB.
+const OPEN_ROOM_BYTES: u64 = 16 << 20;
 /// Bytes that are replayed in one go before they are written to the index.
 const REPLAY_BYTES: u64 = 16 << 20;
 
@@ -54,6 +56,16 @@ pub struct Recovery {
 
 /// Opens the directory and answers with what the storage thread and all others work on.
 pub(crate) fn open(config: DiskConfig) -> Result<(Arc<Shared>, Writer, Recovery), OpenError> {
+    let (files, dir) = (Arc::clone(&config.files), config.dir.clone());
+    open_with(config).map_err(|e| match (&e, files.free_bytes(&dir)) {
+        (OpenError::Index { .. } | OpenError::Io { .. }, Ok(free)) if free < OPEN_ROOM_BYTES => {
+            OpenError::NoRoom { dir: dir.display().to_string(), free, why: e.to_string() }
+        }
+        _ => e,
+    })
+}
+
+fn open_with(config: DiskConfig) -> Result<(Arc<Shared>, Writer, Recovery), OpenError> {
     let files = Arc::clone(&config.files);
     let dir = config.dir.clone();
     let segments = dir.join(segment::DIRECTORY);
@@ -141,6 +153,10 @@ fn open_index(
 ) -> Result<(Index, Option<Applied>, Option<String>), OpenError> {
     let dir = config.index_dir();
     let reason = match Index::open(&dir, config.stepped) {
+        // On a full disk it may be as good as ever.
+        Err(e) if config.files.free_bytes(&config.dir).is_ok_and(|free| free < OPEN_ROOM_BYTES) => {
+            return Err(OpenError::Index { dir: dir.display().to_string(), why: e.to_string() });
+        }
         Err(e) => e.to_string(),
         Ok(index) => match check_index(config, identity, &index, numbers) {
             Ok(applied) if applied.is_some() || numbers.is_empty() => return Ok((index, applied, None)),

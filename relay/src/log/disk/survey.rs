@@ -57,7 +57,7 @@ pub(crate) fn open_segment(
     if directory.is_some_and(|directory| *directory != header.directory) {
         let owner = format!("federation {}, node {}/{}", header.federation, header.site, header.node);
         return malformed(format!(
-            "it was written in another data directory (of {owner}); move it out of this directory"
+            "it was written in another data directory (of {owner}) than the file identity beside it; put back the one of the two that belongs here, from a backup"
         ));
     }
     if header.number != number {

@@ -14,7 +14,7 @@ use seaway_federation_proto::{
     ids::{LogName, Place},
 };
 
-use super::{DiskLog, config, open, snapshot, store};
+use super::{DiskLog, config, gate::Gate, open, snapshot, store};
 use crate::log::{
     conformance::fixture::{Origin, bytes_of, log_name},
     contract::{CommitLog, Entry, Line, Outside, Read, Role, Table, Unit},
@@ -327,8 +327,59 @@ fn directories_that_are_not_ours_are_refused_in_one_sentence() {
     fs::copy(segments(other.path()).pop().unwrap(), &path).unwrap();
     let e = DiskLog::open(config(dir.path())).unwrap_err();
     assert!(matches!(&e, OpenError::Malformed { .. }), "{e}");
+    assert!(!e.to_string().contains("move"), "whichever of the two is wrong, the log is not to be moved away: {e}");
     let nothing = tempfile::tempdir().unwrap();
     assert!(matches!(verify(nothing.path()).unwrap_err(), OpenError::NotThere { .. }));
+}
+
+#[test]
+fn a_missing_identity_is_asked_for_and_no_new_one_is_made() {
+    let (dir, name, batches) = filled(30);
+    let identity = dir.path().join("identity");
+    let text = fs::read_to_string(&identity).unwrap();
+    fs::remove_file(&identity).unwrap();
+    let before = segments(dir.path());
+    for index_too in [false, true] {
+        if index_too {
+            fs::remove_dir_all(dir.path().join("index")).unwrap();
+        }
+        let e = DiskLog::open(config(dir.path())).unwrap_err();
+        assert!(matches!(&e, OpenError::IdentityMissing { .. }), "{e}");
+        let said = e.to_string();
+        assert!(text.lines().all(|line| said.contains(line)), "{said}");
+        assert!(said.contains("leave the segments where they are") && !said.contains("move"), "{said}");
+        assert!(!identity.exists());
+    }
+    assert_eq!(segments(dir.path()), before);
+    // Exactly what it says brings the directory back.
+    let said = DiskLog::open(config(dir.path())).unwrap_err().to_string();
+    let lines = said.split_once("they are: ").unwrap().1;
+    fs::write(&identity, lines.replace(", ", "\n")).unwrap();
+    let (log, recovery) = open(dir.path());
+    assert_eq!((recovery.torn_bytes, recovery.damage), (0, vec![]));
+    assert!(matches!(read_all(&log, &name, &batches), (Read::AtEnd { .. }, 30)));
+}
+
+#[test]
+fn a_start_on_a_full_disk_says_what_to_do_and_keeps_the_index() {
+    let (dir, name, batches) = filled(30);
+    let index = dir.path().join("index");
+    let kept = dir.path().join("kept");
+    fs::rename(&index, &kept).unwrap();
+    fs::write(&index, "RocksDB cannot open this").unwrap();
+    let gate = Gate::new();
+    gate.set_free(4096);
+    let full = || crate::log::disk::DiskConfig { files: Arc::new(gate.clone()), ..config(dir.path()) };
+    let e = DiskLog::open(full()).unwrap_err();
+    assert!(matches!(&e, OpenError::NoRoom { free: 4096, .. }), "{e}");
+    assert!(e.to_string().contains("make room"), "{e}");
+    assert!(index.is_file(), "what cannot be opened on a full disk may be as good as ever");
+    fs::remove_file(&index).unwrap();
+    fs::rename(&kept, &index).unwrap();
+    gate.set_free(u64::MAX);
+    let (log, recovery) = DiskLog::open(full()).unwrap();
+    assert_eq!(recovery.rebuilt, None);
+    assert!(matches!(read_all(&log, &name, &batches), (Read::AtEnd { .. }, 30)));
 }
 
 #[test]
