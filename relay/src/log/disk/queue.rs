@@ -187,9 +187,16 @@ impl Queue {
     }
 
     /// Nothing more is accepted; what is queued stays, for [`Queue::poison`] to fail after what is being
-    /// written. The first reason stays, and is answered.
+    /// written. The first reason stays, and is answered; here, and nowhere else, it is logged.
     pub(crate) fn begin_poison(&self, poisoned: Poisoned) -> Poisoned {
-        self.state.lock().poisoned.get_or_insert(poisoned).clone()
+        let mut state = self.state.lock();
+        if let Some(first) = &state.poisoned {
+            return first.clone();
+        }
+        state.poisoned = Some(poisoned.clone());
+        drop(state);
+        tracing::error!("the commit log stops: {poisoned}");
+        poisoned
     }
 
     /// Nothing more is accepted, and what is queued fails, in order. The first reason stays.

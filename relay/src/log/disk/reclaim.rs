@@ -27,7 +27,6 @@ impl Shared {
             Err(Failed::Stopped(poisoned)) => Err(poisoned),
             Err(Failed::Index(e)) => {
                 let poisoned = Poisoned { why: e.to_string().into() };
-                tracing::error!("the commit log stops: {e}");
                 self.queue.poison(poisoned.clone());
                 Err(poisoned)
             }

@@ -86,7 +86,6 @@ impl Writer {
             }
             self.shared.stop_if_unreadable();
             if let Some(poisoned) = self.shared.queue.poisoned() {
-                tracing::error!("the commit log has stopped: {poisoned}");
                 return self.shared.queue.poison(poisoned); // tells those who still wait
             }
         }
@@ -114,7 +113,6 @@ impl Writer {
     }
 
     fn poison(&self, why: &str) {
-        tracing::error!("the commit log stops: {why}");
         self.shared.queue.poison(Poisoned { why: why.into() });
     }
 
@@ -163,7 +161,6 @@ impl Writer {
                 self.shared.queue.release(bytes);
             }
             Err(why) => {
-                tracing::error!("the commit log stops: {why}");
                 // Whoever submits from now on is refused; those on the way fail in order.
                 let poisoned = self.shared.queue.begin_poison(Poisoned { why: why.into() });
                 units.into_iter().for_each(|unit| (unit.done)(Err(poisoned.clone())));

@@ -6,6 +6,8 @@ use std::{
     sync::{Arc, mpsc},
 };
 
+use parking_lot::Mutex;
+
 use super::{DiskConfig, DiskLog, config, gate::Gate, store};
 use crate::log::{
     conformance::fixture::{Origin, log_name},
@@ -83,4 +85,60 @@ fn only_the_segment_that_is_written_has_a_direct_opening() {
         open += usize::from(ours && fs::read_to_string(info).is_ok_and(|info| is_direct(&info)));
     }
     assert_eq!(open, 1, "of {segments} segments");
+}
+
+/// Counts what this thread logs as a warning or worse.
+#[derive(Default)]
+struct Logged(Arc<Mutex<Vec<String>>>);
+
+struct Text(String);
+
+impl tracing::field::Visit for Text {
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+        if field.name() == "message" {
+            self.0 = format!("{value:?}");
+        }
+    }
+}
+
+impl tracing::Subscriber for Logged {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() <= tracing::Level::WARN
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut text = Text(String::new());
+        event.record(&mut text);
+        self.0.lock().push(text.0);
+    }
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn a_failure_is_logged_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let gate = Gate::new();
+    // Without a thread of its own, all of it is logged here.
+    let settings = DiskConfig { files: Arc::new(gate.clone()), stepped: true, ..config(dir.path()) };
+    let (log, _) = DiskLog::open(settings).unwrap();
+    let logged = Logged::default();
+    let texts = Arc::clone(&logged.0);
+    tracing::subscriber::with_default(logged, || {
+        gate.fail_next_sync();
+        let put = |key: &'static str| Entry::Put { table: Table::Node, key: key.into(), value: "v".into() };
+        let (tell, told) = mpsc::channel();
+        log.submit(Unit { entries: vec![put("a")] }, Box::new(move |done| tell.send(done).unwrap())).unwrap();
+        log.step(true);
+        told.recv().unwrap().unwrap_err();
+        assert!(log.submit(Unit { entries: vec![put("b")] }, Box::new(|_| {})).is_err());
+        assert!(log.reclaim().is_err());
+        log.close().unwrap_err();
+    });
+    let texts = texts.lock();
+    assert!(texts.len() == 1 && texts[0].contains("the gate is shut"), "{texts:?}");
 }
