@@ -92,3 +92,60 @@ fn what_is_impossible_is_refused() {
     let name = link::NodeName { site: "Berlin".into(), node: "a".into() };
     assert!(matches!(NodeName::try_from(name), Err(WireError::Name(_))));
 }
+
+/// What is stored is read for ever; a round trip does not notice a field whose number changed.
+#[test]
+fn what_is_stored_stays_as_it_is() {
+    let at = store::Place { counter: 1, random: 2, offset: 3 };
+    let settings = store::TopicSettings { queues: 4, message_bytes_max: 1000, codec: 2 };
+    let run = store::ProducerRun { sequence: 5, count: 6, offset: 7 };
+    let want = |start| store::StoredWant {
+        pattern: "orders/#".into(),
+        origins: vec!["eu".into()],
+        registers: true,
+        start: Some(start),
+    };
+    let incarnation = Some(link::Incarnation { counter: 1, random: 2 });
+    let place = |offset| Some(link::Place { incarnation, offset });
+    let start = Some(link::Start { time_us: 8, random: 9 });
+    let held = link::HeldLog {
+        log: Some(link::LogName { topic: "orders".into(), origin: "eu".into(), queue: 1 }),
+        below: place(10),
+        chain: vec![7; 16].into(),
+        holes: vec![link::Hole { incarnation, from: 2, to: 4, kind: 1 }],
+        fork_tips: vec![link::Place { incarnation, offset: 12 }],
+        from: place(1),
+    };
+    let node =
+        store::NodeStart { time_us: 8, random: 9, federation: "acme".into(), site: "eu".into(), node: "edge".into() };
+    let registration = link::StoredRegistration {
+        site: "us".into(),
+        start,
+        sequence: 3,
+        origin: "eu".into(),
+        patterns: vec!["#".into()],
+    };
+    let all = [
+        (
+            "ControlEntry",
+            store::ControlEntry { kind: Some(store::control_entry::Kind::Settings(settings)) }.encode_to_vec(),
+        ),
+        ("TopicSettings", settings.encode_to_vec()),
+        ("ProducerHead", store::ProducerHead { epoch: 1, floor: 2 }.encode_to_vec()),
+        ("ProducerRow", store::ProducerRow { queue: 1, first: Some(at), runs: vec![run] }.encode_to_vec()),
+        ("StoredWant earliest", want(store::stored_want::Start::Earliest(true)).encode_to_vec()),
+        ("StoredWant latest", want(store::stored_want::Start::Latest(true)).encode_to_vec()),
+        ("StoredWant time", want(store::stored_want::Start::TimeUs(11)).encode_to_vec()),
+        ("NodeStart", node.encode_to_vec()),
+        ("StoredHeld", link::StoredHeld { site: "us".into(), start, sequence: 3, log: Some(held) }.encode_to_vec()),
+        ("StoredRegistration", registration.encode_to_vec()),
+    ];
+    let mut found = String::new();
+    for (name, bytes) in all {
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        found += &format!("{name}: {hex}\n");
+    }
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/stored_golden.hex");
+    let expected = std::fs::read_to_string(path).unwrap();
+    assert!(found == expected, "the bytes stored have changed; they are now\n{found}");
+}

@@ -492,3 +492,41 @@ fn bytes_that_are_not_a_copy_are_refused() {
         }
     }
 }
+
+/// Two incarnations, a fork, holes of two kinds, with chain values and without.
+fn copy_with_everything() -> LogCopy {
+    let chain = |n| Chain([n; 16]);
+    let mut copy = LogCopy::begin(place(inc(1, 7), 5), None);
+    let facts = |begin, end, previous: Option<Place>, before, after| Facts {
+        begin,
+        end,
+        first_of_incarnation: previous.is_some(),
+        previous,
+        chain_before: before,
+        chain_after: after,
+        origin_time_us: 1_700_000_000_000_000,
+        bytes: 100,
+    };
+    let mut append = |facts: Facts| copy.append(&facts, &TakenAsGiven).map(drop).unwrap();
+    append(facts(place(inc(1, 7), 5), 10, None, chain(1), chain(2)));
+    append(facts(place(inc(2, 8), 10), 20, Some(place(inc(1, 7), 10)), chain(2), chain(3)));
+    append(facts(place(inc(1, 7), 10), 12, None, chain(2), chain(4)));
+    let hole = |from, to, kind| Hole { incarnation: inc(2, 8), from, to, kind };
+    copy.hole(hole(20, 25, HoleKind::NotWanted)).unwrap();
+    copy.append(&facts(place(inc(2, 8), 25), 30, None, chain(5), chain(6)), &TakenAsGiven).unwrap();
+    copy.hole(hole(30, 31, HoleKind::Pending)).unwrap();
+    copy
+}
+
+/// The format is permanent: checkpoints of any version may have to be read.
+#[test]
+fn the_encoding_stays_as_it_is() {
+    let copy = copy_with_everything();
+    let mut bytes = Vec::new();
+    copy.encode(&mut bytes);
+    let found: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/copies/golden.hex");
+    let expected = std::fs::read_to_string(path).unwrap();
+    assert_eq!(found, expected.trim());
+    assert_eq!(LogCopy::decode(&bytes), Ok(copy));
+}

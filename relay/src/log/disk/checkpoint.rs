@@ -65,7 +65,7 @@ pub(crate) enum Item {
 }
 
 impl Item {
-    fn encode(&self, out: &mut Vec<u8>) {
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Item::Segment(number) => {
                 out.put_u8(1);

@@ -2,6 +2,7 @@
 
 mod conformance;
 mod gate;
+mod golden;
 mod moved;
 mod random;
 mod recovery;
