@@ -328,6 +328,8 @@ impl Replication {
                 && state.retry_at == Some(at)
             {
                 state.retry_at = None;
+                // A copy that could not be begun before.
+                self.begin_if_wanted(&log);
                 self.evaluate(&log);
             }
         }

@@ -96,6 +96,9 @@ pub(super) struct Held {
     ahead: BTreeMap<(LogName, Site), Ahead>,
 }
 
+/// With it begin the keys of what registered sites state.
+pub(super) const KEY: &[u8] = b"h\0";
+
 fn held_key(site: &Site, log: &LogName) -> Bytes {
     format!("{site}\0{}\0{}\0{}", log.topic, log.origin, log.queue).into_bytes().into()
 }
@@ -137,6 +140,14 @@ impl Held {
         let less = sites.insert(site.clone(), stated).map_or(0, |before| before.parts());
         let sum = self.parts.entry(site.clone()).or_default();
         *sum = sum.saturating_add(more).saturating_sub(less);
+    }
+
+    /// What a site stated of a log was not stored after all.
+    pub(super) fn keep_again(&mut self, log: LogName, site: Site) {
+        if let Some(stated) = self.sites.get_mut(&log).and_then(|sites| sites.get_mut(&site)) {
+            stated.dirty = true;
+            self.changed.insert((log, site));
+        }
     }
 
     /// Whether so much more may be remembered of a site.

@@ -8,7 +8,8 @@
 //! [`announce`] say what is asked for and what there is; [`fetching`] feeds the own copies, [`serving`] answers others' fetches, [`passes`] bounds what
 //! is read through for them;
 //! [`held`] and [`registration`] tell origins who has what; [`marks`] and [`trace`] keep status true; [`questions`] look for
-//! what an origin lost, and [`holes`] for what cannot be read any more; [`one_way`] carries what is not stored, [`carried`] what goes to nodes
+//! what an origin lost, and [`holes`] for what cannot be read any more; [`unstored`] plans anew what the
+//! shell had no room for; [`one_way`] carries what is not stored, [`carried`] what goes to nodes
 //! farther than a neighbour. [`lines`] knows how a log's incarnations hang together.
 
 mod announce;
@@ -28,6 +29,7 @@ mod registration;
 mod routing;
 mod serving;
 mod trace;
+mod unstored;
 mod wants;
 
 use std::time::Duration;

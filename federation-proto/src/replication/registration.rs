@@ -199,18 +199,19 @@ impl Replication {
             return;
         }
         let refused = self.refusal(&site, known.is_some());
-        let mut changes = Vec::new();
+        // Also what is known: it comes again only because the answer was lost, or what it was to be kept in.
+        let (change, changed);
         if withdraw || !refused.is_empty() {
-            if self.registrations.sites.remove(&site).is_some() {
-                changes.push(Change::Delete { table: StateTable::Sites, key: site_key(&site) });
-            }
-        } else if known.is_none_or(|k| k.patterns != theirs.patterns || k.start != theirs.start) {
+            changed = self.registrations.sites.remove(&site).is_some();
+            change = Change::Delete { table: StateTable::Sites, key: site_key(&site) };
+        } else {
+            changed = known.is_none_or(|k| k.patterns != theirs.patterns || k.start != theirs.start);
             let value = stored(&site, start, sequence, &self.config.node.site, &theirs.patterns);
-            changes.push(Change::Put { table: StateTable::Sites, key: site_key(&site), value });
+            change = Change::Put { table: StateTable::Sites, key: site_key(&site), value };
             self.registrations.sites.insert(site.clone(), theirs);
         }
-        if !changes.is_empty() {
-            self.out.push_back(Output::Store(changes));
+        self.out.push_back(Output::Store(vec![change]));
+        if changed {
             self.out.push_back(Output::RegistrationsChanged);
         }
         let answer = link::Registered { start: Some(start.into()), sequence, refused };

@@ -38,6 +38,16 @@ pub enum LinkCommand {
     Close(CloseReason),
 }
 
+impl LinkCommand {
+    /// About what it takes beside its own size: content that is not shared with others.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            LinkCommand::Send(message) => message.encoded_len(),
+            _ => 0,
+        }
+    }
+}
+
 /// Where commands for a link are posted. Posting never waits; a mailbox over its bound closes its link.
 pub trait Mailbox: Send + Sync {
     /// Posts a command.

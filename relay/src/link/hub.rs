@@ -71,10 +71,13 @@ pub trait NodePort: Send + Sync {
 enum Action {
     Post(Arc<dyn Mailbox>, LinkCommand),
     /// Not before the changes that came before it are accepted.
-    PostBehind(Arc<dyn Mailbox>, LinkCommand),
-    /// Not before they are durable.
+    StartFetch(LinkId, Arc<dyn Mailbox>, FetchOrder),
+    StopFetch(LinkId, Arc<dyn Mailbox>, FetchNumber),
+    /// Not before the changes that came before it are durable.
     PostDurable(Arc<dyn Mailbox>, LinkCommand),
     Store(Vec<Change>),
+    /// The machine was told what there was no room to store; what it promised before that was asked before this.
+    NotStoredKnown,
     Held(RemoteHeld),
     RegistrationsChanged,
     OneWay(Box<link::OneWayBody>),
@@ -328,13 +331,13 @@ impl Hub {
         let mut all = core.machine.counters();
         all.push(("one_way_without_link", core.one_way_dropped));
         drop(core);
-        all.push(("changes_dropped", self.stores.waiting().1));
+        all.push(("changes_dropped", self.stores.dropped()));
         all
     }
 
-    /// Changes and promises waiting for the commit log, and their bound, in number.
+    /// Changes, and what waits behind them, waiting for the commit log, and their bound, in bytes.
     pub fn waiting(&self) -> (u64, u64) {
-        (self.stores.waiting().0, Stores::waiting_max())
+        (self.stores.waiting(), Stores::waiting_max())
     }
 
     /// Alarms since the start.
@@ -372,14 +375,33 @@ impl Hub {
     fn carry_out_one(&self, action: Action) {
         match action {
             Action::Post(mailbox, command) => mailbox.post(command),
-            Action::PostBehind(mailbox, command) => self.stores.post_behind(mailbox, command),
+            Action::StartFetch(link, mailbox, order) => {
+                if let Some(number) = self.stores.start_fetch(link, mailbox, order) {
+                    let mut core = self.core.lock();
+                    core.machine.handle_not_started(link, number);
+                    core.collect();
+                }
+            }
+            Action::StopFetch(link, mailbox, number) => self.stores.stop_fetch(link, &*mailbox, number),
             Action::PostDurable(mailbox, command) => self.stores.post_durable(mailbox, command),
-            Action::Store(changes) => self.stores.store(changes),
+            Action::Store(changes) => self.store(changes),
+            Action::NotStoredKnown => self.stores.machine_knows(),
             Action::Held(held) => self.node.on_remote_held(held),
             Action::RegistrationsChanged => self.node.on_registrations_changed(),
             Action::OneWay(message) => self.node.on_one_way(message),
             Action::Report(report) => self.alarms.raise(report, self.wall_us()),
         }
+    }
+
+    fn store(&self, changes: Vec<Change>) {
+        let given_back = self.stores.store(changes);
+        if given_back.is_empty() {
+            return;
+        }
+        let mut core = self.core.lock();
+        core.machine.handle_not_stored(given_back);
+        core.collect();
+        core.actions.push(Action::NotStoredKnown);
     }
 }
 
@@ -407,21 +429,18 @@ impl Core {
             }
             Output::StartFetch(link, order) => {
                 if let Some(entry) = self.links.get(&link) {
-                    self.actions.push(Action::PostBehind(entry.mailbox.clone(), LinkCommand::StartFetch(order)));
+                    self.actions.push(Action::StartFetch(link, entry.mailbox.clone(), order));
                 }
             }
             Output::StopFetch(link, number) => {
                 self.passes.remove(&(link, number));
                 if let Some(entry) = self.links.get(&link) {
-                    // Behind the fetch's own start.
-                    self.actions.push(Action::PostBehind(entry.mailbox.clone(), LinkCommand::StopFetch(number)));
+                    self.actions.push(Action::StopFetch(link, entry.mailbox.clone(), number));
                 }
             }
+            // Of passing fetches, whose start does not wait.
             Output::RaiseAllowance(link, number, total) => {
-                if let Some(entry) = self.links.get(&link) {
-                    let command = LinkCommand::RaiseAllowance(number, total);
-                    self.actions.push(Action::PostBehind(entry.mailbox.clone(), command));
-                }
+                self.post(link, LinkCommand::RaiseAllowance(number, total));
             }
             Output::Serve(link, number) => self.post(link, LinkCommand::Serve(number)),
             Output::Pass(ours, theirs) => {
@@ -564,6 +583,7 @@ impl HubPort for Hub {
                 core.machine.handle_link_down(now, link);
             }
         });
+        self.stores.forget_link(link);
     }
 }
 

@@ -1,10 +1,15 @@
 //! The replication machine's changes of durable state, on their way into the commit log: in order, each list one unit.
 //!
 //! What must not overtake a change waits here too: a fetch whose copy is yet to be begun, until the change is accepted; an
-//! answer that promises durability ("registered", "seen"), until it is durable.
+//! answer that promises durability ("registered", "seen"), until it and all before it are durable.
+//!
+//! All of it is bounded in bytes. What finds no room is given back, and the machine is told of it: statements and
+//! registrations are said again by their authors until they are answered, copies and fetches are planned anew. Only what
+//! this site itself must not forget (starts of its wants, its registrations, the nodes it knows) is always taken: there
+//! is little of it, and no neighbour can make more of it.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -13,42 +18,131 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use seaway_federation_proto::replication::{Change, StateTable};
+use seaway_federation_proto::{
+    replication::{Change, LinkId, StateTable},
+    session::{FetchNumber, FetchOrder},
+};
 
 use super::command::{LinkCommand, Mailbox};
 use crate::log::contract::{CommitLog, Entry, Poisoned, RejectReason, Table, Unit};
 
 /// How long a change that the full disk refused waits until it is tried again.
 const DISK_FULL_RETRY: Duration = Duration::from_secs(1);
-/// Most changes and posts waiting for room; past it what comes is dropped, and what it was for is asked again.
-const WAITING_MAX: usize = 65_536;
+/// What a change, a fetch or a promise takes beside the bytes in it.
+const EACH_BYTES: usize = 256;
 
-type Post = (Arc<dyn Mailbox>, LinkCommand);
+/// Bounds of what waits, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    /// Past it what others said, and will say again, is given back, and fetches are.
+    pub(super) said: usize,
+    /// Past it changes of copies are given back.
+    pub(super) copies: usize,
+    /// Past it promises are dropped: what they answer is said again.
+    pub(super) promises: usize,
+}
+
+/// The bounds of a node.
+const BOUNDS: Bounds = Bounds { said: 64 << 20, copies: 256 << 20, promises: 16 << 20 };
+
+type FetchKey = (LinkId, FetchNumber);
 
 enum Waiting {
-    Store(Vec<Entry>),
-    Post(Post),
+    /// Its number, and what it changes.
+    Store(u64, Vec<Entry>),
+    /// A fetch's start, unless it was stopped meanwhile, and its bytes.
+    Start(FetchKey, usize),
+}
+
+struct Promise {
+    /// The change up to which all must be durable.
+    needed: u64,
+    bytes: usize,
+    mailbox: Arc<dyn Mailbox>,
+    command: LinkCommand,
 }
 
 #[derive(Default)]
 struct State {
     waiting: VecDeque<Waiting>,
+    waiting_bytes: usize,
+    /// The fetches whose start waits.
+    starts: BTreeMap<FetchKey, (Arc<dyn Mailbox>, FetchOrder)>,
+    /// Of the starts in `waiting` those that were stopped.
+    void_starts: usize,
     /// When to try again after the disk was full.
     retry_at: Option<Duration>,
     disk_full: bool,
-    /// Changes taken so far.
+    /// Number of the change taken last.
     taken: u64,
-    /// Posts that wait until so many changes are settled.
-    promises: VecDeque<(u64, Post)>,
+    /// All changes up to this one are durable, or turned out to have nothing in them.
+    settled: u64,
+    /// Those above that the log took, in order, and whether each is durable.
+    flight: VecDeque<(u64, Arc<AtomicBool>)>,
+    promises: VecDeque<Promise>,
+    promises_bytes: usize,
+    /// Something was given back of which the machine does not know yet: it may promise what will not be.
+    withholding: bool,
+}
+
+impl State {
+    /// Counts what became durable, in order.
+    fn settle(&mut self) {
+        while self.flight.front().is_some_and(|(_, durable)| durable.load(Ordering::Acquire)) {
+            self.settled = self.flight.pop_front().map_or(self.settled, |(number, _)| number);
+        }
+    }
+
+    /// A change turned out to have nothing in it: it is settled with the one before.
+    fn settle_empty(&mut self, number: u64) {
+        match self.flight.back_mut() {
+            Some((last, _)) => *last = number,
+            None => self.settled = number,
+        }
+    }
+
+    fn put_back(&mut self, number: u64, entries: Vec<Entry>) {
+        self.waiting_bytes = self.waiting_bytes.saturating_add(bytes_of(&entries));
+        self.waiting.push_front(Waiting::Store(number, entries));
+    }
+
+    fn has_room(&self, bytes: usize, max: usize) -> bool {
+        self.waiting.is_empty() || self.waiting_bytes.saturating_add(bytes) <= max
+    }
+
+    /// Forgets starts that were stopped, once they are the greater part.
+    fn compact(&mut self) {
+        if self.void_starts <= self.waiting.len() / 2 {
+            return;
+        }
+        let (starts, bytes) = (&self.starts, &mut self.waiting_bytes);
+        self.waiting.retain(|waiting| match waiting {
+            Waiting::Start(key, len) if !starts.contains_key(key) => {
+                *bytes = bytes.saturating_sub(*len);
+                false
+            }
+            _ => true,
+        });
+        self.void_starts = 0;
+    }
+}
+
+/// About what changes take while they wait.
+fn bytes_of(entries: &[Entry]) -> usize {
+    let bytes = |entry: &Entry| match entry {
+        Entry::Put { key, value, .. } => key.len().saturating_add(value.len()),
+        Entry::Delete { key, .. } => key.len(),
+        _ => EACH_BYTES,
+    };
+    entries.iter().fold(0, |sum: usize, entry| sum.saturating_add(EACH_BYTES).saturating_add(bytes(entry)))
 }
 
 /// See the module's documentation.
 pub(super) struct Stores {
     log: Arc<dyn CommitLog>,
     wake: Arc<dyn Fn() + Send + Sync>,
+    bounds: Bounds,
     state: Mutex<State>,
-    /// Changes that are durable, or turned out to have nothing in them.
-    settled: Arc<AtomicU64>,
     dropped: AtomicU64,
     busy: Arc<AtomicBool>,
 }
@@ -76,46 +170,118 @@ fn entry_of(change: Change) -> Entry {
 
 impl Stores {
     pub(super) fn new(log: Arc<dyn CommitLog>, wake: Arc<dyn Fn() + Send + Sync>) -> Self {
-        let (settled, busy) = (Arc::default(), Arc::default());
-        Self { log, wake, state: Mutex::default(), settled, dropped: AtomicU64::new(0), busy }
+        Self::bounded(log, wake, BOUNDS)
     }
 
-    /// Submits a list of changes as one unit, after those that wait.
-    pub(super) fn store(&self, changes: Vec<Change>) {
+    pub(super) fn bounded(log: Arc<dyn CommitLog>, wake: Arc<dyn Fn() + Send + Sync>, bounds: Bounds) -> Self {
+        Self { log, wake, bounds, state: Mutex::default(), dropped: AtomicU64::new(0), busy: Arc::default() }
+    }
+
+    fn count_dropped(&self, by: usize) {
+        self.dropped.fetch_add(u64::try_from(by).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Submits a list of changes as one unit, after those that wait. What there is no room for is given back: the machine
+    /// must be told, and then [`Stores::machine_knows`] be called; until then nothing is promised.
+    #[must_use]
+    pub(super) fn store(&self, mut changes: Vec<Change>) -> Vec<Change> {
+        let said_again = !changes.is_empty() && changes.iter().all(Change::is_said_again);
+        let mut given_back = Vec::new();
         let mut state = self.state.lock();
-        if state.waiting.len() >= WAITING_MAX {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
+        let bytes = changes.iter().fold(0, |sum: usize, change| sum.saturating_add(EACH_BYTES + change.bytes()));
+        if said_again && !state.has_room(bytes, self.bounds.said) {
+            given_back = changes;
+        } else {
+            if !state.has_room(bytes, self.bounds.copies) {
+                (given_back, changes) = changes.into_iter().partition(|change| change.log().is_some());
+            }
+            let entries: Vec<Entry> = changes.into_iter().map(entry_of).collect();
+            if !entries.is_empty() {
+                state.taken += 1;
+                let number = state.taken;
+                state.waiting_bytes = state.waiting_bytes.saturating_add(bytes_of(&entries));
+                state.waiting.push_back(Waiting::Store(number, entries));
+                self.flush(&mut state);
+            }
+        }
+        if !given_back.is_empty() {
+            state.withholding = true;
+            self.count_dropped(given_back.len());
+        }
+        given_back
+    }
+
+    /// The machine was told of all that was given back so far.
+    pub(super) fn machine_knows(&self) {
+        self.state.lock().withholding = false;
+    }
+
+    /// Begins a fetch once every change before is accepted; given back if there is no room for it to wait. What is only
+    /// read through stores nothing and waits for nothing.
+    #[must_use]
+    pub(super) fn start_fetch(
+        &self,
+        link: LinkId,
+        mailbox: Arc<dyn Mailbox>,
+        order: FetchOrder,
+    ) -> Option<FetchNumber> {
+        let mut state = self.state.lock();
+        if order.passing || state.waiting.is_empty() {
+            drop(state);
+            mailbox.post(LinkCommand::StartFetch(order));
+            return None;
+        }
+        let bytes = 2 * EACH_BYTES + order.log.topic.as_str().len() + order.log.origin.as_str().len();
+        if !state.has_room(bytes, self.bounds.said) {
+            self.count_dropped(1);
+            return Some(order.number);
+        }
+        let key = (link, order.number);
+        state.waiting_bytes = state.waiting_bytes.saturating_add(bytes);
+        state.waiting.push_back(Waiting::Start(key, bytes));
+        state.starts.insert(key, (mailbox, order));
+        None
+    }
+
+    /// Ends a fetch: one that still waits never begins.
+    pub(super) fn stop_fetch(&self, link: LinkId, mailbox: &dyn Mailbox, number: FetchNumber) {
+        let mut state = self.state.lock();
+        if state.starts.remove(&(link, number)).is_some() {
+            state.void_starts += 1;
+            state.compact();
             return;
         }
-        state.taken += 1;
-        state.waiting.push_back(Waiting::Store(changes.into_iter().map(entry_of).collect()));
-        self.flush(&mut state);
+        drop(state);
+        mailbox.post(LinkCommand::StopFetch(number));
     }
 
-    /// Posts once every change before is accepted.
-    pub(super) fn post_behind(&self, mailbox: Arc<dyn Mailbox>, command: LinkCommand) {
+    /// A link is gone, and its fetches with it.
+    pub(super) fn forget_link(&self, link: LinkId) {
         let mut state = self.state.lock();
-        if state.waiting.is_empty() {
-            drop(state);
-            mailbox.post(command);
-        } else if state.waiting.len() < WAITING_MAX {
-            state.waiting.push_back(Waiting::Post((mailbox, command)));
-        } else {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
+        let gone = (link, FetchNumber::MIN)..=(link, FetchNumber::MAX);
+        let gone: Vec<FetchKey> = state.starts.range(gone).map(|(key, _)| *key).collect();
+        for key in gone {
+            state.starts.remove(&key);
+            state.void_starts += 1;
         }
+        state.compact();
     }
 
     /// Posts once every change before is durable.
     pub(super) fn post_durable(&self, mailbox: Arc<dyn Mailbox>, command: LinkCommand) {
         let mut state = self.state.lock();
-        if state.taken <= self.settled.load(Ordering::Acquire) {
+        state.settle();
+        let needed = state.taken;
+        let bytes = EACH_BYTES.saturating_add(command.bytes());
+        let room = state.promises.is_empty() || state.promises_bytes.saturating_add(bytes) <= self.bounds.promises;
+        if state.withholding || (needed > state.settled && !room) {
+            self.count_dropped(1);
+        } else if needed > state.settled {
+            state.promises_bytes = state.promises_bytes.saturating_add(bytes);
+            state.promises.push_back(Promise { needed, bytes, mailbox, command });
+        } else {
             drop(state);
             mailbox.post(command);
-        } else if state.promises.len() < WAITING_MAX {
-            let needed = state.taken;
-            state.promises.push_back((needed, (mailbox, command)));
-        } else {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -129,61 +295,78 @@ impl Stores {
             }
         }
         self.flush(&mut state);
-        let settled = self.settled.load(Ordering::Acquire);
+        state.settle();
         let mut due = Vec::new();
-        while state.promises.front().is_some_and(|(needed, _)| *needed <= settled) {
+        while state.promises.front().is_some_and(|promise| promise.needed <= state.settled) {
             due.extend(state.promises.pop_front());
         }
+        let bytes = due.iter().fold(0, |sum: usize, promise| sum.saturating_add(promise.bytes));
+        state.promises_bytes = state.promises_bytes.saturating_sub(bytes);
         drop(state);
-        due.into_iter().for_each(|(_, (mailbox, command))| mailbox.post(command));
+        due.into_iter().for_each(|promise| promise.mailbox.post(promise.command));
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Duration> {
         self.state.lock().retry_at
     }
 
-    /// Waiting now, and dropped so far.
-    pub(super) fn waiting(&self) -> (u64, u64) {
+    /// Bytes waiting now, promises included.
+    pub(super) fn waiting(&self) -> u64 {
         let state = self.state.lock();
-        let waiting = u64::try_from(state.waiting.len() + state.promises.len()).unwrap_or(u64::MAX);
-        (waiting, self.dropped.load(Ordering::Relaxed))
+        u64::try_from(state.waiting_bytes.saturating_add(state.promises_bytes)).unwrap_or(u64::MAX)
     }
 
-    /// Bound of what waits, in number.
+    /// Changes, fetches and promises given back or dropped so far.
+    pub(super) fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Bound of what waits, in bytes.
     pub(super) const fn waiting_max() -> u64 {
-        2 * WAITING_MAX as u64
+        BOUNDS.copies as u64 + BOUNDS.promises as u64
     }
 
     fn flush(&self, state: &mut State) {
         while !state.disk_full && !self.busy.load(Ordering::Acquire) {
             match state.waiting.pop_front() {
                 None => return,
-                Some(Waiting::Post((mailbox, command))) => mailbox.post(command),
-                Some(Waiting::Store(entries)) => self.submit(state, entries),
+                Some(Waiting::Start(key, bytes)) => {
+                    state.waiting_bytes = state.waiting_bytes.saturating_sub(bytes);
+                    match state.starts.remove(&key) {
+                        Some((mailbox, order)) => mailbox.post(LinkCommand::StartFetch(order)),
+                        None => state.void_starts = state.void_starts.saturating_sub(1),
+                    }
+                }
+                Some(Waiting::Store(number, entries)) => {
+                    state.waiting_bytes = state.waiting_bytes.saturating_sub(bytes_of(&entries));
+                    self.submit(state, number, entries);
+                }
             }
         }
     }
 
-    fn submit(&self, state: &mut State, entries: Vec<Entry>) {
+    fn submit(&self, state: &mut State, number: u64, entries: Vec<Entry>) {
         if entries.is_empty() {
-            self.settled.fetch_add(1, Ordering::AcqRel);
-            return;
+            return state.settle_empty(number);
         }
-        let (settled, wake) = (self.settled.clone(), self.wake.clone());
+        let durable = Arc::new(AtomicBool::new(false));
+        let (settled, wake) = (durable.clone(), self.wake.clone());
         let done = Box::new(move |result: Result<(), Poisoned>| {
             // What never became durable keeps its promises from being given.
             if result.is_ok() {
-                settled.fetch_add(1, Ordering::AcqRel);
+                settled.store(true, Ordering::Release);
                 wake();
             }
         });
-        let Err(rejected) = self.log.submit(Unit { entries }, done) else { return };
+        let Err(rejected) = self.log.submit(Unit { entries }, done) else {
+            return state.flight.push_back((number, durable));
+        };
         let room_bytes = rejected.unit.room_bytes();
         let mut entries = rejected.unit.entries;
         match rejected.reason {
             RejectReason::Busy => {
                 self.busy.store(true, Ordering::Release);
-                state.waiting.push_front(Waiting::Store(entries));
+                state.put_back(number, entries);
                 let (busy, wake) = (self.busy.clone(), self.wake.clone());
                 let room = move || {
                     busy.store(false, Ordering::Release);
@@ -193,120 +376,31 @@ impl Stores {
             }
             RejectReason::DiskFull { .. } => {
                 state.disk_full = true;
-                state.waiting.push_front(Waiting::Store(entries));
+                state.put_back(number, entries);
                 (self.wake)();
             }
             RejectReason::Refused { index, .. } | RejectReason::Invalid { index, .. } => {
                 // What the machine asked for no longer fits the copy; it learns of the copy as it is by the log's listener.
                 tracing::debug!(reason = %rejected.reason, "a change of a copy no longer fits");
-                self.dropped.fetch_add(1, Ordering::Relaxed);
+                self.count_dropped(1);
                 if index < entries.len() {
                     entries.remove(index);
                 } else {
                     entries.clear();
                 }
-                state.waiting.push_front(Waiting::Store(entries));
+                state.put_back(number, entries);
             }
             RejectReason::Poisoned(_) => {
-                state.promises.clear();
+                (state.promises_bytes, _) = (0, state.promises.clear());
+                // Nothing becomes durable from here on; one change that never does stands for all.
+                if state.flight.is_empty() {
+                    state.flight.push_back((number, durable));
+                }
             }
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use bytes::Bytes;
-    use seaway_federation_proto::session::FetchNumber;
-
-    use super::*;
-    use crate::log::memory::{MemoryConfig, MemoryDisk, MemoryLog};
-
-    #[derive(Default)]
-    struct Posts(Mutex<Vec<FetchNumber>>);
-
-    impl Mailbox for Posts {
-        fn post(&self, command: LinkCommand) {
-            if let LinkCommand::Serve(number) = command {
-                self.0.lock().push(number);
-            }
-        }
-    }
-
-    fn put(key: u8, bytes: usize) -> Vec<Change> {
-        vec![Change::Put { table: StateTable::Held, key: vec![key].into(), value: Bytes::from(vec![key; bytes]) }]
-    }
-
-    fn stores(config: MemoryConfig) -> (Arc<MemoryLog>, Stores, Arc<Posts>) {
-        let log = MemoryLog::open(MemoryDisk::default(), config);
-        let stores = Stores::new(log.clone(), Arc::new(|| {}));
-        (log, stores, Arc::default())
-    }
-
-    #[test]
-    fn each_thing_that_is_stored_has_a_table_of_its_own() {
-        let tables: std::collections::BTreeSet<Table> = StateTable::ALL.into_iter().map(table_of).collect();
-        assert_eq!(tables.len(), StateTable::ALL.len());
-        let numbers: Vec<u8> = Table::ALL.into_iter().map(|table| table as u8).collect();
-        assert_eq!(numbers, (1..=11).collect::<Vec<u8>>(), "numbers are permanent, and all tables are listed");
-    }
-
-    #[test]
-    fn a_promise_is_given_when_what_came_before_is_durable() {
-        let (log, stores, mailbox) = stores(MemoryConfig::default());
-        stores.post_durable(mailbox.clone(), LinkCommand::Serve(1));
-        assert_eq!(*mailbox.0.lock(), vec![1], "nothing came before");
-        stores.store(put(1, 10));
-        stores.post_durable(mailbox.clone(), LinkCommand::Serve(2));
-        stores.post_behind(mailbox.clone(), LinkCommand::Serve(3));
-        stores.pump(Duration::ZERO);
-        assert_eq!(*mailbox.0.lock(), vec![1, 3], "accepted is enough for a fetch, not for a promise");
-        log.sync_now();
-        stores.pump(Duration::ZERO);
-        assert_eq!(*mailbox.0.lock(), vec![1, 3, 2]);
-    }
-
-    #[test]
-    fn what_a_busy_log_refuses_waits_in_order() {
-        let (log, stores, mailbox) = stores(MemoryConfig { queued_bytes_max: 100, ..MemoryConfig::default() });
-        for key in 0..5 {
-            stores.store(put(key, 80));
-            stores.post_behind(mailbox.clone(), LinkCommand::Serve(u64::from(key)));
-        }
-        assert_eq!(*mailbox.0.lock(), vec![0], "a fetch does not overtake the copy it needs");
-        for _ in 0..5 {
-            log.sync_now();
-            stores.pump(Duration::ZERO);
-        }
-        assert_eq!(*mailbox.0.lock(), vec![0, 1, 2, 3, 4]);
-        assert_eq!(log.scan(Table::Held, &[]).len(), 5);
-        assert_eq!(stores.waiting(), (0, 0));
-    }
-
-    #[test]
-    fn a_change_that_no_longer_fits_does_not_hold_up_the_others() {
-        let (log, stores, _) = stores(MemoryConfig::default());
-        let name = seaway_federation_proto::ids::LogName {
-            topic: "t".parse().unwrap(),
-            origin: "a".parse().unwrap(),
-            queue: seaway_federation_proto::ids::Queue(1),
-        };
-        let mut changes = vec![Change::Drop { log: name }];
-        changes.extend(put(1, 1));
-        stores.store(changes);
-        log.sync_now();
-        assert_eq!(log.scan(Table::Held, &[]).len(), 1);
-        assert_eq!(stores.waiting(), (0, 1));
-    }
-
-    #[test]
-    fn no_promise_is_given_for_what_was_lost() {
-        let (log, stores, mailbox) = stores(MemoryConfig::default());
-        stores.store(put(1, 10));
-        stores.post_durable(mailbox.clone(), LinkCommand::Serve(1));
-        log.fail_next_write("no disk");
-        log.sync_now();
-        stores.pump(Duration::ZERO);
-        assert!(mailbox.0.lock().is_empty());
-    }
-}
+#[path = "stores_tests.rs"]
+mod tests;

@@ -248,7 +248,7 @@ impl Node {
             ("receipts (number)".to_owned(), receipts.0, receipts.1),
             ("append".to_owned(), stats.queued_bytes, stats.queued_bytes_max),
             ("one-way subscribers".to_owned(), one_way.0, one_way.1),
-            ("changes (number)".to_owned(), changes.0, changes.1),
+            ("changes".to_owned(), changes.0, changes.1),
         ]
     }
 

@@ -253,6 +253,40 @@ fn what_a_registered_site_holds_is_stored_before_it_is_told_so() {
 }
 
 #[test]
+fn what_others_said_and_found_no_room_is_stored_when_they_say_it_again() {
+    let mut one = One::new("o/edge", NodeKind::Edge, &["a/edge"]);
+    one.hear(1, record("a/edge", 1, &["o/edge"]));
+    let given_back = |one: &mut One, outputs: Vec<Output>| {
+        let changes = |o| if let Output::Store(changes) = o { Some(changes) } else { None };
+        let changes: Vec<_> = outputs.into_iter().filter_map(changes).flatten().collect();
+        assert_eq!(changes.len(), 1, "{changes:?}");
+        assert!(changes.iter().all(crate::replication::Change::is_said_again));
+        one.machine.handle_not_stored(changes.clone());
+        changes
+    };
+    for withdraw in [false, true, false] {
+        let register = || {
+            let patterns = vec!["t".to_owned()];
+            let register = carried_body::Kind::Register(link::Register { sequence: 1, patterns, withdraw });
+            carry(&body("a/edge", to_site("o"), Some(register)), 5)
+        };
+        for _ in 0..2 {
+            let outputs = one.hear(1, register());
+            given_back(&mut one, outputs);
+        }
+    }
+    one.hear(1, carry(&body("a/edge", to_site("o"), Some(held(log("t", "o", 1)))), 5));
+    for _ in 0..3 {
+        // Nobody says it again: it is stored with the next tick all the same.
+        one.now += Duration::from_secs(1);
+        one.machine.handle_timeout(one.now, 1);
+        let outputs = one.outputs();
+        given_back(&mut one, outputs);
+    }
+    assert_eq!(one.count("changes_given_back"), 9);
+}
+
+#[test]
 fn what_one_site_states_is_bounded() {
     let mut one = One::new("o/edge", NodeKind::Edge, &["a/edge"]);
     one.hear(1, record("a/edge", 1, &["o/edge"]));
