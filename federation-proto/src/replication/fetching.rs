@@ -292,13 +292,14 @@ impl Replication {
         match refusal {
             AppendRefusal::Repeat(_) | AppendRefusal::Gap { .. } => {}
             AppendRefusal::BrokenChain { .. } => {
-                self.report(
+                self.report_of(
                     "broken-chain",
+                    &log,
                     format!("log {log}: {refusal}; compare the sites with `seaway log verify`"),
                 );
             }
             AppendRefusal::NotFollowing { .. } | AppendRefusal::Overlap(_) => {
-                self.report("not-following", format!("log {log}: {refusal}; it is asked for again"));
+                self.report_of("not-following", &log, format!("log {log}: {refusal}; it is asked for again"));
             }
         }
         self.retry_later(&log, Some(refusal.to_string()));

@@ -96,9 +96,6 @@ pub(super) struct Held {
     ahead: BTreeMap<(LogName, Site), Ahead>,
 }
 
-/// With it begin the keys of what registered sites state.
-pub(super) const KEY: &[u8] = b"h\0";
-
 fn held_key(site: &Site, log: &LogName) -> Bytes {
     format!("{site}\0{}\0{}\0{}", log.topic, log.origin, log.queue).into_bytes().into()
 }
@@ -329,7 +326,8 @@ impl Replication {
             let text = format!(
                 "what {site} states to hold of {log} is not remembered: it stated too many holes and forks already"
             );
-            self.refuse("statement-refused", text);
+            self.count("statement-refused");
+            self.report_of("statement-refused", site, text);
             return false;
         }
         let lower = before.as_ref().and_then(|b| {
@@ -341,7 +339,7 @@ impl Replication {
                 "site {site} held {log} up to {was} and now states {}; it was restored or lost data, and is believed",
                 held.below
             );
-            self.report("site-went-back", text);
+            self.report_of("site-went-back", format!("{site} {log}"), text);
         }
         let compared = self.compare_chain(site, &held) || before.as_ref().is_some_and(|b| b.compared && b.tips == tips);
         let unknown = self.logs.get(&log).is_none_or(|s| s.submitted.is_none());
@@ -392,7 +390,7 @@ impl Replication {
                     "site {site} holds other bytes than this origin below {} of {}; compare both with `seaway log verify`",
                     held.below, held.log
                 );
-                self.report("broken-chain", text);
+                self.report_of("broken-chain", format!("{site} {}", held.log), text);
                 false
             }
         }
@@ -433,7 +431,7 @@ impl Replication {
                 "site {site} holds {} up to {tips:?}, beyond what this origin holds: its data was restored or lost; the difference is fetched",
                 key.0
             );
-            self.report("origin-went-back", text);
+            self.report_of("origin-went-back", &key.0, text);
         }
         if ask {
             self.ask_about_own();

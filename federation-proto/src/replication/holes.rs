@@ -95,7 +95,7 @@ impl Replication {
                     "{log}: {} to {} of incarnation {} cannot be read here any more, and is held by no site that can be reached; it is recorded as lost",
                     hole.from, hole.to, hole.incarnation
                 );
-                self.report("range-lost", text);
+                self.report_of("range-lost", log, text);
             }
         }
         let rekind =

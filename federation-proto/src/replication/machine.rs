@@ -143,7 +143,12 @@ impl Replication {
     }
 
     pub(super) fn report(&mut self, name: &'static str, text: String) {
-        self.out.push_back(Output::Report(Report { name, text }));
+        self.report_of(name, "", text);
+    }
+
+    /// Of one subject the newest is kept.
+    pub(super) fn report_of(&mut self, name: &'static str, subject: impl std::fmt::Display, text: String) {
+        self.out.push_back(Output::Report(Report { name, subject: subject.to_string(), text }));
     }
 
     pub(super) fn count(&mut self, name: &'static str) {

@@ -192,6 +192,8 @@ impl StateTable {
 pub struct Report {
     /// Stable name: `origin-went-back`, `broken-chain`, `fork`, `range-lost`, `two-nodes-one-name` …
     pub name: &'static str,
+    /// What it is about: a log, a site; empty where the text says all that tells two of a kind apart.
+    pub subject: String,
     /// One sentence.
     pub text: String,
 }

@@ -348,7 +348,7 @@ impl Replication {
             offer.holder,
             offer.view.tip()
         );
-        self.report("origin-went-back", text);
+        self.report_of("origin-went-back", log, text);
         let max = self.config.logs_max;
         if let Some(state) = self.logs.entry(log, max) {
             state.went_back = true;
@@ -487,7 +487,7 @@ impl Replication {
                 "{log}: the origin begins anew at {}, below what is held here; nothing joins the two",
                 gap.resume
             );
-            self.report("history-diverged", text);
+            self.report_of("history-diverged", log, text);
             if let Some(state) = self.logs.get_mut(log) {
                 state.gap = None;
             }
@@ -501,7 +501,7 @@ impl Replication {
                 info.end,
                 Place { incarnation: hole.incarnation, offset: hole.to }
             );
-            self.report("range-lost", text);
+            self.report_of("range-lost", log, text);
         }
         self.out.push_back(Output::Store(vec![Change::Hole { log: log.clone(), hole }]));
         if part.is_some() {

@@ -244,7 +244,10 @@ impl Hub {
             }
             for FindTime { token, log, time_us } in questions {
                 let place = self.log.find_time(&log, time_us).unwrap_or_else(|error| {
-                    self.alarms.raise(Report { name: "read-failed", text: error.to_string() }, self.wall_us());
+                    self.alarms.raise(
+                        Report { name: "read-failed", subject: String::new(), text: error.to_string() },
+                        self.wall_us(),
+                    );
                     None
                 });
                 self.act(|core| core.machine.handle_time_found(now, token, place));

@@ -155,7 +155,7 @@ impl NodeInner {
     }
 
     pub(super) fn report(&self, name: &'static str, text: String) {
-        self.hub.report(Report { name, text }, self.clock.wall_us());
+        self.hub.report(Report { name, subject: String::new(), text }, self.clock.wall_us());
     }
 
     /// One turn of the hub's thread; answers how long it may sleep.

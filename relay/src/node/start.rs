@@ -75,6 +75,7 @@ fn next_start(log: &dyn CommitLog, clock: &SystemClock, random: u64) -> (Start, 
     let start = Start { time_us: wall_us.max(last_us.saturating_add(1)), random };
     let behind = (wall_us < last_us).then(|| Report {
         name: "clock-behind",
+        subject: String::new(),
         text: format!(
             "the wall clock stands {} s before this node's last start; set the clock",
             last_us.saturating_sub(wall_us) / 1_000_000
@@ -158,10 +159,14 @@ fn open_log(config: &NodeConfig, start: Start) -> Result<(Arc<dyn CommitLog>, Ve
     let mut reports = Vec::new();
     if let Some((file, at)) = &recovery.torn_at {
         let text = format!("{} bytes that were never acknowledged were cut at {file}, byte {at}", recovery.torn_bytes);
-        reports.push(Report { name: "torn-end-cut", text });
+        reports.push(Report { name: "torn-end-cut", subject: String::new(), text });
     }
     if let Some(why) = &recovery.rebuilt {
-        reports.push(Report { name: "index-rebuilt", text: format!("the index was rebuilt from the segments: {why}") });
+        reports.push(Report {
+            name: "index-rebuilt",
+            subject: String::new(),
+            text: format!("the index was rebuilt from the segments: {why}"),
+        });
     }
     Ok((log, reports))
 }

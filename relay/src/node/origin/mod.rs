@@ -380,6 +380,7 @@ impl Origin {
                 let (found, wanted) = (stored.queues, settings.queues);
                 (self.config.report)(Report {
                     name: "queue-count-kept",
+                    subject: String::new(),
                     text: format!(
                         "topic {topic} was made with {found} queues and keeps them; the configured {wanted} are for new topics"
                     ),
@@ -460,7 +461,7 @@ impl Origin {
             let text = format!(
                 "the wall clock stands {behind_s} s before the newest message stored here; set the clock, origin times stand still until then"
             );
-            (self.config.report)(Report { name: "clock-behind", text });
+            (self.config.report)(Report { name: "clock-behind", subject: String::new(), text });
         }
     }
 
