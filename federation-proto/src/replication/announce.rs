@@ -3,22 +3,57 @@
 //! What moves all the time (the newest end) is told by marks; an announcement is sent when a log appears and when its
 //! incarnations, forks or begin change.
 
+use std::collections::{BTreeSet, VecDeque};
+
 use prost::Message as _;
 
 use super::{
     LinkId, Replication,
+    carried::LIST_BYTES,
     convert::{self, Checked},
     lines::{self, Edge, View},
 };
 use crate::{
-    ids::{LogName, Place},
+    ids::{LogName, Pattern, Place, Site},
     wire::{WireError, link},
 };
 
+/// Parts of [`LIST_BYTES`] that may be on the way to one neighbour, unanswered.
+const PARTS_UNANSWERED_MAX: u64 = 4;
+/// Logs whose marks are told at a time.
+const MARKS_AT_ONCE: usize = 1024;
 /// Bytes that an origin may say of a log besides.
 const FACTS_BYTES_MAX: usize = 4096;
 /// Most incarnations and tips that one announcement may list.
 const EDGES_MAX: usize = 8192;
+
+/// What is still to be said to a neighbour, in order.
+#[derive(Debug)]
+pub(super) enum Say {
+    Log(LogName),
+    End {
+        key: u64,
+        origin: Site,
+    },
+    /// How far the logs go that a new want covers, from the so manieth on.
+    Marks {
+        origin: Site,
+        pattern: Pattern,
+        from: usize,
+    },
+}
+
+/// Announcements to one neighbour, as fast as it takes them.
+#[derive(Debug, Default)]
+pub(super) struct Announcing {
+    queue: VecDeque<Say>,
+    /// Logs in the queue.
+    queued: BTreeSet<LogName>,
+    /// Bytes since the last part's end.
+    bytes: usize,
+    sent: u64,
+    answered: u64,
+}
 
 fn message(log: Option<&LogName>, view: &View) -> link::Announce {
     link::Announce {
@@ -118,17 +153,93 @@ impl Replication {
         Some(view)
     }
 
-    /// Announces a log to one neighbour if its wants cover it and it was not told the same before.
+    /// Announces a log to one neighbour if its wants cover it and it was not told the same before: at once, or when the
+    /// neighbour has taken what was announced before.
     pub(super) fn announce_to(&mut self, to: LinkId, log: &LogName) {
-        if self.routing.upstream(&log.origin) == Some(to) || !self.wants.peer_covers(to, &log.origin, &log.topic) {
-            return;
-        }
-        let Some(view) = self.offered(log) else { return };
-        let digest = digest(&view);
         let Some(link) = self.links.get_mut(&to) else { return };
-        if link.announced.insert(log.clone(), digest) != Some(digest) {
-            self.send(to, link::control::Kind::Announce(message(Some(log), &view)));
+        if link.announcing.queued.insert(log.clone()) {
+            link.announcing.queue.push_back(Say::Log(log.clone()));
         }
+        self.go_on_announcing(to);
+    }
+
+    /// Says something behind what is still to be announced.
+    pub(super) fn say_behind(&mut self, to: LinkId, say: Say) {
+        if let Some(link) = self.links.get_mut(&to) {
+            link.announcing.queue.push_back(say);
+        }
+        self.go_on_announcing(to);
+    }
+
+    pub(super) fn handle_paced(&mut self, from: LinkId, number: u64) {
+        if let Some(link) = self.links.get_mut(&from) {
+            let announcing = &mut link.announcing;
+            announcing.answered = announcing.answered.max(number.min(announcing.sent));
+        }
+        self.go_on_announcing(from);
+    }
+
+    fn go_on_announcing(&mut self, to: LinkId) {
+        loop {
+            let Some(link) = self.links.get_mut(&to) else { return };
+            let announcing = &mut link.announcing;
+            if announcing.sent.saturating_sub(announcing.answered) >= PARTS_UNANSWERED_MAX {
+                return;
+            }
+            if announcing.bytes >= LIST_BYTES {
+                announcing.bytes = 0;
+                announcing.sent = announcing.sent.saturating_add(1);
+                let number = announcing.sent;
+                self.send(to, link::control::Kind::Pace(link::Pace { number }));
+                continue;
+            }
+            let Some(say) = announcing.queue.pop_front() else { return };
+            let bytes = match say {
+                Say::Log(log) => {
+                    announcing.queued.remove(&log);
+                    self.announce_now(to, &log)
+                }
+                Say::End { key, origin } => {
+                    self.send_announce_end(to, key, &origin);
+                    0
+                }
+                Say::Marks { origin, pattern, from } => self.say_marks(to, origin, pattern, from),
+            };
+            if let Some(link) = self.links.get_mut(&to) {
+                link.announcing.bytes = link.announcing.bytes.saturating_add(bytes);
+            }
+        }
+    }
+
+    /// Bytes sent.
+    fn say_marks(&mut self, to: LinkId, origin: Site, pattern: Pattern, from: usize) -> usize {
+        let names = self.logs.names_of(&origin, &pattern);
+        let logs: Vec<LogName> = names.into_iter().skip(from).take(MARKS_AT_ONCE).collect();
+        let bytes = self.send_marks_of(to, &origin, &logs);
+        if logs.len() == MARKS_AT_ONCE
+            && let Some(link) = self.links.get_mut(&to)
+        {
+            let from = from.saturating_add(MARKS_AT_ONCE);
+            link.announcing.queue.push_front(Say::Marks { origin, pattern, from });
+        }
+        bytes
+    }
+
+    /// Bytes sent.
+    fn announce_now(&mut self, to: LinkId, log: &LogName) -> usize {
+        if self.routing.upstream(&log.origin) == Some(to) || !self.wants.peer_covers(to, &log.origin, &log.topic) {
+            return 0;
+        }
+        let Some(view) = self.offered(log) else { return 0 };
+        let digest = digest(&view);
+        let Some(link) = self.links.get_mut(&to) else { return 0 };
+        if link.announced.insert(log.clone(), digest) == Some(digest) {
+            return 0;
+        }
+        let announce = message(Some(log), &view);
+        let bytes = announce.encoded_len();
+        self.send(to, link::control::Kind::Announce(announce));
+        bytes
     }
 
     pub(super) fn announce_log(&mut self, log: &LogName) {

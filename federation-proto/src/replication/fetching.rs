@@ -194,7 +194,9 @@ impl Replication {
 
     fn start_own_fetch(&mut self, log: &LogName, plan: Planned) {
         let owner = FetchOwner::Copy(log.clone(), plan.key);
-        let Some(number) = self.next_fetch(plan.link, owner) else { return };
+        let Some(number) = self.next_fetch(plan.link, owner) else {
+            return self.retry_later(log, Some("the neighbour lets no more fetches be open at once".to_owned()));
+        };
         let order = FetchOrder {
             number,
             lane: plan.lane,
@@ -225,23 +227,41 @@ impl Replication {
         self.out.push_back(Output::StartFetch(plan.link, order));
     }
 
-    /// The next number on a link, owned.
+    /// The next number on a link, owned; `None` where the peer allows no more fetches. What was stopped counts there until
+    /// its end is sent, hence the eighth that is left free.
     pub(super) fn next_fetch(&mut self, link: LinkId, owner: FetchOwner) -> Option<FetchNumber> {
         let state = self.links.get_mut(&link)?;
+        let most = state.peer.fetches_max - state.peer.fetches_max / 8;
+        if state.open_fetches >= most {
+            let peer = state.peer.node.clone();
+            let text = format!("{peer} lets {most} fetches be open at once, and more logs are wanted through it");
+            self.count("too-many-fetches");
+            self.report_of("too-many-fetches", peer, text);
+            return None;
+        }
+        state.open_fetches += 1;
         state.next_fetch += 1;
         let number = state.next_fetch;
         self.fetches.insert((link, number), owner);
         Some(number)
     }
 
+    fn forget_fetch(&mut self, link: LinkId, number: FetchNumber) -> Option<FetchOwner> {
+        let owner = self.fetches.remove(&(link, number))?;
+        if let Some(link) = self.links.get_mut(&link) {
+            link.open_fetches = link.open_fetches.saturating_sub(1);
+        }
+        Some(owner)
+    }
+
     pub(super) fn stop_fetch(&mut self, link: LinkId, number: FetchNumber) {
-        if self.fetches.remove(&(link, number)).is_some() && self.links.contains_key(&link) {
+        if self.forget_fetch(link, number).is_some() && self.links.contains_key(&link) {
             self.out.push_back(Output::StopFetch(link, number));
         }
     }
 
     pub(super) fn fetch_ended(&mut self, link: LinkId, ended: FetchEnded) {
-        match self.fetches.remove(&(link, ended.number)) {
+        match self.forget_fetch(link, ended.number) {
             None => {}
             Some(FetchOwner::Pass(asker_link, asker)) => self.pass_ended((asker_link, asker), &ended),
             Some(FetchOwner::Copy(log, key)) => self.own_fetch_ended(&log, key, &ended),
@@ -285,7 +305,7 @@ impl Replication {
 
     /// The log refused a batch; the fetch was stopped by the shell.
     pub(super) fn batch_refused(&mut self, link: LinkId, number: FetchNumber, refusal: &AppendRefusal) {
-        let Some(FetchOwner::Copy(log, key)) = self.fetches.remove(&(link, number)) else { return };
+        let Some(FetchOwner::Copy(log, key)) = self.forget_fetch(link, number) else { return };
         if let Some(state) = self.logs.get_mut(&log) {
             state.fetches.remove(&key);
         }
@@ -350,7 +370,7 @@ impl Replication {
     pub(super) fn fetches_link_down(&mut self, link: LinkId) {
         let lost: Vec<_> = self.fetches.range((link, 0)..=(link, u64::MAX)).map(|(k, v)| (*k, v.clone())).collect();
         for (key, owner) in lost {
-            self.fetches.remove(&key);
+            self.forget_fetch(key.0, key.1);
             match owner {
                 FetchOwner::Copy(log, which) => {
                     if let Some(state) = self.logs.get_mut(&log) {

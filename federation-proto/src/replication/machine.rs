@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use super::{
     CopyStatus, LinkId, Output, ReplicationConfig, Report, SiteStatus, StateTable, Want,
+    announce::Announcing,
     convert::Checked,
     fetching::FetchOwner,
     held::Held,
@@ -37,6 +38,16 @@ pub(super) struct Link {
     pub(super) next_fetch: FetchNumber,
     /// What was announced there last, by name of its content.
     pub(super) announced: BTreeMap<LogName, u64>,
+    pub(super) announcing: Announcing,
+    /// Fetches of ours open there.
+    pub(super) open_fetches: usize,
+}
+
+impl Link {
+    fn new(peer: PeerInfo) -> Self {
+        let announcing = Announcing::default();
+        Self { peer, next_fetch: 0, announced: BTreeMap::new(), announcing, open_fetches: 0 }
+    }
 }
 
 /// The machine; see the module's documentation.
@@ -177,7 +188,7 @@ impl Replication {
     /// A link came up.
     pub fn handle_link_up(&mut self, now: Duration, link: LinkId, peer: PeerInfo) {
         self.at(now);
-        self.links.insert(link, Link { peer, next_fetch: 0, announced: BTreeMap::new() });
+        self.links.insert(link, Link::new(peer));
         self.renew_own_record();
         self.send_digest(link);
         self.due_questions();
@@ -229,6 +240,14 @@ impl Replication {
             Kind::Resolved(m) => self.handle_resolved(from, &m),
             Kind::Carried(m) => {
                 self.handle_carried(from, m);
+                Ok(())
+            }
+            Kind::Pace(m) => {
+                self.send(from, Kind::Paced(link::Paced { number: m.number }));
+                Ok(())
+            }
+            Kind::Paced(m) => {
+                self.handle_paced(from, m.number);
                 Ok(())
             }
             Kind::Record(m) => self.handle_record(from, m),

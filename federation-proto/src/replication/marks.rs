@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     copies::LogInfo,
-    ids::{LogName, NodeName, Pattern, Place, Site, Start},
+    ids::{LogName, NodeName, Place, Site, Start},
     wire::link,
 };
 
@@ -159,27 +159,28 @@ impl Replication {
     }
 
     /// One mark, in as many messages as its logs need.
-    fn send_mark_parts(&mut self, to: LinkId, head: &MarkHead, logs: Vec<link::MarkedLog>) {
+    fn send_mark_parts(&mut self, to: LinkId, head: &MarkHead, logs: Vec<link::MarkedLog>) -> usize {
+        let mut bytes = 0usize;
         let wanting = To::Wanting(head.author.site.clone());
         for logs in carried::parts(logs) {
             let mark = link::Mark { sequence: head.sequence, time_us: head.time_us, logs };
             let carried = self.authored_as(&head.author, head.start, &wanting, Kind::Mark(mark));
+            bytes = bytes.saturating_add(carried.body.len());
             self.send(to, link::control::Kind::Carried(carried));
         }
+        bytes
     }
 
-    /// A neighbour's new want: it is told how far all that it covers goes.
-    pub(super) fn marks_for_new_want(&mut self, to: LinkId, origin: &Site, pattern: &Pattern) {
-        let names = self.logs.names_of(origin, pattern);
+    /// A neighbour's new want: it is told how far these logs, which it covers, go. Answers about how many bytes that was.
+    pub(super) fn send_marks_of(&mut self, to: LinkId, origin: &Site, names: &[LogName]) -> usize {
         if self.config.is_origin_of(origin) {
             if self.wall_us == 0 {
-                return;
+                return 0;
             }
             let logs = names.iter().filter_map(|log| Self::marked_log(log, self.logs.get(log)?)).collect();
-            self.send_mark_parts(to, &self.own_mark(), logs);
-            return;
+            return self.send_mark_parts(to, &self.own_mark(), logs);
         }
-        let Some(heard) = self.marks.heard.get(origin) else { return };
+        let Some(heard) = self.marks.heard.get(origin) else { return 0 };
         let head = MarkHead {
             author: heard.author.clone(),
             start: heard.start,
@@ -196,7 +197,7 @@ impl Replication {
             })
         };
         let logs = names.iter().filter_map(point).collect();
-        self.send_mark_parts(to, &head, logs);
+        self.send_mark_parts(to, &head, logs)
     }
 
     /// How far an origin's logs go, by itself.

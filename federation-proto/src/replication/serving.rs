@@ -231,7 +231,14 @@ impl Replication {
         if hops == 0 {
             return self.end_served(asker, FetchEnd::Hops, Some(at), "the way is too long, or the routes are changing");
         }
-        let Some(number) = self.next_fetch(way, FetchOwner::Pass(asker.0, asker.1)) else { return };
+        let Some(number) = self.next_fetch(way, FetchOwner::Pass(asker.0, asker.1)) else {
+            return self.end_served(
+                asker,
+                FetchEnd::CannotReach,
+                None,
+                "too many fetches are open on the way; ask again",
+            );
+        };
         let until = match (order.until, self.takes_over_at(order, at)) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),

@@ -13,6 +13,7 @@ use bytes::Bytes;
 
 use super::{
     Change, LinkId, Output, Replication, StateTable, Want, WantStart,
+    announce::Say,
     convert::{self, Checked},
 };
 use crate::{
@@ -285,9 +286,9 @@ impl Replication {
         let sent = self.wants.sent.get(&origin).filter(|s| s.link != from);
         let complete = own || sent.and_then(|s| s.patterns.get(&pattern)).is_some_and(|s| s.complete);
         if complete {
-            self.send_announce_end(from, want.key, &origin);
+            self.say_behind(from, Say::End { key: want.key, origin: origin.clone() });
         }
-        self.marks_for_new_want(from, &origin, &pattern);
+        self.say_behind(from, Say::Marks { origin, pattern, from: 0 });
         Ok(())
     }
 
@@ -318,7 +319,7 @@ impl Replication {
         }
     }
 
-    fn send_announce_end(&mut self, to: LinkId, key: u64, origin: &Site) {
+    pub(super) fn send_announce_end(&mut self, to: LinkId, key: u64, origin: &Site) {
         self.send(to, link::control::Kind::AnnounceEnd(link::AnnounceEnd { key, origin: origin.to_string() }));
     }
 
@@ -336,7 +337,7 @@ impl Replication {
             }
         }
         for (link, key) in tell {
-            self.send_announce_end(link, key, &origin);
+            self.say_behind(link, Say::End { key, origin: origin.clone() });
         }
         let own: Vec<Want> =
             self.wants.own.values().filter(|w| w.pattern == pattern && covers(w, &origin)).cloned().collect();

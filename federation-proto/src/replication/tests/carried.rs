@@ -43,7 +43,7 @@ impl One {
             replicate: Vec::new(),
             lost_after: Duration::from_secs(60),
             costs: Vec::new(),
-            logs_max: 100,
+            logs_max: 1000,
             wants_max: 100,
             sites_max: 10,
             body_versions: vec![1],
@@ -304,7 +304,7 @@ fn what_one_site_states_is_bounded() {
         let outputs = one.hear(1, carry(&body("a/edge", to_site("o"), Some(held)), 5));
         heard += usize::from(outputs.iter().any(|o| matches!(o, Output::RemoteHeld { .. })));
     }
-    assert_eq!(heard, 13, "262,244 holes and tips are remembered of one site here");
+    assert_eq!(heard, 13, "263,144 holes and tips are remembered of one site here");
     assert_eq!(one.count("statement-refused"), 27);
 }
 

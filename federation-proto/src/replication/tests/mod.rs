@@ -580,3 +580,20 @@ fn what_survives_lost_disks_comes_to_all_sites() {
         }
     }
 }
+
+#[test]
+fn no_more_fetches_are_opened_than_the_neighbour_allows() {
+    let mut net = Net::new(3);
+    net.fetches_max = 16;
+    net.add("a/edge", NodeKind::Edge);
+    net.add("b/edge", NodeKind::Edge);
+    net.connect(0, 1);
+    for queue in 1..=40 {
+        net.publish(0, "t", queue, 1);
+    }
+    net.want(1, want("w", "#", WantStart::Earliest));
+    net.run(20);
+    assert_eq!(net.open_fetches(), 14);
+    assert!(net.nodes[1].reports.iter().any(|r| r.name == "too-many-fetches"));
+    assert!(net.nodes[1].reports.iter().all(|r| r.name == "too-many-fetches"));
+}

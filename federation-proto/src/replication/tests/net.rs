@@ -97,6 +97,8 @@ pub(super) struct Net {
     pub(super) control_messages: u64,
     /// Lanes of the fetches begun, in order.
     pub(super) started: Vec<Lane>,
+    /// Most fetches that a node lets a neighbour have open.
+    pub(super) fetches_max: usize,
     /// By how much the clocks of nodes that start now are ahead.
     pub(super) clock_ahead: Duration,
     /// Of nodes that are added or restarted from now on.
@@ -125,6 +127,7 @@ impl Net {
             refusals: Vec::new(),
             control_messages: 0,
             started: Vec::new(),
+            fetches_max: 1000,
             clock_ahead: Duration::ZERO,
             lost_after: Duration::from_secs(60),
         }
@@ -198,7 +201,7 @@ impl Net {
             software: String::new(),
             batch_bytes_max: 1 << 20,
             body_versions: vec![1],
-            fetches_max: 1000,
+            fetches_max: self.fetches_max,
             features: Vec::new(),
         }
     }
@@ -228,6 +231,11 @@ impl Net {
         }
         self.pump(key.0);
         self.pump(key.1);
+    }
+
+    /// The greatest number of fetches open on one link in one direction now.
+    pub(super) fn open_fetches(&self) -> usize {
+        self.links.values().flat_map(|l| &l.ends).map(|e| e.fetching.len()).max().unwrap_or(0)
     }
 
     /// Cuts a link: what was under way on it is lost.
