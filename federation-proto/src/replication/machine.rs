@@ -19,14 +19,14 @@ use super::{
     passes::Pools,
     questions::Questions,
     registration::Registrations,
-    routing::{DIGEST_INTERVAL, Routing},
+    routing::{DIGEST_INTERVAL, Routing, SINCE_KEY},
     serving::ServedFetches,
     trace::Traces,
     wants::Wants,
 };
 use crate::{
     copies::{AppendRefusal, INCARNATIONS_MANY, INCARNATIONS_MAX, LogInfo},
-    ids::{LogName, Place, Site, Topic},
+    ids::{LogName, NodeName, Place, Site, Topic},
     session::{FetchEnded, FetchNumber, FetchOrder, NodeKind, PeerInfo},
     wire::link,
 };
@@ -125,6 +125,7 @@ impl Replication {
     /// Brings back durable state before anything else: tables' pairs, and the copies held. Pairs that cannot be read are
     /// reported and forgotten; what they said is stated anew by those who said it.
     pub fn restore(&mut self, states: Vec<(StateTable, Bytes, Bytes)>, logs: Vec<(LogName, LogInfo)>) {
+        let mut begun = self.config.kind != NodeKind::Edge;
         for (table, key, value) in states {
             let read = match table {
                 StateTable::Starts => {
@@ -132,6 +133,12 @@ impl Replication {
                     Ok(())
                 }
                 StateTable::Registrations => self.registrations.restore_ours(&value),
+                StateTable::Node if key == SINCE_KEY => {
+                    begun = true;
+                    self.routing.restore_since(&value)
+                }
+                // Other facts of the node are not this machine's.
+                StateTable::Node => Ok(()),
                 StateTable::Held => self.held.restore(&value),
                 StateTable::Sites => self.registrations.restore_site(&value),
                 StateTable::Nodes => self.routing.restore_node(&key),
@@ -141,6 +148,10 @@ impl Replication {
                 self.report("stored-state-unreadable", text);
             }
         }
+        if !begun {
+            self.begin_data();
+        }
+        self.renew_own_record();
         for (log, info) in logs {
             self.handle_log(self.now, log.clone(), Some(info.clone()), Some(info));
             if let Some(state) = self.logs.get_mut(&log) {
@@ -486,6 +497,11 @@ impl Replication {
         if self.routing.upstream(origin).is_some() {
             self.site_appeared();
         }
+    }
+
+    /// The edge broker that counts for this node's site, where it is another one: then this one must take no messages.
+    pub fn outdone_by(&self) -> Option<NodeName> {
+        self.routing.outdone_by(&self.config.node).cloned()
     }
 
     /// The sites registered for a topic of this origin, in order of name.

@@ -169,6 +169,8 @@ pub enum Change {
 /// The machine's durable tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum StateTable {
+    /// Facts of the node itself.
+    Node,
     /// Resolved starts of wants.
     Starts,
     /// Registrations this site stated.
@@ -183,8 +185,8 @@ pub enum StateTable {
 
 impl StateTable {
     /// All of them.
-    pub const ALL: [StateTable; 5] =
-        [StateTable::Starts, StateTable::Registrations, StateTable::Held, StateTable::Sites, StateTable::Nodes];
+    pub const ALL: [StateTable; 6] =
+        [StateTable::Node, StateTable::Starts, StateTable::Registrations, StateTable::Held, StateTable::Sites, StateTable::Nodes];
 }
 
 /// Something that people should know; each kind is counted and shown.

@@ -39,6 +39,8 @@ const NEIGHBOURS_MAX: usize = 4096;
 struct Known {
     kind: NodeKind,
     start: Start,
+    /// When its data was begun.
+    since: Start,
     sequence: u64,
     neighbours: BTreeMap<NodeName, u32>,
     no_transit: bool,
@@ -58,6 +60,8 @@ pub(super) struct Hop {
 #[derive(Debug)]
 pub(super) struct Routing {
     start: Start,
+    /// This node's first start with the data it has.
+    since: Start,
     sequence: u64,
     raised: Option<Duration>,
     raises: u32,
@@ -70,9 +74,14 @@ pub(super) struct Routing {
     sites: BTreeMap<Site, Hop>,
     /// Sites with more than one edge broker within reach, as reported.
     doubled: BTreeSet<Site>,
+    /// Those sites, each with the edge brokers that can be reached, the one that counts first.
+    claimed: BTreeMap<Site, Vec<NodeName>>,
     /// For each node the links that lead to it by a way as short as the shortest.
     shortest: BTreeMap<NodeName, BTreeSet<LinkId>>,
 }
+
+/// Key of when this node's data was begun.
+pub(super) const SINCE_KEY: &[u8] = b"since";
 
 /// Key of an edge broker that was heard of: its name.
 fn node_key(node: &NodeName) -> Bytes {
@@ -83,6 +92,7 @@ impl Routing {
     pub(super) fn new(start: Start, now: Duration) -> Self {
         Self {
             start,
+            since: start,
             sequence: 0,
             raised: None,
             raises: 0,
@@ -92,6 +102,7 @@ impl Routing {
             nodes: BTreeMap::new(),
             sites: BTreeMap::new(),
             doubled: BTreeSet::new(),
+            claimed: BTreeMap::new(),
             shortest: BTreeMap::new(),
         }
     }
@@ -111,9 +122,17 @@ impl Routing {
         self.shortest.get(node).is_some_and(|links| links.contains(&link))
     }
 
-    /// Whether a node is known, and an edge broker.
+    /// Whether a node is known, an edge broker, and not the second one that claims its site.
     pub(super) fn is_edge(&self, node: &NodeName) -> bool {
-        self.records.get(node).is_some_and(|k| k.kind == NodeKind::Edge)
+        let second = self.claimed.get(&node.site).is_some_and(|nodes| nodes.first() != Some(node));
+        !second && self.records.get(node).is_some_and(|k| k.kind == NodeKind::Edge)
+    }
+
+    /// The edge broker that counts for this node's site, where it is another one.
+    pub(super) fn outdone_by(&self, me: &NodeName) -> Option<&NodeName> {
+        let nodes = self.claimed.get(&me.site)?;
+        let first = nodes.first()?;
+        (first != me && nodes.contains(me)).then_some(first)
     }
 
     pub(super) fn cost(&self, site: &Site) -> Option<u64> {
@@ -142,13 +161,20 @@ impl Routing {
         node.site == *site && self.ever.get(node) == Some(&NodeKind::Edge)
     }
 
+    /// The first start of this node with the data it has; a later one does not replace it.
+    pub(super) fn restore_since(&mut self, value: &[u8]) -> Checked<()> {
+        let since = link::Start::decode(value).map_err(|_| WireError::Undecodable)?;
+        self.since = convert::start_from(Some(since))?;
+        Ok(())
+    }
+
     pub(super) fn nodes_of(&self, site: &Site) -> Vec<NodeName> {
         self.ever.keys().filter(|n| n.site == *site).cloned().collect()
     }
 
     /// The start that a site's edge broker states of itself now.
     pub(super) fn start_of(&self, site: &Site) -> Option<Start> {
-        let edges = self.records.iter().filter(|(name, known)| name.site == *site && known.kind == NodeKind::Edge);
+        let edges = self.records.iter().filter(|(name, _)| name.site == *site && self.is_edge(name));
         edges.map(|(_, known)| known.start).max()
     }
 
@@ -156,18 +182,6 @@ impl Routing {
     /// that the lower one is its present one (its clock was ahead, and the memory of that is gone).
     pub(super) fn is_former(&self, site: &Site, found: Start, known: Start) -> bool {
         found < known && self.start_of(site) != Some(found)
-    }
-
-    /// The edge brokers within reach (and this node, if it is one) of every site that has more than one.
-    fn doubled_sites(&self, own: &NodeName) -> BTreeMap<Site, Vec<NodeName>> {
-        let mut edges: BTreeMap<Site, Vec<NodeName>> = BTreeMap::new();
-        for (node, known) in &self.records {
-            if known.kind == NodeKind::Edge && (node == own || self.nodes.contains_key(node)) {
-                edges.entry(node.site.clone()).or_default().push(node.clone());
-            }
-        }
-        edges.retain(|_, nodes| nodes.len() > 1);
-        edges
     }
 
     fn heads(&self) -> Vec<link::RecordHead> {
@@ -227,21 +241,37 @@ impl Routing {
     }
 
     fn recompute(&mut self, me: &NodeName, links: &BTreeMap<NodeName, LinkId>) {
-        let own_edge = self.is_edge(me);
         self.nodes.clear();
         self.sites.clear();
         self.shortest.clear();
+        // Which edge brokers can be reached of each site, this node itself too: one, if all is well.
+        let mut claims: BTreeMap<Site, BTreeMap<(Start, NodeName), Option<Hop>>> = BTreeMap::new();
+        let own = self.records.get(me).filter(|k| k.kind == NodeKind::Edge);
+        let own_edge = own.is_some();
+        if let Some(own) = own {
+            claims.entry(me.site.clone()).or_default().insert((own.since, me.clone()), None);
+        }
         for (node, (cost, firsts)) in self.paths(me) {
             let usable: Vec<LinkId> = firsts.iter().filter_map(|first| links.get(first).copied()).collect();
             let Some(link) = usable.first().copied() else { continue };
             self.shortest.insert(node.clone(), usable.into_iter().collect());
             let hop = Hop { link, cost };
-            // A relay may stand in the site of an edge broker: it is then as far from that origin as any other.
-            let elsewhere = !own_edge || node.site != me.site;
-            if self.is_edge(&node) && elsewhere && self.sites.get(&node.site).is_none_or(|h| hop.cost < h.cost) {
-                self.sites.insert(node.site.clone(), hop);
+            if let Some(known) = self.records.get(&node).filter(|k| k.kind == NodeKind::Edge) {
+                claims.entry(node.site.clone()).or_default().insert((known.since, node.clone()), Some(hop));
             }
             self.nodes.insert(node, hop);
+        }
+        self.claimed.clear();
+        for (site, nodes) in claims {
+            // Everybody takes the same one of several for the site's: the one whose data is oldest, restarted or not.
+            // A relay may stand in the site of an edge broker: it is then as far from that origin as any other.
+            let elsewhere = !own_edge || site != me.site;
+            if let Some((_, Some(hop))) = nodes.first_key_value().filter(|_| elsewhere) {
+                self.sites.insert(site.clone(), *hop);
+            }
+            if nodes.len() > 1 {
+                self.claimed.insert(site, nodes.into_keys().map(|(_, node)| node).collect());
+            }
         }
     }
 }
@@ -256,9 +286,11 @@ fn parse(body: Bytes, age: Duration, now: Duration) -> Checked<(NodeName, Known)
             neighbours.insert(node, n.cost);
         }
     }
+    let start = convert::start_from(record.start)?;
     let known = Known {
         kind,
-        start: convert::start_from(record.start)?,
+        start,
+        since: record.since.map_or(Ok(start), |since| convert::start_from(Some(since)))?,
         sequence: record.sequence,
         neighbours,
         no_transit: record.no_transit,
@@ -270,6 +302,13 @@ fn parse(body: Bytes, age: Duration, now: Duration) -> Checked<(NodeName, Known)
 }
 
 impl Replication {
+    /// The data of this edge broker begin with this start.
+    pub(super) fn begin_data(&mut self) {
+        let since = link::Start::from(self.routing.since).encode_to_vec();
+        let change = Change::Put { table: StateTable::Node, key: SINCE_KEY.into(), value: since.into() };
+        self.out.push_back(Output::Store(vec![change]));
+    }
+
     /// Says anew who this node's neighbours are, and floods it.
     pub(super) fn renew_own_record(&mut self) {
         self.routing.sequence += 1;
@@ -284,6 +323,7 @@ impl Replication {
             node: Some((&self.config.node).into()),
             kind: self.config.kind.into(),
             start: Some(self.routing.start.into()),
+            since: Some(self.routing.since.into()),
             sequence: self.routing.sequence,
             neighbours: neighbours.iter().map(neighbour).collect(),
             no_transit: !self.transit,
@@ -293,6 +333,7 @@ impl Replication {
         let known = Known {
             kind: self.config.kind,
             start: self.routing.start,
+            since: self.routing.since,
             sequence: self.routing.sequence,
             neighbours,
             no_transit: !self.transit,
@@ -466,15 +507,17 @@ impl Replication {
 
     /// A site has one active edge broker; a second one's messages would be forks of the first one's logs.
     fn report_doubled_sites(&mut self) {
-        let doubled = self.routing.doubled_sites(&self.config.node);
+        let doubled = self.routing.claimed.clone();
         for (site, nodes) in &doubled {
-            if !self.routing.doubled.contains(site) {
-                let names = nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
+            if !self.routing.doubled.contains(site)
+                && let Some((first, others)) = nodes.split_first()
+            {
+                let others = others.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
                 let text = format!(
-                    "{names} are all edge brokers of site {site}, which has one: stop the others, or give them sites of their own; \
-                     what each appends meanwhile is kept as forks of one log"
+                    "site {site} has several edge brokers: {first}, whose data is oldest, counts; {others} takes no messages meanwhile: \
+                     stop what should not be, or give it a site of its own"
                 );
-                self.report("two-edges-one-site", text);
+                self.report_of("two-edges-one-site", site, text);
             }
         }
         self.routing.doubled = doubled.into_keys().collect();

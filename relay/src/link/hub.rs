@@ -19,7 +19,7 @@ use parking_lot::{Mutex, MutexGuard};
 use seaway_federation_proto::{
     copies::{AppendRefusal, Hole},
     envelope::Batch,
-    ids::{LogName, Place, Site, Topic},
+    ids::{LogName, NodeName, Place, Site, Topic},
     replication::{
         Change, CopyStatus, LinkId, Output, Replication, ReplicationConfig, Report, SiteStatus, StateTable, Want,
     },
@@ -341,6 +341,11 @@ impl Hub {
     /// Changes, and what waits behind them, waiting for the commit log, and their bound, in bytes.
     pub fn waiting(&self) -> (u64, u64) {
         (self.stores.waiting(), Stores::waiting_max())
+    }
+
+    /// The edge broker that counts for this node's site, where it is another one; see [`Replication::outdone_by`].
+    pub fn outdone_by(&self) -> Option<NodeName> {
+        self.core.lock().machine.outdone_by()
     }
 
     /// Alarms since the start.

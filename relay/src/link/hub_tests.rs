@@ -3,7 +3,7 @@
 use prost::Message as _;
 use seaway_federation_proto::{
     envelope::{Chain, Codec, Placement},
-    ids::{Incarnation, NodeName, Queue, Start},
+    ids::{Incarnation, Queue, Start},
     message::{BodyBuilder, Message},
     replication::WantStart,
     session::NodeKind,

@@ -183,7 +183,9 @@ impl NodeInner {
                 );
                 Some((Unavailable::DiskFull, text))
             }
-            (None, false) => None,
+            (None, false) => self.hub.outdone_by().map(|other| {
+                format!("{other} is the edge broker of this site already; stop this node, or give it a site of its own")
+            }),
         };
         self.accepted.store(stats.accepted_bytes, Ordering::Relaxed);
         self.note_availability(why);

@@ -109,6 +109,7 @@ fn messages() -> Vec<Kind> {
         node: node("a"),
         kind: 1,
         start: start(),
+        since: None,
         sequence: 3,
         neighbours: vec![link::Neighbour { node: node("b"), cost: 1 }],
         no_transit: false,

@@ -4,6 +4,7 @@ use prost::Message as _;
 
 use super::*;
 use crate::{
+    ids::Incarnation,
     session::PeerInfo,
     wire::link::{self, carried_body, control::Kind},
 };
@@ -19,11 +20,15 @@ fn start_of(name: &str) -> Start {
 }
 
 fn record(name: &str, kind: i32, neighbours: &[&str]) -> Kind {
+    record_since(name, kind, neighbours, start_of(name))
+}
+
+fn record_since(name: &str, kind: i32, neighbours: &[&str], start: Start) -> Kind {
     let neighbour = |n: &&str| link::Neighbour { node: Some((&n.parse::<NodeName>().unwrap()).into()), cost: 1 };
     let body = link::RecordBody {
         node: Some((&name.parse::<NodeName>().unwrap()).into()),
         kind,
-        start: Some(start_of(name).into()),
+        start: Some(start.into()),
         sequence: 1,
         neighbours: neighbours.iter().map(neighbour).collect(),
         ..Default::default()
@@ -350,4 +355,108 @@ fn what_a_newer_node_says_that_cannot_be_read_here_costs_no_neighbour_the_link()
     let outputs = one.hear(2, Kind::RecordDigest(link::RecordDigest { heads }));
     let records = outputs.iter().filter(|o| matches!(o, Output::Send(LinkId(2), m) if matches!(**m, Kind::Record(_))));
     assert_eq!(records.count(), 4, "itself, a/edge, b/edge and c/edge: {outputs:?}");
+}
+
+#[test]
+fn two_edge_brokers_of_one_site_are_told_everywhere_and_one_of_them_counts() {
+    let mut one = One::new("r/relay", NodeKind::Relay, &["eu/b", "eu/a", "o/edge"]);
+    one.hear(3, record("o/edge", 1, &["r/relay"]));
+    let reports = |outputs: &[Output]| {
+        let named = |o: &&Output| matches!(o, Output::Report(r) if r.name == "two-edges-one-site");
+        outputs.iter().filter(named).count()
+    };
+    let later = Start { time_us: 2000, random: 1 };
+    assert_eq!(reports(&one.hear(1, record_since("eu/b", 1, &["r/relay"], later))), 0);
+    let upstream = |one: &One| one.machine.sites().into_iter().find(|s| s.site.as_str() == "eu").unwrap().next_hop;
+    assert_eq!(upstream(&one), Some(LinkId(1)));
+    let outputs = one.hear(2, record("eu/a", 1, &["r/relay"]));
+    assert_eq!(reports(&outputs), 1, "{outputs:?}");
+    assert_eq!(upstream(&one), Some(LinkId(2)), "the one that was there first");
+    // The other one's statements are nobody's.
+    let mut origin = One::new("o/edge", NodeKind::Edge, &["r/relay"]);
+    origin.hear(1, record("r/relay", 2, &["o/edge", "eu/a", "eu/b"]));
+    origin.hear(1, record_since("eu/b", 1, &["r/relay"], later));
+    origin.hear(1, record("eu/a", 1, &["r/relay"]));
+    for (author, heard) in [("eu/b", false), ("eu/a", true)] {
+        let outputs = origin.hear(1, carry(&body(author, to_site("o"), Some(held(log("t", "o", 1)))), 5));
+        assert_eq!(outputs.iter().any(|o| matches!(o, Output::RemoteHeld { .. })), heard, "{author}");
+    }
+    // The site itself.
+    let mut second = One::new("eu/b", NodeKind::Edge, &["r/relay"]);
+    second.hear(1, record("r/relay", 2, &["eu/a", "eu/b"]));
+    assert_eq!(second.machine.outdone_by(), None);
+    let earlier = Start { time_us: 0, random: 1 };
+    let outputs = second.hear(1, record_since("eu/a", 1, &["r/relay"], earlier));
+    assert_eq!(reports(&outputs), 1);
+    assert_eq!(second.machine.outdone_by(), Some("eu/a".parse().unwrap()));
+    // It is gone when its neighbour says that the link is.
+    let mut gone = link::RecordBody::decode(match record("r/relay", 2, &["eu/b"]) {
+        Kind::Record(record) => record.body,
+        _ => panic!("not a record"),
+    })
+    .unwrap();
+    gone.sequence = 2;
+    second.hear(1, Kind::Record(link::Record { body: gone.encode_to_vec().into(), age_ms: 0 }));
+    assert_eq!(second.machine.outdone_by(), None);
+}
+
+#[test]
+fn announcements_come_as_fast_as_the_neighbour_takes_them() {
+    let mut one = relay();
+    let announce = |number: u64| {
+        let place = |counter: u64| link::Place {
+            incarnation: Some(Incarnation { counter, random: counter }.into()),
+            offset: counter,
+        };
+        let edge = |counter: u64| link::IncarnationEdge {
+            incarnation: place(counter).incarnation,
+            previous: (counter > 1).then(|| place(counter - 1)),
+            begin: counter - 1,
+            end: counter,
+        };
+        Kind::Announce(link::Announce {
+            log: Some(log(&format!("t{number}"), "a", 1).into()),
+            begin: Some(link::Place { offset: 0, ..place(1) }),
+            tips: vec![place(300)],
+            incarnations: (1..=300).map(edge).collect(),
+            facts: vec![7, 8].into(),
+        })
+    };
+    const LOGS: usize = 400;
+    for number in 0..LOGS as u64 {
+        one.hear(1, announce(number));
+    }
+    let mut outputs = one.hear(2, Kind::WantPut(link::WantPut { key: 5, origin: "a".into(), pattern: "#".into() }));
+    let key = outputs.iter().find_map(|o| match o {
+        Output::Send(LinkId(1), m) => match &**m {
+            Kind::WantPut(want) => Some(want.key),
+            _ => None,
+        },
+        _ => None,
+    });
+    outputs.extend(one.hear(1, Kind::AnnounceEnd(link::AnnounceEnd { key: key.unwrap(), origin: "a".into() })));
+    let (mut announced, mut ended, mut turns) = (0, false, 0);
+    loop {
+        let (mut bytes, mut paces) = (0, Vec::new());
+        for output in outputs {
+            let Output::Send(LinkId(2), message) = output else { continue };
+            match *message {
+                Kind::Announce(announce) => {
+                    assert!(!ended);
+                    assert_eq!(&announce.facts[..], [7, 8], "passed on unread");
+                    bytes += announce.encoded_len();
+                    announced += 1;
+                }
+                Kind::AnnounceEnd(_) => ended = true,
+                Kind::Pace(pace) => paces.push(pace.number),
+                _ => {}
+            }
+        }
+        assert!(bytes < 5 * 256 * 1024, "{bytes} bytes at once");
+        let Some(last) = paces.pop() else { break };
+        turns += 1;
+        outputs = one.hear(2, Kind::Paced(link::Paced { number: last }));
+    }
+    assert_eq!((announced, ended), (LOGS, true));
+    assert!(turns > 2, "{turns}");
 }

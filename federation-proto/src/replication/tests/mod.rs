@@ -95,7 +95,7 @@ fn two_edge_brokers_of_one_site_are_reported_everywhere_while_both_are_there() {
     for node in &net.nodes {
         let found: Vec<_> = node.reports.iter().filter(|r| r.name == "two-edges-one-site").collect();
         assert_eq!(found.len(), 1, "{:?}", node.reports);
-        assert!(found[0].text.contains("a/edge and a/other are all edge brokers of site a"), "{}", found[0].text);
+        assert!(found[0].text.contains("a/edge, whose data is oldest, counts; a/other takes no"), "{}", found[0].text);
     }
     // One that is gone is no second one, although its record is still known; back again, it is reported again.
     net.cut(1, twin);
@@ -104,6 +104,45 @@ fn two_edge_brokers_of_one_site_are_reported_everywhere_while_both_are_there() {
     net.run(5);
     let again = net.nodes[2].reports.iter().filter(|r| r.name == "two-edges-one-site").count();
     assert_eq!(again, 2);
+    let outdone = |net: &Net| [0, twin].map(|node| net.nodes[node].machine.outdone_by().map(|n| n.to_string()));
+    assert_eq!(outdone(&net), [None, Some("a/edge".to_owned())]);
+}
+
+#[test]
+fn a_restart_never_makes_an_edge_broker_the_second_of_its_site() {
+    let mut net = three(3);
+    net.run(5);
+    let outdone = |net: &Net, node: usize| net.nodes[node].machine.outdone_by().map(|n| n.to_string());
+    // Alone, with its disk and with a new one, none is in its own way.
+    for disk in [net.nodes[0].disk.clone(), Disk::default()] {
+        let peers = net.restart(0, disk);
+        assert_eq!(outdone(&net, 0), None);
+        for peer in peers {
+            net.connect(0, peer);
+        }
+        for _ in 0..20 {
+            net.run(1);
+            assert_eq!(outdone(&net, 0), None);
+        }
+    }
+    // A second one was started by mistake, and stays the second although the first begins anew.
+    let twin = net.add("a/other", NodeKind::Edge);
+    net.connect(1, twin);
+    net.run(5);
+    for _ in 0..2 {
+        let disk = net.nodes[0].disk.clone();
+        let peers = net.restart(0, disk);
+        for peer in peers {
+            net.connect(0, peer);
+        }
+        net.run(5);
+        assert_eq!(outdone(&net, 0), None);
+        assert_eq!(outdone(&net, twin), Some("a/edge".to_owned()));
+    }
+    // A node of another name takes its place.
+    net.cut(0, 1);
+    net.run(5);
+    assert_eq!(outdone(&net, twin), None);
 }
 
 #[test]
