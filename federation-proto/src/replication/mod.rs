@@ -185,8 +185,14 @@ pub enum StateTable {
 
 impl StateTable {
     /// All of them.
-    pub const ALL: [StateTable; 6] =
-        [StateTable::Node, StateTable::Starts, StateTable::Registrations, StateTable::Held, StateTable::Sites, StateTable::Nodes];
+    pub const ALL: [StateTable; 6] = [
+        StateTable::Node,
+        StateTable::Starts,
+        StateTable::Registrations,
+        StateTable::Held,
+        StateTable::Sites,
+        StateTable::Nodes,
+    ];
 }
 
 /// Something that people should know; each kind is counted and shown.

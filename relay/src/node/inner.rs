@@ -69,6 +69,8 @@ enum Unavailable {
     DiskFull = 1,
     /// The commit log is poisoned.
     Stopped = 2,
+    /// Another edge broker of this site was there before.
+    Outdone = 3,
 }
 
 /// What the hub tells, spread to whom it concerns.
@@ -184,7 +186,10 @@ impl NodeInner {
                 Some((Unavailable::DiskFull, text))
             }
             (None, false) => self.hub.outdone_by().map(|other| {
-                format!("{other} is the edge broker of this site already; stop this node, or give it a site of its own")
+                let text = format!(
+                    "{other} is the edge broker of this site already; stop this node, or give it a site of its own"
+                );
+                (Unavailable::Outdone, text)
             }),
         };
         self.accepted.store(stats.accepted_bytes, Ordering::Relaxed);
@@ -213,14 +218,17 @@ impl NodeInner {
         UPKEEP_INTERVAL
     }
 
-    /// `why` names the reason; `text` says it with the figures of this moment. The commit log has logged both.
+    /// `why` names the reason; `text` says it with the figures of this moment. It was logged where it was found.
     fn note_availability(&self, why: Option<(Unavailable, String)>) {
         let before = self.not_taking.swap(why.as_ref().map_or(0, |(reason, _)| *reason as u8), Ordering::Relaxed);
         let was = before != 0;
         if before != why.as_ref().map_or(0, |(reason, _)| *reason as u8) {
             self.hub.clear(NOT_TAKING);
             if let Some((_, text)) = &why {
-                self.hub.note(Report { name: NOT_TAKING, text: text.clone() }, self.clock.wall_us());
+                self.hub.note(
+                    Report { name: NOT_TAKING, subject: String::new(), text: text.clone() },
+                    self.clock.wall_us(),
+                );
             }
         }
         let why = why.map(|(_, text)| text);
@@ -237,7 +245,7 @@ impl NodeInner {
                 "bytes {from} to {to} of {file} are damaged ({detail}); they are fenced and fetched again where another site has them"
             );
             // Where it was found, it was logged.
-            self.hub.note(Report { name: "damage", text }, self.clock.wall_us());
+            self.hub.note(Report { name: "damage", subject: String::new(), text }, self.clock.wall_us());
         }
     }
 

@@ -14,7 +14,7 @@ use seaway_relay::{
     link::hub::Hub,
     node::{
         Acknowledgement, OnDeadline, PublishError,
-        origin::{Origin, OwnMessage, Refusal, Stored},
+        origin::{Origin, OwnMessage, Stored},
         receipts::{Receipts, decide},
     },
 };
@@ -64,12 +64,12 @@ impl Asked {
     }
 }
 
-/// Hands a message to the origin; `answered` is told when it is stored there. A refusal comes back at once.
+/// Hands a message to the origin; `answered` is told when it is stored there, or refused. Without room for it, it comes back.
 fn hand_over(
     door: &Door<'_>,
     asked: Asked,
     answered: impl FnOnce(Result<(), PublishError>) + Send + 'static,
-) -> Result<(), Refusal> {
+) -> Result<(), Box<OwnMessage>> {
     let registered: Arc<[Site]> = door.hub.registered(&asked.message.path.topic()).into();
     let need = decide(&asked.acknowledgement, &registered).unwrap_or(None);
     let (truth, receipts, id, now) = (door.truth.clone(), door.receipts.clone(), asked.id, door.now);
@@ -88,7 +88,7 @@ fn hand_over(
         });
         receipts.wait(stored, need, now + Duration::from_secs(20), OnDeadline::Fail, answer);
     });
-    door.origin.publish(asked.message, tell).map_err(|not_taken| not_taken.refusal)
+    door.origin.publish(asked.message, tell)
 }
 
 /// Publishes a message that nobody will try again; `twice`: a deliberate fault.
@@ -194,15 +194,13 @@ impl Producer {
     fn send(&self, door: &Door<'_>, topic: usize, epoch: u32, sequence: u64, mut asked: Asked, forget: bool) {
         asked.message.producer = (!forget).then_some(ProducerStamp { id: self.id, epoch, sequence });
         let producer = self.clone();
-        let answered = move |stored: Result<(), PublishError>| {
-            if stored.is_ok() {
-                producer.answered(topic, epoch, sequence);
-            }
+        let answered = move |stored: Result<(), PublishError>| match stored {
+            Ok(()) => producer.answered(topic, epoch, sequence),
+            Err(PublishError::Unavailable(_) | PublishError::StoredBefore { .. }) => {}
+            Err(_) => producer.begin_anew(epoch),
         };
-        match hand_over(door, asked, answered) {
-            Ok(()) | Err(Refusal::Error(PublishError::Unavailable(_))) => {}
-            Err(Refusal::Full) => self.take_back(topic, epoch, sequence),
-            Err(Refusal::Error(_)) => self.begin_anew(epoch),
+        if hand_over(door, asked, answered).is_err() {
+            self.take_back(topic, epoch, sequence);
         }
     }
 

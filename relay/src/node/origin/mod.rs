@@ -452,7 +452,7 @@ impl Origin {
         let text = format!(
             "{log} has an incarnation {incarnation} that this site cannot have made: a member made it up or is broken; what is published here goes on below it, and is delivered as a fork"
         );
-        (self.config.report)(Report { name: "incarnation-made-up", text });
+        (self.config.report)(Report { name: "incarnation-made-up", subject: log.to_string(), text });
     }
 
     fn check_clock(&self, wall_us: u64, durable_us: u64) {
