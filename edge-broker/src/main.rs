@@ -1,7 +1,7 @@
 //! The one binary.
 
-/// A message is allocated by the task that reads it and freed by the thread that stored it: the C library's allocator
-/// spends a third of a loaded node's time on that.
+/// A message is allocated by the task that reads it and freed by the thread that stored it, which the C library's allocator
+/// does badly.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
