@@ -109,6 +109,13 @@ impl Federation {
         });
     }
 
+    /// Waits until a node's log says something, behind the first `from` bytes of it; answers what is there.
+    pub fn wait_logged(&mut self, node: &str, from: usize, part: &str) -> String {
+        let logged = |federation: &Self| federation.cluster.member(node).expect("node").logged().split_off(from);
+        self.until(node, &format!("{node} logs {part:?}"), |federation| logged(federation).contains(part));
+        logged(self)
+    }
+
     fn until(&mut self, node: &str, what: &str, is_so: impl Fn(&Self) -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !is_so(self) {

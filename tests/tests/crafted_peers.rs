@@ -144,10 +144,9 @@ fn a_peer_that_breaks_the_protocol_is_cut_off_with_the_reason_and_the_node_lives
             peer.send(channel, &bytes).await;
             peer.closed().await
         });
-        let logged = federation.cluster.member("eu/edge").unwrap().logged();
-        assert!(logged[before..].contains(part), "{part:?} is not in: {}", &logged[before..]);
+        let logged = federation.wait_logged("eu/edge", before, part);
         assert!(told.contains("closed"), "{part}: {told}");
-        println!("{part:50} | the peer: {told} | the node: {}", logged[before..].trim());
+        println!("{part:50} | the peer: {told} | the node: {}", logged.trim());
         assert!(federation.cluster.member_mut("eu/edge").unwrap().is_running(), "{part}");
         federation.run("eu/edge", &["pub", "orders", part]).ok();
     }

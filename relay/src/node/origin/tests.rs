@@ -653,9 +653,7 @@ fn publishing_stops_with_a_sentence_where_no_incarnation_is_left() {
     b.settle();
     assert_eq!(b.places()[0].incarnation.counter, limits::INCARNATION_COUNTER_MAX);
     let mut b = b.crash(0, 8, 1);
-    let refused = b.try_publish(Bench::message("t", None, b"one more", None)).unwrap_err();
-    assert!(
-        matches!(&refused, Refusal::Error(PublishError::Unavailable(why)) if why.contains("used up")),
-        "{refused:?}"
-    );
+    let asked = b.try_publish(Bench::message("t", None, b"one more", None));
+    let refused = b.refusal(asked);
+    assert!(matches!(&refused, PublishError::Unavailable(why) if why.contains("used up")), "{refused:?}");
 }
