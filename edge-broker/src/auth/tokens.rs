@@ -151,8 +151,7 @@ impl<E: Engine> Tokens<E> {
         let found = self.by_hash.read().values().find(|t| t.name == name).cloned();
         let found = found.ok_or_else(|| errors::not_found(format!("there is no token named {name}")))?;
         if found.from == FROM_FILE {
-            let text =
-                format!("token {name} comes from the token file; take it out there and reload the configuration");
+            let text = format!("token {name} comes from the token file; take it out there and restart the node");
             return Err(errors::invalid(text));
         }
         let change = (Table::Tokens, Bytes::copy_from_slice(name.as_bytes()), None);
