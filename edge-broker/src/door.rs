@@ -125,6 +125,8 @@ pub struct ClientLimits {
     pub bytes_burst: u32,
     /// What happens beyond.
     pub on_exceed: OnExceed,
+    /// Messages that may wait for other sites at one time, at least 1.
+    pub receipts_max: usize,
 }
 
 impl Default for ClientLimits {
@@ -135,6 +137,7 @@ impl Default for ClientLimits {
             bytes_per_s: None,
             bytes_burst: 64 * 1024 * 1024,
             on_exceed: OnExceed::Delay,
+            receipts_max: crate::limits::CLIENT_RECEIPTS_MAX,
         }
     }
 }

@@ -44,10 +44,9 @@ pub const IN_FLIGHT_BYTES_MAX: usize = 256 * 1024 * 1024;
 pub const CLIENT_IN_FLIGHT_BYTES_MAX: usize = IN_FLIGHT_BYTES_MAX / 4;
 /// Messages of one client that wait for other sites, over all its streams.
 pub const CLIENT_RECEIPTS_MAX: usize = 32_768;
-/// Bytes of messages accepted on one stream and not yet answered; at least one message always fits.
+/// Bytes of messages accepted on one stream and not yet answered, [`IN_FLIGHT_OVERHEAD_BYTES`] for each message included; so
+/// the number of its answers that wait is bounded too.
 pub const STREAM_IN_FLIGHT_BYTES_MAX: usize = 32 * 1024 * 1024;
-/// Batches accepted on one stream and not yet answered.
-pub const STREAM_IN_FLIGHT_MAX: usize = 65_536;
 /// Messages in one batch of a publishing stream.
 pub const BATCH_MESSAGES_MAX: usize = 16_384;
 /// Bytes counted for a message on top of its own, for what is kept about it while it is in flight.
@@ -115,6 +114,8 @@ pub(crate) struct ClientRate {
     pub(crate) in_flight: Arc<Semaphore>,
     /// Its share of messages that wait for other sites.
     pub(crate) receipts: Arc<Semaphore>,
+    /// Size of that share.
+    pub(crate) receipts_max: usize,
 }
 
 /// How often clients were held back.
@@ -163,7 +164,8 @@ impl ClientRate {
             on_exceed: limits.on_exceed,
             counters,
             in_flight: Arc::new(Semaphore::new(CLIENT_IN_FLIGHT_BYTES_MAX / PERMIT_BYTES)),
-            receipts: Arc::new(Semaphore::new(CLIENT_RECEIPTS_MAX)),
+            receipts: Arc::new(Semaphore::new(limits.receipts_max)),
+            receipts_max: limits.receipts_max,
         }
     }
 
@@ -240,7 +242,14 @@ mod tests {
     use super::*;
 
     fn limits(on_exceed: OnExceed) -> ClientLimits {
-        ClientLimits { messages_per_s: Some(1), messages_burst: 2, bytes_per_s: Some(10), bytes_burst: 100, on_exceed }
+        ClientLimits {
+            messages_per_s: Some(1),
+            messages_burst: 2,
+            bytes_per_s: Some(10),
+            bytes_burst: 100,
+            on_exceed,
+            ..ClientLimits::default()
+        }
     }
 
     #[tokio::test]

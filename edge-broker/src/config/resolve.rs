@@ -196,6 +196,7 @@ impl Loaded {
                 OnExceed::Delay => door::OnExceed::Delay,
                 OnExceed::Refuse => door::OnExceed::Refuse,
             },
+            ..ClientLimits::default()
         })
     }
 

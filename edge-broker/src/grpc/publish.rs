@@ -1,6 +1,6 @@
 //! Publishing: one message, or a stream of batches whose receipts come in the order of the messages.
 
-use std::sync::Arc;
+use std::{pin::Pin, sync::Arc};
 
 use seaway_relay::node::{Outcome, OwnMessage, PendingRun, PublishError};
 use tokio::{
@@ -19,8 +19,7 @@ use crate::{
     auth::Caller,
     engine::Engine,
     limits::{
-        BATCH_MESSAGES_MAX, CLIENT_RECEIPTS_MAX, ClientRate, IN_FLIGHT_OVERHEAD_BYTES, REPLIES_QUEUED_MAX,
-        STREAM_IN_FLIGHT_BYTES_MAX, STREAM_IN_FLIGHT_MAX,
+        BATCH_MESSAGES_MAX, ClientRate, IN_FLIGHT_OVERHEAD_BYTES, REPLIES_QUEUED_MAX, STREAM_IN_FLIGHT_BYTES_MAX,
     },
 };
 
@@ -45,19 +44,54 @@ enum Taken {
 /// What became of neighbours.
 type Told = (u32, Result<Receipt, PublishFailure>);
 
-/// A stream's batch on its way to its replies.
+/// Where what was taken goes on to its replies. Each piece of a batch goes at once: what the client's share lends it comes
+/// back with its own outcome, and never waits for the rest of the batch.
+#[derive(Clone)]
+struct Onward {
+    /// Without a bound of its own: what waits here is within the stream's room.
+    order: mpsc::UnboundedSender<InOrder>,
+    /// Of the stream's own bound: a client that does not read its receipts stops itself, and nobody else. Free with the last
+    /// piece of the batch.
+    room: Option<Arc<OwnedSemaphorePermit>>,
+}
+
+/// A piece of a stream's batch on its way to its replies, or why the stream ends.
 struct InOrder {
-    taken: Vec<Taken>,
-    /// Of the stream's own bound: a client that does not read its receipts stops itself, and nobody else.
-    _room: Option<OwnedSemaphorePermit>,
+    taken: Result<Taken, Status>,
+    _room: Option<Arc<OwnedSemaphorePermit>>,
+}
+
+impl Onward {
+    fn hand(&self, taken: Result<Taken, Status>) {
+        // A client that left is seen where the next batch is read.
+        let _ = self.order.send(InOrder { taken, _room: self.room.clone() });
+    }
+}
+
+/// Until when a publish may wait, and what ends its wait before.
+struct Patience {
+    until: Instant,
+    /// Resolves when the caller's token no longer counts.
+    ended: Pin<Box<dyn Future<Output = Status> + Send>>,
+}
+
+/// Why a wait ended without what was waited for.
+enum Cut {
+    /// Its time is over.
+    Late,
+    /// The call ends: the node drains, or the caller's token no longer counts.
+    Over(Status),
 }
 
 impl<E: Engine> Publisher<E> {
     /// Publishes one message and waits for its receipt.
     pub(crate) async fn publish(&self, request: PublishRequest) -> Result<Receipt, Status> {
+        let (order, mut ordered) = mpsc::unbounded_channel();
+        let mut patience = self.patience();
+        self.take(convert::batch_of_one(request), &mut patience, &Onward { order, room: None }).await?;
         let mut told = Vec::new();
-        for taken in self.take(convert::batch_of_one(request)).await {
-            told.extend(finish(taken).await);
+        while let Ok(piece) = ordered.try_recv() {
+            told.extend(finish(piece.taken?).await);
         }
         self.count(&told);
         let only = told.into_iter().next().unwrap_or_else(|| (1, Err(in_doubt())));
@@ -69,152 +103,230 @@ impl<E: Engine> Publisher<E> {
         self,
         batches: Streaming<PublishBatch>,
     ) -> mpsc::Receiver<Result<PublishReply, Status>> {
-        let (order, ordered) = mpsc::channel(STREAM_IN_FLIGHT_MAX);
+        let (order, ordered) = mpsc::unbounded_channel();
         let (replies, receiver) = mpsc::channel(REPLIES_QUEUED_MAX);
         let publisher = Arc::new(self);
-        tokio::spawn(publisher.clone().take_all(batches, order));
+        tokio::spawn(publisher.clone().take_all(batches, Onward { order, room: None }));
         tokio::spawn(publisher.answer_all(ordered, replies));
         receiver
     }
 
     /// Takes batches in order, as far as there is room for what is in flight.
-    async fn take_all(
-        self: Arc<Self>,
-        mut batches: Streaming<PublishBatch>,
-        order: mpsc::Sender<Result<InOrder, Status>>,
-    ) {
+    async fn take_all(self: Arc<Self>, mut batches: Streaming<PublishBatch>, mut onward: Onward) {
         let stream_room = Arc::new(Semaphore::new(STREAM_IN_FLIGHT_BYTES_MAX / PERMIT_BYTES));
-        let mut ended = std::pin::pin!(self.caller.ended());
+        let mut patience = self.patience();
         loop {
+            onward.room = None;
             let batch = tokio::select! {
                 biased;
                 () = self.shared.drain.cancelled() => Err(errors::draining()),
-                status = &mut ended => Err(status),
-                () = order.closed() => return,
+                status = &mut patience.ended => Err(status),
+                () = onward.order.closed() => return,
                 batch = batches.message() => batch,
             };
-            let next = match batch.and_then(|batch| batch.map(checked_count).transpose()) {
-                Ok(Some(batch)) => {
-                    let room = take_room(&stream_room, batch.messages.len(), convert::batch_bytes(&batch)).await;
-                    Ok(InOrder { taken: self.take(batch).await, _room: room })
-                }
+            let taken = match batch.and_then(|batch| batch.map(checked_count).transpose()) {
+                Ok(Some(batch)) => self.take_next(batch, &stream_room, &mut patience, &mut onward).await,
                 Ok(None) => return,
                 Err(status) => Err(status),
             };
-            let last = next.is_err();
-            if order.send(next).await.is_err() || last {
-                return;
+            if let Err(status) = taken {
+                return onward.hand(Err(status));
             }
         }
+    }
+
+    /// Takes a stream's next batch; an error ends the stream.
+    async fn take_next(
+        &self,
+        batch: PublishBatch,
+        stream_room: &Arc<Semaphore>,
+        patience: &mut Patience,
+        onward: &mut Onward,
+    ) -> Result<(), Status> {
+        // Room of the stream's own comes back as its client reads: that may take as long as it likes.
+        let room = tokio::select! {
+            biased;
+            () = self.shared.drain.cancelled() => return Err(errors::draining()),
+            status = &mut patience.ended => return Err(status),
+            () = onward.order.closed() => return Ok(()),
+            room = take_room(stream_room, batch.messages.len(), convert::batch_bytes(&batch)) => room,
+        };
+        onward.room = room.map(Arc::new);
+        self.take(batch, patience, onward).await
     }
 
     /// Answers in the order of the messages.
     async fn answer_all(
         self: Arc<Self>,
-        mut ordered: mpsc::Receiver<Result<InOrder, Status>>,
+        mut ordered: mpsc::UnboundedReceiver<InOrder>,
         replies: mpsc::Sender<Result<PublishReply, Status>>,
     ) {
         let mut number = 0_u64;
-        while let Some(next) = ordered.recv().await {
-            let InOrder { taken, _room } = match next {
-                Ok(batch) => batch,
+        while let Some(InOrder { taken, _room }) = ordered.recv().await {
+            let taken = match taken {
+                Ok(taken) => taken,
                 Err(status) => return drop(replies.send(Err(status)).await),
             };
-            for taken in taken {
-                let told = finish(taken).await;
-                self.count(&told);
-                for (count, result) in told {
-                    let result = Some(match result {
-                        Ok(receipt) => publish_reply::Result::Receipt(receipt),
-                        Err(failure) => publish_reply::Result::Failure(failure),
-                    });
-                    if replies.send(Ok(PublishReply { number, result, count })).await.is_err() {
-                        return; // the client left; what was taken is stored all the same
-                    }
-                    number = number.wrapping_add(u64::from(count));
+            let told = finish(taken).await;
+            self.count(&told);
+            for (count, result) in told {
+                let result = Some(match result {
+                    Ok(receipt) => publish_reply::Result::Receipt(receipt),
+                    Err(failure) => publish_reply::Result::Failure(failure),
+                });
+                if replies.send(Ok(PublishReply { number, result, count })).await.is_err() {
+                    return; // the client left; what was taken is stored all the same
                 }
+                number = number.wrapping_add(u64::from(count));
             }
         }
     }
 
-    /// Checks a batch and hands it to the engine. Each message has its own fate.
-    async fn take(&self, batch: PublishBatch) -> Vec<Taken> {
-        let count = u32::try_from(batch.messages.len()).unwrap_or(u32::MAX);
-        let refused = |error: PublishError| vec![Taken::Now(count, Box::new(Err(errors::failure(&error))))];
+    fn patience(&self) -> Patience {
+        let caller = self.caller.clone();
+        Patience { until: Instant::now(), ended: Box::pin(async move { caller.ended().await }) }
+    }
+
+    /// Waits, but no longer than patience lasts.
+    async fn wait<T>(&self, patience: &mut Patience, work: impl Future<Output = T>) -> Result<T, Cut> {
+        tokio::select! {
+            biased;
+            () = self.shared.drain.cancelled() => Err(Cut::Over(errors::draining())),
+            status = &mut patience.ended => Err(Cut::Over(status)),
+            done = tokio::time::timeout_at(patience.until, work) => done.map_err(|_| Cut::Late),
+        }
+    }
+
+    /// Checks a batch and hands it to the engine, piece by piece; each message has its own fate, which goes onward. An error
+    /// ends the call: of what was not handed onward until then nothing is stored.
+    ///
+    /// A batch has one deadline, which counts from here. Only where the client's own rate holds messages back, each one's counts
+    /// from its turn, as if it had been sent alone; the first that comes too late takes the rest of its batch with it.
+    async fn take(&self, batch: PublishBatch, patience: &mut Patience, onward: &Onward) -> Result<(), Status> {
+        let count = count_of(batch.messages.len());
+        let refuse = |count, error: PublishError| onward.hand(Ok(refused(count, &error)));
         if self.shared.drain.is_cancelled() {
             let text = "this node is draining; publish to another or try again later";
-            return refused(PublishError::Unavailable(text.into()));
+            refuse(count, PublishError::Unavailable(text.into()));
+            return Ok(());
         }
         let bytes = convert::batch_bytes(&batch);
         let (terms, contents) = match convert::batch(batch, self.shared.config.publish_deadline) {
             Ok(converted) => converted,
-            Err(error) => return refused(error),
+            Err(error) => {
+                refuse(count, error);
+                return Ok(());
+            }
         };
-        // Held until the engine has the messages in its own, bounded queue. The client's own share first: who waits for that
-        // holds nothing of the others'.
-        let room = async {
-            let own = take_room(&self.rate.in_flight, contents.len(), bytes).await;
-            (own, take_room(&self.shared.in_flight, contents.len(), bytes).await)
+        patience.until = Instant::now() + terms.deadline();
+        // Of the client's own share: who waits for that holds nothing of the others'.
+        let own = self.wait(patience, take_room(&self.rate.in_flight, contents.len(), bytes)).await;
+        let mut left = count;
+        let taken = match own {
+            Ok(_own) => self.take_each(&terms, contents, patience, onward, &mut left).await,
+            Err(cut) => Err(cut),
         };
-        let Ok(_room) = tokio::time::timeout(terms.deadline(), room).await else { return refused(no_room()) };
-        let mut taken = Vec::new();
-        let mut run = Vec::with_capacity(contents.len());
-        for content in contents {
-            match self.check(content).await {
+        match taken {
+            Ok(()) => Ok(()),
+            Err(Cut::Late) => {
+                refuse(left, no_room());
+                Ok(())
+            }
+            Err(Cut::Over(status)) => Err(status),
+        }
+    }
+
+    /// `left`: messages whose fate is not known yet, the last ones of the batch.
+    async fn take_each(
+        &self,
+        terms: &Terms,
+        contents: Vec<Result<OwnMessage, PublishError>>,
+        patience: &mut Patience,
+        onward: &Onward,
+        left: &mut u32,
+    ) -> Result<(), Cut> {
+        let is_limited = self.rate.is_limited();
+        let mut run = Vec::with_capacity(if is_limited { 1 } else { contents.len() });
+        for (index, content) in contents.into_iter().enumerate() {
+            if is_limited && index > 0 {
+                patience.until = Instant::now() + terms.deadline();
+            }
+            match self.check(content, patience).await? {
                 Ok(message) => run.push(message),
                 Err(failure) => {
-                    self.hand_over(&terms, std::mem::take(&mut run), &mut taken).await;
-                    taken.push(Taken::Now(1, Box::new(Err(failure))));
+                    self.hand_over(terms, std::mem::take(&mut run), patience, onward, left).await?;
+                    onward.hand(Ok(Taken::Now(1, Box::new(Err(failure)))));
+                    *left = left.saturating_sub(1);
                 }
             }
             // What a client's rate delays must not wait for what comes after it.
-            if self.rate.is_limited() {
-                self.hand_over(&terms, std::mem::take(&mut run), &mut taken).await;
+            if is_limited {
+                self.hand_over(terms, std::mem::take(&mut run), patience, onward, left).await?;
             }
         }
-        self.hand_over(&terms, run, &mut taken).await;
-        taken
+        self.hand_over(terms, run, patience, onward, left).await
     }
 
     /// Whether a message may be published, as far as the door can tell.
-    async fn check(&self, message: Result<OwnMessage, PublishError>) -> Result<OwnMessage, PublishFailure> {
-        let message = message.map_err(|error| errors::failure(&error))?;
+    async fn check(
+        &self,
+        message: Result<OwnMessage, PublishError>,
+        patience: &mut Patience,
+    ) -> Result<Result<OwnMessage, PublishFailure>, Cut> {
+        let message = match message {
+            Ok(message) => message,
+            Err(error) => return Ok(Err(errors::failure(&error))),
+        };
         if let Err(missing) = self.caller.check_publish(&message.path) {
             DoorCounters::count(&self.shared.counters.not_allowed);
-            return Err(errors::publish_not_allowed(missing));
+            return Ok(Err(errors::publish_not_allowed(missing)));
         }
-        self.rate.admit(message.content_bytes()).await.map_err(errors::limited)?;
-        Ok(message)
+        if !self.rate.is_limited() {
+            return Ok(Ok(message));
+        }
+        let admitted = self.wait(patience, self.rate.admit(message.content_bytes())).await?;
+        Ok(admitted.map(|()| message).map_err(errors::limited))
     }
 
-    async fn hand_over(&self, terms: &Terms, messages: Vec<OwnMessage>, taken: &mut Vec<Taken>) {
-        let count = u32::try_from(messages.len()).unwrap_or(u32::MAX);
+    /// Hands messages that follow one another to the engine, and what comes of it onward.
+    async fn hand_over(
+        &self,
+        terms: &Terms,
+        messages: Vec<OwnMessage>,
+        patience: &mut Patience,
+        onward: &Onward,
+        left: &mut u32,
+    ) -> Result<(), Cut> {
+        let count = count_of(messages.len());
         if count == 0 {
-            return;
+            return Ok(());
         }
         if terms.mode == Mode::OneWay {
-            taken.extend(messages.into_iter().map(|message| {
+            for message in messages {
                 let sent = self.shared.engine.publish_one_way(terms.publish(message));
-                Taken::Now(1, Box::new(sent.map(|()| Receipt::default()).map_err(|error| errors::failure(&error))))
-            }));
-            return;
-        }
-        let refused = |error: PublishError| Taken::Now(count, Box::new(Err(errors::failure(&error))));
-        let until = Instant::now() + terms.deadline();
-        let share = if terms.waits_for_others() {
-            let permits = count.min(u32::try_from(CLIENT_RECEIPTS_MAX).unwrap_or(u32::MAX));
-            match tokio::time::timeout_at(until, self.rate.receipts.clone().acquire_many_owned(permits)).await {
-                Ok(share) => share.ok(),
-                Err(_) => return taken.push(refused(no_room())),
+                let sent = sent.map(|()| Receipt::default()).map_err(|error| errors::failure(&error));
+                onward.hand(Ok(Taken::Now(1, Box::new(sent))));
             }
+            *left = left.saturating_sub(count);
+            return Ok(());
+        }
+        let share = if terms.waits_for_others() {
+            let permits = count.min(count_of(self.rate.receipts_max));
+            self.wait(patience, self.rate.receipts.clone().acquire_many_owned(permits)).await?.ok()
         } else {
             None
         };
-        let left = until.saturating_duration_since(Instant::now());
-        taken.push(match self.shared.engine.publish_run(terms.run(messages, left)).await {
+        // Held until the engine has the messages in its own, bounded queue.
+        let bytes = messages.iter().map(|m| m.content_bytes().saturating_add(m.path.as_str().len())).sum();
+        let _room = self.wait(patience, take_room(&self.shared.in_flight, messages.len(), bytes)).await?;
+        let time = patience.until.saturating_duration_since(Instant::now());
+        *left = left.saturating_sub(count);
+        // To its end in any case: what the engine began to take is not given up half-way.
+        onward.hand(Ok(match self.shared.engine.publish_run(terms.run(messages, time)).await {
             Ok(pending) => Taken::Pending(count, pending, share),
-            Err(error) => refused(error),
-        });
+            Err(error) => refused(count, &error),
+        }));
+        Ok(())
     }
 
     fn count(&self, told: &[Told]) {
@@ -241,6 +353,14 @@ async fn finish(taken: Taken) -> Vec<Told> {
         Err(error) => (count, Err(errors::failure(&error))),
     });
     told.collect()
+}
+
+fn count_of(messages: usize) -> u32 {
+    u32::try_from(messages).unwrap_or(u32::MAX)
+}
+
+fn refused(count: u32, error: &PublishError) -> Taken {
+    Taken::Now(count, Box::new(Err(errors::failure(error))))
 }
 
 fn no_room() -> PublishError {

@@ -301,6 +301,118 @@ async fn a_client_that_waits_for_other_sites_leaves_room_for_the_other_clients()
     engine.sync();
     soon("its receipt", here).await.unwrap().unwrap();
     soon("the other's receipt", other).await.unwrap().unwrap();
+    harness.stop().await;
+}
+
+/// A message that waits for one other site.
+fn waiting(payload: &str) -> PublishRequest {
+    let acknowledgement = Some(api::Acknowledgement { of: Some(Of::Count(1)) });
+    PublishRequest { acknowledgement, deadline_ms: 3_600_000, ..request("orders", payload) }
+}
+
+/// A batch of such messages.
+fn waiting_batch(count: u32) -> api::PublishBatch {
+    let content = |n: u32| api::publish_batch::Content {
+        path: "orders".into(),
+        payload: n.to_string().into(),
+        ..Default::default()
+    };
+    api::PublishBatch { messages: (0..count).map(content).collect(), ..batch_of_one(waiting("")) }
+}
+
+/// Limits that hold nobody back, but let so few messages wait for other sites.
+fn share_of(receipts_max: usize) -> ClientLimits {
+    ClientLimits { messages_per_s: Some(1_000_000), messages_burst: 1_000_000, receipts_max, ..ClientLimits::default() }
+}
+
+#[tokio::test]
+async fn streams_of_a_limited_client_do_not_wait_for_each_other_for_ever() {
+    let engine = TestEngine::manual();
+    let harness = Harness::start_with(&engine, |config| config.limits = share_of(4)).await;
+    let mut streams = Vec::new();
+    for _ in 0..2 {
+        let mut client = harness.messages().await;
+        let batches = tokio_stream::iter([waiting_batch(6), waiting_batch(6)]);
+        streams.push(client.publish_stream(batches).await.unwrap().into_inner());
+    }
+    let syncing = tokio::spawn({
+        let engine = engine.clone();
+        async move {
+            loop {
+                engine.sync();
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    });
+    for mut replies in streams {
+        let mut receipts = 0;
+        while let Some(reply) = soon("a receipt", replies.next()).await {
+            let reply = reply.unwrap();
+            assert!(matches!(reply.result, Some(publish_reply::Result::Receipt(_))), "{reply:?}");
+            receipts += reply.count;
+        }
+        assert_eq!(receipts, 12);
+    }
+    syncing.abort();
+    harness.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_that_waits_ends_with_its_token_and_publishes_nothing_more() {
+    let engine = TestEngine::manual();
+    let tokens = "[[token]]\nname='shop'\ntoken='shop-shop-shop-shop'\npublish=['#']";
+    let file = super::rights::token_file(tokens);
+    let mut config = crate::door::DoorConfig::new(([127, 0, 0, 1], 0).into());
+    config.limits = share_of(1);
+    config.auth.token_file = Some(file.clone());
+    let door = crate::door::Door::open(config, engine.clone()).await.unwrap();
+    let (address, handle) = (door.address(), door.handle());
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let serving = tokio::spawn(door.serve(async move { drop(stopped.await) }));
+    let channel = tonic::transport::Channel::from_shared(format!("http://{address}")).unwrap();
+    let mut client = api::messages_client::MessagesClient::new(channel.connect().await.unwrap());
+    let (sender, receiver) = tokio::sync::mpsc::channel(4);
+    sender.send(waiting_batch(3)).await.unwrap();
+    let request = with_token(ReceiverStream::new(receiver), "shop-shop-shop-shop");
+    let mut replies = soon("the stream", client.publish_stream(request)).await.unwrap().into_inner();
+    soon("accepting the first", async {
+        while engine.waiting() < 1 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    std::fs::write(&file, tokens.replace("shop", "other")).unwrap();
+    handle.reload_tokens().unwrap();
+    engine.sync();
+    let first = soon("the receipt that was out", replies.next()).await.unwrap().unwrap();
+    assert!(matches!(first.result, Some(publish_reply::Result::Receipt(_))), "{first:?}");
+    let end = soon("the end", replies.next()).await.unwrap().unwrap_err();
+    assert_eq!(end.code(), Code::Unauthenticated, "{end:?}");
+    let ends = crate::engine::Engine::info(&engine, &TestEngine::log_name("orders", "east")).unwrap().end;
+    assert_eq!((ends.offset, engine.waiting()), (1, 0), "only what was handed over is stored");
+    drop((sender, client, replies, stop));
+    soon("the door's end", serving).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_publish_that_waits_ends_at_its_deadline_and_when_the_node_drains() {
+    let engine = TestEngine::new();
+    let limits = ClientLimits { bytes_per_s: Some(1), bytes_burst: 1000, ..ClientLimits::default() };
+    let mut harness = Harness::start_with(&engine, |config| config.limits = limits).await;
+    let mut client = harness.messages().await;
+    let large = |deadline_ms| PublishRequest { deadline_ms, ..request("orders", &"x".repeat(1000)) };
+    soon("the burst", client.publish(large(0))).await.unwrap();
+    // The next is due in a thousand seconds.
+    let late = soon("its deadline", client.publish(large(100))).await.unwrap_err();
+    assert_eq!((late.code(), code(&late).as_str()), (Code::Unavailable, "unavailable"));
+    let (sender, receiver) = tokio::sync::mpsc::channel(4);
+    sender.send(batch_of_one(large(3_600_000))).await.unwrap();
+    let mut replies = client.publish_stream(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+    let early = tokio::time::timeout(Duration::from_millis(200), replies.next()).await;
+    assert!(early.is_err(), "it waits for the rate: {early:?}");
+    harness.drain();
+    let end = soon("the end", replies.next()).await.unwrap().unwrap_err();
+    assert_eq!((end.code(), code(&end).as_str()), (Code::Unavailable, "draining"));
     drop((sender, client, replies));
     harness.stop().await;
 }
