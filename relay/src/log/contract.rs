@@ -234,7 +234,7 @@ pub enum RejectReason {
     Busy,
     /// The disk's reserve, or the share of `role`, is reached.
     #[error(
-        "the disk is nearly full: {free} bytes are free, {needed} are kept in reserve; make room or lower the retention"
+        "the disk is nearly full: {free} bytes are free, and after this write {needed} must be; make room or lower the retention"
     )]
     DiskFull {
         /// Bytes free.
