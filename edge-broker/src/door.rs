@@ -179,3 +179,14 @@ pub enum DoorError {
     #[error("the door stopped: {0}")]
     Serve(String),
 }
+
+/// Whether the files that a door is opened with can be used, as far as that can be told without opening it.
+///
+/// # Errors
+/// The first that cannot.
+pub fn check_files(config: &DoorConfig) -> Result<(), DoorError> {
+    if let Some(files) = &config.tls {
+        tls::read(files)?;
+    }
+    config.auth.token_file.as_deref().map_or(Ok(()), crate::auth::tokens::check_file)
+}

@@ -153,7 +153,7 @@ impl<E: Engine> Groups<E> {
     }
 
     async fn find_or_create(&self, joining: &Joining) -> Result<mpsc::Sender<Command>, Status> {
-        check_name(&joining.group)?;
+        check_name(&joining.group).map_err(errors::invalid)?;
         if let Some(commands) = self.find(joining)? {
             return Ok(commands);
         }
@@ -250,12 +250,13 @@ fn want_id(group: &str) -> String {
     format!("group-{group}")
 }
 
-fn check_name(name: &str) -> Result<(), Status> {
+/// Whether a group may be named so.
+pub(crate) fn check_name(name: &str) -> Result<(), String> {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
     if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(allowed) {
         let shown: String = name.chars().take(64).collect();
         let rule = format!("it must be 1 to {NAME_BYTES_MAX} of letters, digits, '.', '_' and '-'");
-        return Err(errors::invalid(format!("group {shown:?} is not allowed: {rule}")));
+        return Err(format!("group {shown:?} is not allowed: {rule}"));
     }
     Ok(())
 }

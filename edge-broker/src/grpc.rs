@@ -4,6 +4,7 @@ pub(crate) mod admin;
 pub(crate) mod convert;
 pub mod errors;
 pub(crate) mod messages;
+pub(crate) mod pages;
 pub(crate) mod publish;
 pub(crate) mod shared;
 pub(crate) mod status;

@@ -83,9 +83,13 @@ impl<E: Engine> Tokens<E> {
         Ok(Self { engine, by_hash: parking_lot::RwLock::new(by_hash), changing: tokio::sync::Mutex::new(()) })
     }
 
-    /// Reads the token file anew; whole or not at all.
-    pub(crate) fn reload(&self, file: Option<&Path>) -> Result<(), DoorError> {
-        let fresh = file.map(read_file).transpose()?.unwrap_or_default();
+    /// What the token file says now.
+    pub(crate) fn read(&self, file: Option<&Path>) -> Result<Vec<Token>, DoorError> {
+        Ok(file.map(read_file).transpose()?.unwrap_or_default())
+    }
+
+    /// Lets these stand for the token file from now on.
+    pub(crate) fn replace(&self, fresh: Vec<Token>) {
         let mut tokens = self.by_hash.write();
         let mut fresh: BTreeMap<Hash, Token> = fresh.into_iter().map(|t| (t.hash, t)).collect();
         // What is the same stays, and with it what it opened.
@@ -99,7 +103,6 @@ impl<E: Engine> Tokens<E> {
             stays
         });
         tokens.extend(fresh.into_values().map(|t| (t.hash, Arc::new(t))));
-        Ok(())
     }
 
     /// The token that this text is; otherwise one sentence.
@@ -151,7 +154,7 @@ impl<E: Engine> Tokens<E> {
         let found = self.by_hash.read().values().find(|t| t.name == name).cloned();
         let found = found.ok_or_else(|| errors::not_found(format!("there is no token named {name}")))?;
         if found.from == FROM_FILE {
-            let text = format!("token {name} comes from the token file; take it out there and restart the node");
+            let text = format!("token {name} comes from the token file; take it out there, and send the node SIGHUP");
             return Err(errors::invalid(text));
         }
         let change = (Table::Tokens, Bytes::copy_from_slice(name.as_bytes()), None);
@@ -180,7 +183,8 @@ fn fresh_token() -> Result<String, String> {
     Ok(format!("{TOKEN_PREFIX}{}", URL_SAFE_NO_PAD.encode(secret)))
 }
 
-fn check_name(name: &str) -> Result<(), String> {
+/// Whether a token may be named so.
+pub(crate) fn check_name(name: &str) -> Result<(), String> {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-@".contains(&b);
     if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(allowed) {
         return Err(format!(
@@ -259,6 +263,11 @@ struct FileToken {
     #[serde(default)]
     admin: bool,
     expires: Option<String>,
+}
+
+/// Whether a token file can be used.
+pub(crate) fn check_file(path: &Path) -> Result<(), DoorError> {
+    read_file(path).map(drop)
 }
 
 fn read_file(path: &Path) -> Result<Vec<Token>, DoorError> {

@@ -1,21 +1,21 @@
 //! `seaway config`: what a node would make of its configuration.
 
+use seaway_relay::transport::tls::Credentials;
+
 use super::{
     CliError, Exit,
     args::{ConfigArgs, ConfigCommand, Output},
     output,
 };
-use crate::config::Loaded;
+use crate::{config::Loaded, door};
 
 /// Runs one of its commands.
 pub(crate) fn run(command: ConfigCommand) -> Result<Exit, CliError> {
     match command {
         ConfigCommand::Check(args) => {
             let loaded = load(&args)?;
+            check_files(&loaded)?;
             output::line(&format!("{} is right", args.file.display()))?;
-            for missing in unreadable(&loaded) {
-                output::note(&format!("seaway: {missing}; the node will not start without it"));
-            }
         }
         ConfigCommand::Show { config, output: how } => {
             let loaded = load(&config)?;
@@ -31,21 +31,18 @@ pub(crate) fn run(command: ConfigCommand) -> Result<Exit, CliError> {
     Ok(Exit::Done)
 }
 
-/// Files that the configuration names and that cannot be read here: no mistake of its own, since it may be checked
-/// elsewhere than it is used.
-fn unreadable(loaded: &Loaded) -> Vec<String> {
-    let (Ok(node), Ok(door)) = (loaded.node_config(), loaded.door_config()) else { return Vec::new() };
-    let mut files = vec![node.tls.cert, node.tls.key, node.tls.ca];
-    if let Some(door) = door {
-        files.extend(door.tls.into_iter().flat_map(|tls| [Some(tls.cert), Some(tls.key), tls.client_ca]).flatten());
-        files.extend(door.auth.token_file);
-    }
-    files.sort();
-    files.dedup();
-    let fails = |file: &std::path::PathBuf| {
-        std::fs::File::open(file).err().map(|e| format!("{} cannot be read: {e}", file.display()))
+/// The files that the configuration names, as the node would find them.
+fn check_files(loaded: &Loaded) -> Result<(), CliError> {
+    let wrong = |e: crate::config::ConfigError| CliError::failed(e.to_string());
+    let (node, door) = (loaded.node_config().map_err(wrong)?, loaded.door_config().map_err(wrong)?);
+    let would = |why: String| {
+        CliError::failed(format!(
+            "the settings in {} are right, but the node would not start: {why}",
+            loaded.path().display()
+        ))
     };
-    files.iter().filter_map(fails).collect()
+    Credentials::load(&node.tls, &node.federation, &node.name).map_err(|e| would(e.to_string()))?;
+    door.map_or(Ok(()), |door| door::check_files(&door)).map_err(|e| would(e.to_string()))
 }
 
 fn load(args: &ConfigArgs) -> Result<Loaded, CliError> {

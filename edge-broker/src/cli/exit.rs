@@ -102,6 +102,13 @@ impl From<Status> for CliError {
                     "the connection to the server was lost ({cause}); check the server, and whether its door wants https://"
                 )
             }
+            // So ends a connection that the server gave up right after the handshake.
+            (Code::Cancelled | Code::Unknown | Code::Unavailable, text) if text.contains("operation was canceled") => {
+                "the server closed the connection before it answered; where a client certificate is shown (--cert), the server \
+                 may not accept it: check that it has not expired (openssl x509 -enddate -noout -in FILE) and comes from an \
+                 authority of the door's client_ca_file; the server's log says why"
+                    .into()
+            }
             (Code::Unimplemented, "") => {
                 "the server has no such service; a relay shows its status, and clients publish and subscribe at an edge"
                     .into()

@@ -15,6 +15,7 @@ mod log;
 mod node;
 mod output;
 mod publish;
+mod reload;
 mod show;
 mod steer;
 mod subscribe;

@@ -1,10 +1,12 @@
 //! `seaway edge` and `seaway relay`: a node in the foreground.
 
+use std::sync::Arc;
+
 use seaway_relay::node::Node;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
-use super::{CliError, Exit, args::NodeArgs};
+use super::{CliError, Exit, args::NodeArgs, reload::Reload};
 use crate::{
     config::{
         Loaded,
@@ -20,17 +22,24 @@ pub(crate) fn run(kind: Kind, args: &NodeArgs) -> Result<Exit, CliError> {
     loaded.expect_kind(kind).map_err(wrong)?;
     let (node, door) = (loaded.node_config().map_err(wrong)?, loaded.door_config().map_err(wrong)?);
     start_logging(&loaded)?;
+    stop_on_panic();
+    let reload = Reload::of(args, &loaded);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("seaway")
         .build()
         .map_err(|e| CliError::failed(format!("cannot start threads: {e}")))?;
-    runtime.block_on(serve(node, door))
+    runtime.block_on(serve(node, door, reload))
 }
 
-async fn serve(config: seaway_relay::node::NodeConfig, door: Option<door::DoorConfig>) -> Result<Exit, CliError> {
+async fn serve(
+    config: seaway_relay::node::NodeConfig,
+    door: Option<door::DoorConfig>,
+    reload: Reload,
+) -> Result<Exit, CliError> {
     // Signals first: one that comes while the log is replayed is not missed.
-    let mut signals = Signals::new()?;
+    let reload = Arc::new(reload);
+    let mut signals = Signals::new(reload.clone())?;
     let (name, kind) = (config.name.clone(), config.kind);
     // All that may fail comes before anybody sees the node: the data directory, the links' sockets, the door's.
     let opening = async {
@@ -48,6 +57,7 @@ async fn serve(config: seaway_relay::node::NodeConfig, door: Option<door::DoorCo
         opened = opening => opened?,
         () = signals.stop() => return Ok(Exit::Done),
     };
+    reload.reaches(&node, door.as_ref().map(door::Door::handle));
     node.begin_links();
     tracing::info!(node = %name, ?kind, version = env!("CARGO_PKG_VERSION"), "the node is up");
     let served = match door {
@@ -95,15 +105,17 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
+    reload: Arc<Reload>,
 }
 
 impl Signals {
-    fn new() -> Result<Self, CliError> {
+    fn new(reload: Arc<Reload>) -> Result<Self, CliError> {
         let listen = |kind| signal(kind).map_err(|e| CliError::failed(format!("cannot listen for signals: {e}")));
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
             hang_up: listen(SignalKind::hangup())?,
+            reload,
         })
     }
 
@@ -120,21 +132,42 @@ impl Signals {
                     return;
                 }
                 _ = self.hang_up.recv() => {
-                    tracing::warn!("SIGHUP: this version does not reload its configuration; restart the node to apply changes");
+                    let reload = self.reload.clone();
+                    // It reads files. Whatever comes of it is logged there.
+                    let _ = tokio::task::spawn_blocking(move || reload.run()).await;
                 }
             }
         }
     }
 }
 
+/// A panic in any thread or task stops the process: a node with a part missing looks healthy and is not, and a start from the
+/// commit log is always safe. The service manager starts it again.
+fn stop_on_panic() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tracing::error!("the node stops after a panic, please report it: {panic}");
+        usual(panic); // with a backtrace, where the environment asks for one
+        std::process::abort();
+    }));
+}
+
 /// What the node logs, from `[logging] level`.
 pub(crate) fn log_filter(loaded: &Loaded) -> Result<EnvFilter, CliError> {
-    EnvFilter::try_new(&loaded.settings.logging.level).map_err(|e| {
+    let level = &loaded.settings.logging.level;
+    let wrong = |why: &str| {
         let text = format!(
-            "is not understood ({e}); \"info\", or directives such as \"info,seaway_relay=debug\", are expected"
+            "is not understood ({why}); \"info\", or directives such as \"info,seaway_relay=debug\", are expected"
         );
         CliError::failed(loaded.mistake(&["logging", "level"], &text).to_string())
-    })
+    };
+    // A word alone would be taken for the name of a module, of which then everything is logged, and of all others nothing.
+    for word in level.split(',').map(str::trim) {
+        if !word.contains(['=', '[']) && word.parse::<LevelFilter>().is_err() {
+            return Err(wrong(&format!("{word:?} is no level: error, warn, info, debug, trace or off")));
+        }
+    }
+    EnvFilter::try_new(level).map_err(|e| wrong(&e.to_string()))
 }
 
 fn start_logging(loaded: &Loaded) -> Result<(), CliError> {
@@ -160,5 +193,30 @@ pub(crate) async fn interrupted() {
         }
         // Without handlers the signals end the process, as they do by default.
         _ => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    const CHILD: &str = "SEAWAY_TEST_PANICS";
+
+    /// Runs in a process of its own: the hook ends the process.
+    #[test]
+    fn a_panic_in_any_thread_ends_the_process() {
+        if std::env::var_os(CHILD).is_some() {
+            super::stop_on_panic();
+            let _ = std::thread::spawn(|| panic!("on purpose")).join();
+            std::process::exit(0);
+        }
+        let ran = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "cli::node::tests::a_panic_in_any_thread_ends_the_process", "--nocapture"])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&ran.stderr);
+        assert_eq!(ran.status.signal(), Some(6), "SIGABRT is expected: {:?} {said}", ran.status);
+        assert!(said.contains("on purpose"), "{said}");
     }
 }

@@ -11,7 +11,8 @@ use super::{
     output::{self, Table, count, short, size},
 };
 use crate::api::{
-    ListGroupsRequest, ListLinksRequest, ListSitesRequest, ListTokensRequest, ListTopicsRequest, StatusRequest,
+    Group, ListGroupsRequest, ListLinksRequest, ListSitesRequest, ListTokensRequest, ListTopicsRequest, SiteInfo,
+    StatusRequest, TopicStatus,
 };
 use views::{GroupView, LinkView, SiteView, StatusView, TokenView, TopicView};
 
@@ -38,7 +39,11 @@ fn status_text(view: &StatusView) -> String {
         count(log.segments, "segment"),
         size(log.index_bytes as f64),
         size(log.disk_free as f64),
-        if log.disk_full { " (below the reserve: publishes are refused)" } else { "" },
+        if log.disk_full {
+            " (nearly full: publishes are refused until an eighth more than the reserve is free)"
+        } else {
+            ""
+        },
     ));
     if !log.poisoned.is_empty() {
         text.push_str(&format!("the log stopped: {}\n", log.poisoned));
@@ -50,6 +55,9 @@ fn status_text(view: &StatusView) -> String {
         if !table.is_empty() {
             text.push_str(&format!("\n{title}\n{}", table.render()));
         }
+    }
+    if view.topics_left_out {
+        text.push_str("and more topics: 'seaway topic ls' lists all\n");
     }
     let mut alarms = Table::new(&["ALARM", ">COUNT", "SINCE", "WHAT"]);
     for alarm in &view.alarms {
@@ -112,9 +120,58 @@ fn links_table(links: &[LinkView]) -> Table {
     table
 }
 
-pub(crate) async fn topics(args: ListArgs) -> Result<Exit, CliError> {
+/// All pages of the topics, or of one.
+async fn all_topics(args: &ListArgs, topic: &str) -> Result<Vec<TopicStatus>, CliError> {
     let mut admin = Servers::of(&args.client)?.admin().await?;
-    let topics = admin.list_topics(ListTopicsRequest::default()).await?.into_inner().topics;
+    let mut request = ListTopicsRequest { topic: topic.to_string(), ..ListTopicsRequest::default() };
+    let mut topics = Vec::new();
+    loop {
+        let reply = admin.list_topics(request.clone()).await?.into_inner();
+        topics.extend(reply.topics);
+        if reply.next_page_token.is_empty() {
+            return Ok(topics);
+        }
+        request.page_token = reply.next_page_token;
+    }
+}
+
+/// All pages of the groups, or one.
+async fn all_groups(args: &ListArgs, group: &str) -> Result<Vec<Group>, CliError> {
+    let mut admin = Servers::of(&args.client)?.admin().await?;
+    let mut request = ListGroupsRequest { group: group.to_string(), ..ListGroupsRequest::default() };
+    let mut groups = Vec::new();
+    loop {
+        let reply = admin.list_groups(request.clone()).await?.into_inner();
+        groups.extend(reply.groups);
+        if reply.next_page_token.is_empty() {
+            return Ok(groups);
+        }
+        request.page_token = reply.next_page_token;
+    }
+}
+
+/// All pages of the sites, each site in one piece.
+async fn all_sites(args: &ListArgs) -> Result<Vec<SiteInfo>, CliError> {
+    let mut admin = Servers::of(&args.client)?.admin().await?;
+    let mut request = ListSitesRequest::default();
+    let mut sites: Vec<SiteInfo> = Vec::new();
+    loop {
+        let reply = admin.list_sites(request.clone()).await?.into_inner();
+        for site in reply.sites {
+            match sites.last_mut() {
+                Some(last) if last.site == site.site => last.held.extend(site.held),
+                _ => sites.push(site),
+            }
+        }
+        if reply.next_page_token.is_empty() {
+            return Ok(sites);
+        }
+        request.page_token = reply.next_page_token;
+    }
+}
+
+pub(crate) async fn topics(args: ListArgs) -> Result<Exit, CliError> {
+    let topics = all_topics(&args, "").await?;
     let views: Vec<TopicView> = topics.into_iter().map(TopicView::from).collect();
     print(args.output, &views, topics_table)
 }
@@ -142,9 +199,7 @@ fn topics_table(topics: &[TopicView]) -> Table {
 }
 
 pub(crate) async fn topic(args: NamedListArgs) -> Result<Exit, CliError> {
-    let mut admin = Servers::of(&args.list.client)?.admin().await?;
-    let request = ListTopicsRequest { topic: args.name.clone() };
-    let topics = admin.list_topics(request).await?.into_inner().topics;
+    let topics = all_topics(&args.list, &args.name).await?;
     if topics.is_empty() {
         return Err(CliError::failed(format!(
             "this site holds no topic {:?}; 'seaway topic ls' lists those that it holds",
@@ -158,11 +213,11 @@ pub(crate) async fn topic(args: NamedListArgs) -> Result<Exit, CliError> {
             for queue in &topic.queues {
                 table.row([
                     topic.origin.clone(),
-                    queue.queue.to_string(),
+                    if queue.queue == 0 { "0 (control)".into() } else { queue.queue.to_string() },
                     queue.begin.clone().unwrap_or_default(),
                     queue.end.clone().unwrap_or_default(),
                     queue.origin_end.clone().unwrap_or_else(|| "?".into()),
-                    queue.holes.len().to_string(),
+                    queue.holes_total.to_string(),
                     queue.forks.len().to_string(),
                     queue.chain.clone(),
                 ]);
@@ -173,8 +228,7 @@ pub(crate) async fn topic(args: NamedListArgs) -> Result<Exit, CliError> {
 }
 
 pub(crate) async fn groups(args: ListArgs) -> Result<Exit, CliError> {
-    let mut admin = Servers::of(&args.client)?.admin().await?;
-    let groups = admin.list_groups(ListGroupsRequest::default()).await?.into_inner().groups;
+    let groups = all_groups(&args, "").await?;
     let views: Vec<GroupView> = groups.into_iter().map(GroupView::from).collect();
     print(args.output, &views, |groups| {
         let mut table = Table::new(&["GROUP", "PATTERN", ">MEMBERS", ">LAG", ">UNCONFIRMED"]);
@@ -192,9 +246,7 @@ pub(crate) async fn groups(args: ListArgs) -> Result<Exit, CliError> {
 }
 
 pub(crate) async fn group(args: NamedListArgs) -> Result<Exit, CliError> {
-    let mut admin = Servers::of(&args.list.client)?.admin().await?;
-    let request = ListGroupsRequest { group: args.name.clone() };
-    let groups = admin.list_groups(request).await?.into_inner().groups;
+    let groups = all_groups(&args.list, &args.name).await?;
     if groups.is_empty() {
         return Err(CliError::failed(format!(
             "this site has no group {:?}; 'seaway group ls' lists those that it has",
@@ -212,8 +264,7 @@ pub(crate) async fn group(args: NamedListArgs) -> Result<Exit, CliError> {
 }
 
 pub(crate) async fn sites(args: ListArgs) -> Result<Exit, CliError> {
-    let mut admin = Servers::of(&args.client)?.admin().await?;
-    let sites = admin.list_sites(ListSitesRequest {}).await?.into_inner().sites;
+    let sites = all_sites(&args).await?;
     let views: Vec<SiteView> = sites.into_iter().map(SiteView::from).collect();
     print(args.output, &views, |sites| {
         let mut table = Table::new(&[

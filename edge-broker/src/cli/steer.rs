@@ -20,6 +20,7 @@ pub(crate) async fn remove_group(args: NamedArgs) -> Result<Exit, CliError> {
 }
 
 pub(crate) async fn create_token(args: TokenCreateArgs) -> Result<Exit, CliError> {
+    crate::auth::tokens::check_name(&args.name).map_err(CliError::usage)?;
     for pattern in args.publish.iter().chain(&args.subscribe) {
         pattern.parse::<Pattern>().map_err(|e| CliError::usage(e.to_string()))?;
     }
@@ -28,6 +29,11 @@ pub(crate) async fn create_token(args: TokenCreateArgs) -> Result<Exit, CliError
     }
     let expires_us = match args.expires_in {
         None => 0,
+        Some(lifetime) if lifetime.is_zero() => {
+            return Err(CliError::usage(
+                "--expires-in is 0: such a token would have expired already; leave it out for one that never does",
+            ));
+        }
         Some(lifetime) => SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .ok()

@@ -114,6 +114,9 @@ impl std::convert::From<CliError> for Ended {
 
 fn open(args: &SubArgs) -> Result<Open, CliError> {
     let pattern: Pattern = args.pattern.parse().map_err(|e| CliError::usage(format!("{e}")))?;
+    if let Some(group) = &args.group {
+        crate::groups::check_name(group).map_err(CliError::usage)?;
+    }
     for origin in &args.origin {
         origin.parse::<Site>().map_err(|e| CliError::usage(format!("{e}")))?;
     }
@@ -227,7 +230,9 @@ impl Subscriber {
             };
             let reply = reply.map_err(|status| self.ended_by(status))?;
             match reply.and_then(|reply| reply.kind) {
-                Some(Kind::Opened(_)) => {}
+                Some(Kind::Opened(opened)) => {
+                    opened.notes.iter().for_each(|note| output::note(&format!("seaway: {note}")));
+                }
                 Some(Kind::Messages(batch)) => self.take(batch.messages).await?,
                 Some(Kind::Confirmed(answer)) => {
                     self.unanswered = self.unanswered.saturating_sub(1);

@@ -134,7 +134,8 @@ fn explain(error: &figment::Error, file: &SourceFile, env: &Overrides, flags: &O
         }
         Kind::InvalidType(found, expected) | Kind::InvalidValue(found, expected) => {
             let expected = match expected.as_str() {
-                "u16" | "u32" | "u64" => "a whole number",
+                "u32" => "a whole number of at most 4294967295",
+                "u16" | "u64" => "a whole number",
                 "a boolean" | "bool" => "true or false",
                 "a sequence" => "a list",
                 "path string" | "a string" => "text in quotes",

@@ -26,6 +26,8 @@ use crate::door::{self, AuthConfig, ClientGrant, ClientLimits, DoorConfig, DoorT
 const CREDIT_BYTES_MIN: u64 = (limits::MESSAGE_BYTES_CEILING + limits::BATCH_OVERHEAD_BYTES) as u64;
 /// Least size of a segment file, bytes.
 const SEGMENT_BYTES_MIN: u64 = 1024 * 1024;
+/// Most size of a segment file, bytes: a segment goes as a whole, so what is trimmed takes room until then.
+const SEGMENT_BYTES_MAX: u64 = 16 * 1024 * 1024 * 1024;
 /// Least size of a relay's cache, bytes: some segments.
 const CACHE_BYTES_MIN: u64 = 16 * 1024 * 1024;
 /// Shortest interval of probes and marks.
@@ -145,6 +147,7 @@ impl Loaded {
         if door.confirm_timeout.0.is_zero() {
             return Err(self.mistake(&["door", "confirm_timeout"], "is 0, but a duration above it is expected"));
         }
+        self.check_clients(door)?;
         Ok(Some(DoorConfig {
             listen: door.listen.0,
             tls,
@@ -156,6 +159,23 @@ impl Loaded {
             passing_want: door.passing_want.0,
             drain_timeout: door.drain_timeout.0,
         }))
+    }
+
+    /// Rights that nobody could ever have, or that depend on which section is read first.
+    fn check_clients(&self, door: &DoorSection) -> Result<(), ConfigError> {
+        let mut seen = BTreeSet::new();
+        for (index, client) in door.client.iter().enumerate() {
+            let wrong = |text: &str| Err(self.mistake(&["door", "client", &index.to_string(), "name"], text));
+            if !seen.insert(&client.name) {
+                return wrong(&format!("is {:?} a second time; one section a client is expected", client.name));
+            }
+            if door.client_ca_file.is_none() {
+                return wrong(
+                    "is of a client with a certificate, but no certificate is believed here; set door.client_ca_file",
+                );
+            }
+        }
+        Ok(())
     }
 
     fn auth(&self, door: &DoorSection) -> AuthConfig {
@@ -204,6 +224,7 @@ impl Loaded {
         let (link, log) = (&self.settings.link, &self.settings.log);
         self.at_least(&["link", "credit"], &link.credit, CREDIT_BYTES_MIN)?;
         self.at_least(&["log", "segment_size"], &log.segment_size, SEGMENT_BYTES_MIN)?;
+        self.at_most(&["log", "segment_size"], &log.segment_size, SEGMENT_BYTES_MAX)?;
         if let Some(cache) = &self.settings.cache {
             self.at_least(&["cache", "size"], &cache.size, CACHE_BYTES_MIN)?;
         }
@@ -228,6 +249,15 @@ impl Loaded {
         }
         let (found, least) = (size.0.to_text(), Size(least).to_text());
         Err(self.mistake(key, &format!("is \"{found}\", but at least \"{least}\" is expected")))
+    }
+
+    fn at_most(&self, key: &[&str], size: &Given<Size>, most: u64) -> Result<(), ConfigError> {
+        use super::values::FromText;
+        if size.0.0 <= most {
+            return Ok(());
+        }
+        let (found, most) = (size.0.to_text(), Size(most).to_text());
+        Err(self.mistake(key, &format!("is \"{found}\", but at most \"{most}\" is expected")))
     }
 
     #[allow(clippy::type_complexity, reason = "the two lists are exactly the node's two fields")]
@@ -281,15 +311,16 @@ impl Loaded {
                 "has more than one level; settings are for whole topics, so the first level is expected",
             ));
         }
-        if topic.queues == 0 || topic.queues > limits::QUEUES_MAX {
-            return Err(wrong("queues", &format!("is {}, but 1 to {} is expected", topic.queues, limits::QUEUES_MAX)));
-        }
+        let queues = u16::try_from(topic.queues).ok().filter(|queues| (1..=limits::QUEUES_MAX).contains(queues));
+        let queues = queues.ok_or_else(|| {
+            wrong("queues", &format!("is {}, but 1 to {} is expected", topic.queues, limits::QUEUES_MAX))
+        })?;
         let message_bytes_max = usize::try_from(topic.message_size_max.0.0)
             .ok()
             .filter(|size| (1..=limits::MESSAGE_BYTES_CEILING).contains(size))
             .ok_or_else(|| wrong("message_size_max", "is out of bounds; \"1 B\" to \"16 MiB\" is expected"))?;
         Ok(TopicConfig {
-            queues: topic.queues,
+            queues,
             message_bytes_max,
             codec: topic.compression.0,
             retention_bytes: topic.retention_size.as_ref().map(|size| size.0.0),

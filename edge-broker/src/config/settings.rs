@@ -273,7 +273,7 @@ pub struct TopicSection {
     pub pattern: Given<Pattern>,
     /// Queues for messages published here.
     #[serde(default = "default_queues")]
-    pub queues: u16,
+    pub queues: u64,
     /// Largest message: payload, key and headers together.
     #[serde(default = "default_message_size")]
     pub message_size_max: Given<Size>,
@@ -370,7 +370,7 @@ fn default_passing_want() -> Given<Duration> {
 fn default_drain_timeout() -> Given<Duration> {
     Given(Duration::from_secs(10))
 }
-fn default_queues() -> u16 {
+fn default_queues() -> u64 {
     1
 }
 fn default_message_size() -> Given<Size> {

@@ -89,6 +89,7 @@ fn a_mistake_says_line_found_and_expected() {
             ("queues = 4", "queues = \"four\""),
             "conf/edge.toml:25: topic[1].queues is \"four\", but a whole number is expected",
         ),
+        (("queues = 4", "queues = 100000"), "conf/edge.toml:25: topic[1].queues is 100000, but 1 to 1024 is expected"),
         (("queues = 4", "queues = 0"), "conf/edge.toml:25: topic[1].queues is 0, but 1 to 1024 is expected"),
         (
             ("site = \"eu\"", "site = 5"),
@@ -149,6 +150,8 @@ fn a_mistake_in_the_environment_names_the_variable() {
     );
     let found = load(EDGE, &[], &["log.segment_size=1"]).expect_err("too small");
     assert_eq!(found, "--set log.segment_size: log.segment_size is \"1 B\", but at least \"1 MiB\" is expected");
+    let found = load(EDGE, &[], &["log.segment_size=100 TiB"]).expect_err("too large");
+    assert_eq!(found, "--set log.segment_size: log.segment_size is \"100 TiB\", but at most \"16 GiB\" is expected");
     assert!(load(EDGE, &[], &["segment_size"]).expect_err("no value").contains("--set SECTION.KEY=VALUE"));
 }
 

@@ -8,15 +8,20 @@ use std::{
     time::Duration,
 };
 
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
-use crate::grpc::shared::DoorCounters;
+use super::tls::Certificates;
+use crate::{
+    grpc::shared::DoorCounters,
+    limits::{CONNECTIONS_MAX, HANDSHAKE_TIMEOUT},
+};
 
 /// How long to wait after the system refused to give a connection (no file descriptors left, mostly).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -55,6 +60,29 @@ pub(super) fn connections(
             return Some((Ok(ClientStream { tcp, _slot: slot }), (listener, slots, counters)));
         }
     })
+}
+
+/// The same connections behind TLS, each with the certificates in use when it came. Handshakes run beside each other; one that
+/// fails, or takes too long, ends its own connection.
+pub(super) fn secured(
+    connections: impl Stream<Item = io::Result<ClientStream>>,
+    certificates: Arc<Certificates>,
+) -> impl Stream<Item = io::Result<TlsStream<ClientStream>>> {
+    let handshakes = connections.map(move |connection| {
+        let acceptor = TlsAcceptor::from(certificates.current());
+        async move {
+            let tcp = connection.ok()?;
+            let address = tcp.tcp.peer_addr().ok();
+            let why = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await {
+                Ok(Ok(stream)) => return Some(Ok(stream)),
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("it took longer than {HANDSHAKE_TIMEOUT:?}"),
+            };
+            tracing::info!(?address, why, "a client's TLS handshake failed");
+            None
+        }
+    });
+    handshakes.buffer_unordered(CONNECTIONS_MAX).filter_map(std::future::ready)
 }
 
 impl Connected for ClientStream {

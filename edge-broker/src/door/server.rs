@@ -11,7 +11,7 @@ use tonic::{
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use super::{DoorConfig, DoorError, decoding::Metered, incoming, tls};
+use super::{DoorConfig, DoorError, decoding::Metered, incoming, tls::Certificates};
 use crate::{
     api::{self, admin_server::AdminServer, messages_server::MessagesServer},
     auth::Authenticator,
@@ -44,20 +44,33 @@ const HEALTH_NAMES: [&str; 3] = ["", "seaway.v1.Messages", "seaway.v1.Admin"];
 pub struct Door<E: Engine> {
     listener: TcpListener,
     address: SocketAddr,
-    server: Server,
+    certificates: Option<Arc<Certificates>>,
     shared: Arc<Shared<E>>,
 }
 
 /// Reaches a door while it serves.
 #[derive(Debug, Clone)]
 pub struct DoorHandle<E: Engine> {
+    certificates: Option<Arc<Certificates>>,
     shared: Arc<Shared<E>>,
 }
 
 impl<E: Engine> DoorHandle<E> {
-    /// Reads the token file anew; whole or not at all.
-    pub fn reload_tokens(&self) -> Result<(), DoorError> {
-        self.shared.tokens.reload(self.shared.config.auth.token_file.as_deref())
+    /// Reads certificate, key, clients' authorities and the token file anew. If all can be used, `between` runs, and if that
+    /// is well too, they hold from now on: for new connections, and for calls whose token is gone, which end. Otherwise
+    /// nothing is changed.
+    ///
+    /// # Errors
+    /// The first file that cannot be used, or what `between` says.
+    pub fn reload<X: From<DoorError>>(&self, between: impl FnOnce() -> Result<(), X>) -> Result<(), X> {
+        let tokens = self.shared.tokens.read(self.shared.config.auth.token_file.as_deref())?;
+        let fresh = self.certificates.as_ref().map(|c| c.read_again()).transpose()?;
+        between()?;
+        if let (Some(certificates), Some(fresh)) = (&self.certificates, fresh) {
+            certificates.use_from_now(fresh);
+        }
+        self.shared.tokens.replace(tokens);
+        Ok(())
     }
 
     /// The node's state as the admin service gives it, for metrics and local use.
@@ -79,17 +92,9 @@ impl<E: Engine> Door<E> {
         let listen = |error: io::Error| DoorError::Listen { addr, error };
         let listener = TcpListener::bind(addr).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
-        let mut server = Server::builder()
-            .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
-            .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .http2_keepalive_interval(Some(KEEPALIVE))
-            .http2_keepalive_timeout(Some(KEEPALIVE));
-        if let Some(tls) = &config.tls {
-            server = tls::apply(server, tls)?;
-        }
+        let certificates = config.tls.clone().map(Certificates::open).transpose()?;
         let shared = Shared::open(engine, config)?;
-        Ok(Self { listener, address, server, shared })
+        Ok(Self { listener, address, certificates, shared })
     }
 
     /// The address in use.
@@ -99,13 +104,19 @@ impl<E: Engine> Door<E> {
 
     /// Reaches the door while it serves.
     pub fn handle(&self) -> DoorHandle<E> {
-        DoorHandle { shared: self.shared.clone() }
+        DoorHandle { certificates: self.certificates.clone(), shared: self.shared.clone() }
     }
 
     /// Serves until `shutdown` resolves; then refuses new publishes, lets receipts that are out finish (at most
     /// [`DoorConfig::drain_timeout`]), and ends streams with a clear status.
     pub async fn serve(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), DoorError> {
-        let Self { listener, server, shared, .. } = self;
+        let Self { listener, certificates, shared, .. } = self;
+        let server = Server::builder()
+            .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .http2_keepalive_timeout(Some(KEEPALIVE));
         let drain = shared.drain.clone();
         let (reporter, health) = tonic_health::server::health_reporter();
         let reporting = tokio::spawn(report_health(shared.clone(), reporter));
@@ -121,7 +132,15 @@ impl<E: Engine> Door<E> {
         });
         let router = add_services(server, &shared)?.add_service(health);
         let connections = incoming::connections(listener, shared.connections.clone(), shared.counters.clone());
-        let serving = router.serve_with_incoming_shutdown(connections, drain.clone().cancelled_owned());
+        let drained = drain.clone().cancelled_owned();
+        let serving = async {
+            match certificates {
+                Some(certificates) => {
+                    router.serve_with_incoming_shutdown(incoming::secured(connections, certificates), drained).await
+                }
+                None => router.serve_with_incoming_shutdown(connections, drained).await,
+            }
+        };
         let result = tokio::select! {
             result = serving => result.map_err(|error| DoorError::Serve(error.to_string())),
             () = cut_off(&shared) => Ok(()),

@@ -4,7 +4,7 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use tonic::{Request, Response, Status};
 
-use super::{errors, shared::Shared, status};
+use super::{errors, pages::page, shared::Shared, status};
 use crate::{
     api::{self, admin_server::Admin},
     auth::{Caller, tokens},
@@ -35,11 +35,19 @@ impl<E: Engine> AdminService<E> {
     }
 }
 
+/// Runs what takes the hub's lock for each of perhaps many logs where it holds up no other call.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| errors::unavailable("looking through the logs failed; try again"))
+}
+
 #[tonic::async_trait]
 impl<E: Engine> Admin for AdminService<E> {
     async fn status(&self, request: Request<api::StatusRequest>) -> Result<Response<api::StatusReply>, Status> {
         self.check_see(&request)?;
-        Ok(Response::new(status::status(&self.shared)))
+        let shared = self.shared.clone();
+        Ok(Response::new(aside(move || status::status(&shared)).await?))
     }
 
     async fn list_links(
@@ -55,8 +63,10 @@ impl<E: Engine> Admin for AdminService<E> {
         request: Request<api::ListTopicsRequest>,
     ) -> Result<Response<api::ListTopicsReply>, Status> {
         self.check_see(&request)?;
-        let topics = status::topics(&self.shared.engine, &request.into_inner().topic);
-        Ok(Response::new(api::ListTopicsReply { topics }))
+        let (engine, request) = (self.shared.engine.clone(), request.into_inner());
+        let listed = move || page(status::topics(&engine, &request.topic), &request.page_token, request.page_size);
+        let (topics, next_page_token) = aside(listed).await?;
+        Ok(Response::new(api::ListTopicsReply { topics, next_page_token }))
     }
 
     async fn list_groups(
@@ -64,8 +74,10 @@ impl<E: Engine> Admin for AdminService<E> {
         request: Request<api::ListGroupsRequest>,
     ) -> Result<Response<api::ListGroupsReply>, Status> {
         self.check_see(&request)?;
-        let groups = self.shared.groups.list(&request.into_inner().group).await;
-        Ok(Response::new(api::ListGroupsReply { groups }))
+        let request = request.into_inner();
+        let groups = self.shared.groups.list(&request.group).await.into_iter().map(|group| (group.name.clone(), group));
+        let (groups, next_page_token) = page(groups, &request.page_token, request.page_size);
+        Ok(Response::new(api::ListGroupsReply { groups, next_page_token }))
     }
 
     async fn delete_group(
@@ -82,7 +94,10 @@ impl<E: Engine> Admin for AdminService<E> {
         request: Request<api::ListSitesRequest>,
     ) -> Result<Response<api::ListSitesReply>, Status> {
         self.check_see(&request)?;
-        Ok(Response::new(api::ListSitesReply { sites: status::sites(&self.shared.engine) }))
+        let (engine, request) = (self.shared.engine.clone(), request.into_inner());
+        let listed = move || page(status::sites(&engine), &request.page_token, request.page_size);
+        let (sites, next_page_token) = aside(listed).await?;
+        Ok(Response::new(api::ListSitesReply { sites, next_page_token }))
     }
 
     async fn create_token(

@@ -8,7 +8,7 @@ use std::{
 
 use seaway_federation_proto::{
     copies::{HoleKind, LogInfo},
-    ids::{LogName, Place, Site, Topic},
+    ids::{LogName, Place, Queue, Site, Topic},
     replication::{CopyStatus, SiteStatus},
     session::NodeKind,
 };
@@ -16,6 +16,7 @@ use seaway_relay::{log::contract::LogStats, node::LinkStatus};
 
 use super::{
     convert::place,
+    pages::page,
     shared::{PERMIT_BYTES, Shared},
 };
 use crate::{
@@ -26,7 +27,11 @@ use crate::{
 };
 
 /// States of copies, worst first: a topic shows the worst of its queues.
-const WORST_FIRST: [&str; 4] = ["stalled", "catching-up", "live", "own"];
+const WORST_FIRST: [&str; 6] = ["down", "stopped", "stalled", "catching-up", "live", "own"];
+/// Holes of a queue that a list gives.
+const HOLES_SHOWN_MAX: usize = 64;
+/// Logs held by a site that one item of a list gives.
+const HELD_SHOWN_MAX: usize = 1024;
 
 /// Everything at once.
 pub(crate) fn status<E: Engine>(shared: &Shared<E>) -> api::StatusReply {
@@ -39,6 +44,7 @@ pub(crate) fn status<E: Engine>(shared: &Shared<E>) -> api::StatusReply {
         since_us: a.since_us,
         count: a.count,
     };
+    let (topics, more) = page(topics(engine, ""), "", 0);
     api::StatusReply {
         federation,
         site: name.site.to_string(),
@@ -52,7 +58,8 @@ pub(crate) fn status<E: Engine>(shared: &Shared<E>) -> api::StatusReply {
         uptime_s: shared.since.elapsed().as_secs(),
         state: state.err().unwrap_or_else(|| "ready".into()),
         links: links(engine),
-        topics: topics(engine, ""),
+        topics,
+        topics_left_out: !more.is_empty(),
         log: Some(log_status(engine.log_stats())),
         alarms: engine.alarms().into_iter().map(alarm).collect(),
         counters: counters(shared),
@@ -120,6 +127,7 @@ fn link(link: LinkStatus) -> api::LinkStatus {
         },
         direction: if link.dials { "out".into() } else { "in".into() },
         address: link.address,
+        state_code: link_state(link.state).into(),
         state: link.state.into(),
         reason: link.reason,
         rtt_ms: link.rtt.map_or(0.0, |rtt| rtt.as_secs_f64() * 1000.0),
@@ -136,8 +144,31 @@ fn link(link: LinkStatus) -> api::LinkStatus {
     }
 }
 
-/// The logs, gathered by topic and origin; of one topic where it is named.
-pub(crate) fn topics<E: Engine>(engine: &E, topic: &str) -> Vec<api::TopicStatus> {
+fn link_state(state: &str) -> api::LinkState {
+    match state {
+        "connecting" => api::LinkState::Connecting,
+        "live" => api::LinkState::Live,
+        "stalled" => api::LinkState::Stalled,
+        "down" => api::LinkState::Down,
+        _ => api::LinkState::Unspecified,
+    }
+}
+
+fn topic_state(state: &str) -> api::TopicState {
+    match state {
+        "own" => api::TopicState::Own,
+        "live" => api::TopicState::Live,
+        "catching-up" => api::TopicState::CatchingUp,
+        "stalled" => api::TopicState::Stalled,
+        "down" => api::TopicState::Down,
+        "stopped" => api::TopicState::Stopped,
+        _ => api::TopicState::Unspecified,
+    }
+}
+
+/// The logs, gathered by topic and origin, with their keys for pages; of one topic where it is named. Takes a lock for each log: not
+/// for async tasks.
+pub(crate) fn topics<E: Engine>(engine: &E, topic: &str) -> impl Iterator<Item = (String, api::TopicStatus)> {
     let mut gathered: BTreeMap<(Topic, Site), api::TopicStatus> = BTreeMap::new();
     for log in engine.logs() {
         if !topic.is_empty() && log.topic.as_str() != topic {
@@ -152,11 +183,17 @@ pub(crate) fn topics<E: Engine>(engine: &E, topic: &str) -> Vec<api::TopicStatus
         });
         add_log(entry, &log, &info, engine.copy_status(&log));
     }
-    gathered.into_values().collect()
+    gathered.into_iter().map(|((topic, origin), mut status)| {
+        status.state_code = topic_state(&status.state).into();
+        // No name holds a control character: keys are ordered as the pairs are.
+        (format!("{topic}\u{1}{origin}"), status)
+    })
 }
 
 fn add_log(topic: &mut api::TopicStatus, log: &LogName, info: &LogInfo, status: Option<CopyStatus>) {
-    topic.messages = topic.messages.saturating_add(info.messages);
+    if log.queue != Queue::CONTROL {
+        topic.messages = topic.messages.saturating_add(info.messages);
+    }
     topic.bytes = topic.bytes.saturating_add(info.bytes);
     // The origin's last mark may be older than what has come since: it holds at least what is here.
     let origin_end = status.as_ref().and_then(|s| s.origin_end).map(|end| at_least(end, info));
@@ -170,7 +207,8 @@ fn add_log(topic: &mut api::TopicStatus, log: &LogName, info: &LogInfo, status: 
         begin: Some(place(info.begin)),
         end: Some(place(info.end)),
         origin_end: origin_end.map(place),
-        holes: info.holes.iter().map(hole).collect(),
+        holes: info.holes.iter().take(HOLES_SHOWN_MAX).map(hole).collect(),
+        holes_total: u32::try_from(info.holes.len()).unwrap_or(u32::MAX),
         forks: info.fork_tips.iter().copied().map(place).collect(),
         chain: chain.map(|chain| format!("{chain:?}")).unwrap_or_default(),
     });
@@ -196,18 +234,33 @@ fn add_status(topic: &mut api::TopicStatus, status: CopyStatus) {
 
 fn hole(hole: &seaway_federation_proto::copies::Hole) -> api::Hole {
     let from = seaway_federation_proto::ids::Place { incarnation: hole.incarnation, offset: hole.from };
-    let kind = match hole.kind {
-        HoleKind::Pending => "pending",
-        HoleKind::NotWanted => "not wanted",
-        HoleKind::Lost => "lost",
+    let (kind, why) = match hole.kind {
+        HoleKind::Pending => ("pending", api::HoleReason::Pending),
+        HoleKind::NotWanted => ("not wanted", api::HoleReason::NotWanted),
+        HoleKind::Lost => ("lost", api::HoleReason::Lost),
     };
-    api::Hole { from: Some(place(from)), to_offset: hole.to, kind: kind.into() }
+    api::Hole { from: Some(place(from)), to_offset: hole.to, kind: kind.into(), why: why.into() }
 }
 
-/// The sites, with what each states to hold of this one's logs.
-pub(crate) fn sites<E: Engine>(engine: &E) -> Vec<api::SiteInfo> {
+/// The sites, with what each states to hold of this one's logs, and their keys for pages. Not for async tasks.
+pub(crate) fn sites<E: Engine>(engine: &E) -> impl Iterator<Item = (String, api::SiteInfo)> {
     let own = engine.identity().1.site;
-    engine.sites().into_iter().map(|site| site_info(engine, site, &own)).collect()
+    let mut sites = engine.sites();
+    sites.sort_by(|a, b| a.site.cmp(&b.site));
+    let parts = sites.into_iter().flat_map(move |site| {
+        let mut whole = site_info(engine, site, &own);
+        let mut held = std::mem::take(&mut whole.held).into_iter();
+        let mut parts = Vec::new();
+        loop {
+            let part: Vec<_> = held.by_ref().take(HELD_SHOWN_MAX).collect();
+            if part.is_empty() && !parts.is_empty() {
+                return parts;
+            }
+            let key = format!("{}\u{1}{:08}", whole.site, parts.len());
+            parts.push((key, api::SiteInfo { held: part, ..whole.clone() }));
+        }
+    });
+    parts.collect::<Vec<_>>().into_iter()
 }
 
 fn site_info<E: Engine>(engine: &E, site: SiteStatus, own: &Site) -> api::SiteInfo {

@@ -62,11 +62,11 @@ pub(crate) async fn subscribe<E: Engine>(
     let (replies, receiver) = mpsc::channel(SUBSCRIBE_REPLIES_MAX);
     let stream = ReceiverStream::new(receiver);
     if open.group.is_empty() {
-        open_plain(&shared, filter, open, requests, replies, slot).await?;
-        return Ok(while_caller_counts(caller, counted(shared, stream)));
+        let notes = open_plain(&shared, filter, open, requests, replies, slot).await?;
+        return Ok(while_caller_counts(caller, counted(shared, notes, stream)));
     }
     let answers = open_group(&shared, filter, open, requests, replies, slot).await?;
-    Ok(while_caller_counts(caller, counted(shared, stream.merge(ReceiverStream::new(answers)))))
+    Ok(while_caller_counts(caller, counted(shared, Vec::new(), stream.merge(ReceiverStream::new(answers)))))
 }
 
 /// Ends the stream with the reason once the caller's token is revoked or expires.
@@ -98,9 +98,10 @@ impl Stream for WhileCallerCounts {
 /// Puts "opened" in front and counts what is delivered.
 fn counted<E: Engine>(
     shared: Arc<Shared<E>>,
+    notes: Vec<String>,
     stream: impl Stream<Item = Result<SubscribeReply, Status>> + Send + 'static,
 ) -> ReplyStream {
-    let opened = Kind::Opened(Opened { subscriber: shared.next_subscriber() });
+    let opened = Kind::Opened(Opened { subscriber: shared.next_subscriber(), notes });
     let first = tokio_stream::once(Ok(SubscribeReply { kind: Some(opened) }));
     let stream = stream.map(move |reply| {
         if let Ok(SubscribeReply { kind: Some(Kind::Messages(messages)) }) = &reply {
@@ -118,12 +119,13 @@ async fn open_plain<E: Engine>(
     requests: Streaming<SubscribeRequest>,
     replies: Replies,
     slot: OwnedSemaphorePermit,
-) -> Result<(), Status> {
+) -> Result<Vec<String>, Status> {
     let start = start(open.from)?;
     let want = shared.wants.keep(&filter, start.for_want()).await.map_err(|error| errors::engine_status(&error))?;
     let (until_end, one_way) = (open.until_end, open.one_way);
     let open = PlainOpen { filter, start, credit: credit(open.credit), until_end, one_way };
     let plain = Plain::open(shared.engine.clone(), open, replies).await?;
+    let notes = plain.notes();
     let (forward, forwarded) = mpsc::channel(REQUESTS_QUEUED_MAX);
     tokio::spawn(forward_requests(requests, forward));
     let drain = shared.drain.clone();
@@ -131,7 +133,7 @@ async fn open_plain<E: Engine>(
         plain.run(forwarded, drain).await;
         drop((want, slot));
     });
-    Ok(())
+    Ok(notes)
 }
 
 /// Hands a plain subscriber's requests on until either side goes.

@@ -1,6 +1,6 @@
 //! Reads one log for a subscription: from the cursor's steps to messages, gaps and what was passed by.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{borrow::Cow, collections::VecDeque, sync::Arc};
 
 use seaway_federation_proto::{
     copies::HoleKind,
@@ -15,12 +15,28 @@ use super::{
     cursor::{Cursor, Step},
     filter::Filter,
 };
-use crate::{engine::Engine, grpc::convert};
+use crate::{api::GapReason, engine::Engine, grpc::convert};
 
 /// Largest decompressed body, bytes: one message of the greatest size.
 const BODY_BYTES_MAX: usize = BODY_BYTES_READ_MAX;
 /// Steps that one filling takes at most before others get their turn.
 const STEPS_MAX: usize = 16;
+
+/// Why a range does not come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Reason {
+    /// For programs.
+    pub(crate) why: GapReason,
+    /// For people.
+    pub(crate) text: Cow<'static, str>,
+}
+
+impl Reason {
+    /// Both.
+    pub(crate) fn new(why: GapReason, text: impl Into<Cow<'static, str>>) -> Self {
+        Self { why, text: text.into() }
+    }
+}
 
 /// What comes out of a log, in order.
 #[derive(Debug, Clone)]
@@ -42,8 +58,8 @@ pub(crate) enum Item {
         from: Place,
         /// Where reading goes on.
         to: Place,
-        /// In words.
-        reason: String,
+        /// Why.
+        reason: Reason,
         /// Whether it will never come; otherwise it comes late.
         settled: bool,
     },
@@ -180,7 +196,8 @@ impl Feed {
                 Step::Hop { from, to } => self.items.push_back(Item::Hop { from, to }),
                 Step::Side(place) => self.items.push_back(Item::Side(place)),
                 Step::Gap { from, to, reason } => {
-                    self.items.push_back(Item::Gap { from, to, reason: reason.into(), settled: true });
+                    let reason = Reason::new(GapReason::Retention, reason);
+                    self.items.push_back(Item::Gap { from, to, reason, settled: true });
                 }
                 Step::Read { from, until, late } => {
                     let read = engine.read(&self.log, from, Line::Incarnation, bytes_max).await?;
@@ -236,7 +253,7 @@ impl Feed {
         let messages = match decode_messages(batch, BODY_BYTES_MAX) {
             Ok(messages) => messages,
             Err(error) => {
-                let reason = format!("{error}");
+                let reason = Reason::new(GapReason::Unreadable, error.to_string());
                 tracing::warn!(log = %self.log, place = %at(from), %error, "a batch cannot be delivered");
                 return self.items.push_back(Item::Gap { from: at(from), to: at(to), reason, settled: false });
             }
@@ -267,17 +284,20 @@ impl Feed {
     }
 
     fn take_outside(&mut self, from: Place, until: Offset, late: bool, outside: Outside) -> bool {
-        let (to, reason, settled) = match outside {
+        let (to, why, reason, settled) = match outside {
             Outside::Hole { hole } => match hole.kind {
-                HoleKind::Pending => (hole.to, "it is not here at present; it will be delivered late", false),
-                HoleKind::NotWanted => (hole.to, "this site did not want it", true),
-                HoleKind::Lost => (hole.to, "it is lost: no reachable site holds it", true),
+                HoleKind::Pending => {
+                    (hole.to, GapReason::Pending, "it is not here at present; it will be delivered late", false)
+                }
+                HoleKind::NotWanted => (hole.to, GapReason::NotWanted, "this site did not want it", true),
+                HoleKind::Lost => (hole.to, GapReason::Lost, "it is lost: no reachable site holds it", true),
             },
             Outside::Damaged { to } => {
-                (to, "it is damaged on this disk; it will be delivered late once fetched again", false)
+                let text = "it is damaged on this disk; it will be delivered late once fetched again";
+                (to, GapReason::Damaged, text, false)
             }
             Outside::Below { begin } if begin.incarnation == from.incarnation => {
-                (begin.offset, "retention removed it before it was read", true)
+                (begin.offset, GapReason::Retention, "retention removed it before it was read", true)
             }
             Outside::Below { .. } | Outside::NoCopy | Outside::Above { .. } | Outside::UnknownIncarnation => {
                 return false;
@@ -287,7 +307,7 @@ impl Feed {
         if to <= from.offset {
             return false;
         }
-        let gap = Item::Gap { from, to: Place { offset: to, ..from }, reason: reason.into(), settled };
+        let gap = Item::Gap { from, to: Place { offset: to, ..from }, reason: Reason::new(why, reason), settled };
         if settled {
             self.cursor.advance(Place { offset: to, ..from }, late);
         } else if !self.cursor.pass_over(from, to, late) {

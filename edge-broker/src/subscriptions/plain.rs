@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use seaway_federation_proto::ids::LogName;
+use seaway_federation_proto::ids::{LogName, Place};
 use seaway_relay::node::{LogEvent, OneWayMessage};
 use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -13,13 +13,13 @@ use tonic::Status;
 
 use super::{
     credit::Credit,
-    feed::{Feed, Filled, Item},
+    feed::{Feed, Filled, Item, Reason},
     filter::Filter,
     start::{StartAt, from_begin},
 };
 use crate::{
     api::{
-        SubscribeReply,
+        GapReason, SubscribeReply,
         subscribe_reply::{AtEnd, Confirmed, Gap, Kind, Messages},
         subscribe_request,
     },
@@ -27,6 +27,9 @@ use crate::{
     grpc::{convert, errors},
     limits::{READ_BYTES, SUBSCRIBE_REPLY_BYTES},
 };
+
+/// Sentences that a subscriber is told when it opens.
+const NOTES_MAX: usize = 16;
 
 /// Where replies go.
 pub(crate) type Replies = mpsc::Sender<Result<SubscribeReply, Status>>;
@@ -104,6 +107,31 @@ impl<E: Engine> Plain<E> {
     fn insert(&mut self, feed: Feed) {
         self.ready.insert(feed.log().clone());
         self.feeds.insert(feed.log().clone(), feed);
+    }
+
+    /// What the subscriber should know of where it begins.
+    pub(crate) fn notes(&self) -> Vec<String> {
+        let StartAt::Positions(positions) = &self.start else { return Vec::new() };
+        let note = |(log, place): (&LogName, &Place)| {
+            let Some(info) = self.engine.info(log) else {
+                return Some(format!("{log} is not held here; should it come, it is read from its begin"));
+            };
+            match info.incarnations.iter().find(|i| i.incarnation == place.incarnation) {
+                Some(held) if place.offset > held.end => Some(format!(
+                    "{log} ends at {} here, before {place}: nothing of it comes before that is reached",
+                    info.end
+                )),
+                Some(_) => None,
+                None if place.incarnation > info.end.incarnation => Some(format!(
+                    "{log} ends at {} here, before {place}: nothing of it comes before that is reached",
+                    info.end
+                )),
+                None => Some(format!(
+                    "{log} never had the place {place}, as far as is known here; it is read from where it goes on after that"
+                )),
+            }
+        };
+        positions.iter().filter(|(log, _)| self.filter.covers(log)).filter_map(note).take(NOTES_MAX).collect()
     }
 
     /// Serves until the subscriber goes, is at the end, or the node drains.
@@ -210,8 +238,8 @@ impl<E: Engine> Plain<E> {
             Ok(Filled::Waiting) if self.until_end => {
                 // Nothing is read after the end: what does not come now is told as missing before it is called so.
                 if let Some((from, to)) = feed.give_up() {
-                    let reason = "it cannot be read here at present; subscribe again to get it";
-                    let kind = Kind::Gap(gap(&log, from, to, reason.into()));
+                    let text = "it cannot be read here at present; subscribe again to get it";
+                    let kind = Kind::Gap(gap(&log, from, to, Reason::new(GapReason::Pending, text)));
                     permit.send(Ok(SubscribeReply { kind: Some(kind) }));
                 }
                 self.ready.remove(&log);
@@ -287,11 +315,13 @@ fn take_reply(feed: &mut Feed, credit: &mut Credit) -> Option<Kind> {
 }
 
 /// A gap as subscribers are told.
-pub(crate) fn gap(
-    log: &LogName,
-    from: seaway_federation_proto::ids::Place,
-    to: seaway_federation_proto::ids::Place,
-    reason: String,
-) -> Gap {
-    Gap { from: Some(convert::message_id(log, from)), to_offset: to.offset, reason }
+pub(crate) fn gap(log: &LogName, from: Place, to: Place, reason: Reason) -> Gap {
+    let Reason { why, text } = reason;
+    Gap {
+        from: Some(convert::message_id(log, from)),
+        to_offset: to.offset,
+        reason: text.into_owned(),
+        why: why.into(),
+        to: Some(convert::place(to)),
+    }
 }

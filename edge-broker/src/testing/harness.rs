@@ -243,7 +243,7 @@ pub(crate) fn with_token<T>(message: T, token: &str) -> tonic::Request<T> {
 
 /// The groups as an admin sees them.
 pub(crate) async fn group(admin: &mut AdminClient<Channel>, name: &str) -> api::Group {
-    let request = api::ListGroupsRequest { group: name.into() };
+    let request = api::ListGroupsRequest { group: name.into(), ..Default::default() };
     let groups = soon("the groups", admin.list_groups(request)).await.unwrap().into_inner().groups;
     groups.into_iter().next().unwrap_or_else(|| panic!("no group {name}"))
 }

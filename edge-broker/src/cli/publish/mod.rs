@@ -70,12 +70,16 @@ fn summary(tally: &Tally, mode: Mode) -> String {
 
 fn so_far(tally: &Tally, mode: Mode) -> String {
     let mut text = match mode {
-        Mode::OneWay => format!("{} handed to the network before", count(tally.done, "message")),
-        Mode::Sync | Mode::Async => format!("{} stored", count(tally.done, "message")),
+        Mode::OneWay => format!("{} handed to the network", count(tally.done, "message")),
+        Mode::Sync | Mode::Async => {
+            let stored = count(tally.done + tally.unacknowledged, "message");
+            match tally.unacknowledged {
+                0 => format!("{stored} stored"),
+                _ if tally.done == 0 => format!("{stored} stored, but not acknowledged as asked"),
+                some => format!("{stored} stored, {some} of them not acknowledged as asked"),
+            }
+        }
     };
-    if tally.unacknowledged > 0 {
-        text.push_str(&format!(", {} more stored but not acknowledged as asked", tally.unacknowledged));
-    }
     if tally.in_doubt > 0 {
         text.push_str(&format!(", {} in doubt", tally.in_doubt));
     }

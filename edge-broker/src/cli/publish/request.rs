@@ -1,6 +1,6 @@
 //! From what the command line says of every message, and one message's own content, to what is sent.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use seaway_federation_proto::{
@@ -25,6 +25,8 @@ pub(crate) struct Template {
     headers: Vec<api::Header>,
     batch: api::PublishBatch,
     pub(crate) mode: Mode,
+    /// `--deadline`, where it is given.
+    pub(crate) deadline: Option<Duration>,
 }
 
 impl Template {
@@ -76,6 +78,7 @@ impl Template {
                 ..Default::default()
             },
             mode: args.mode,
+            deadline: args.deadline,
         })
     }
 

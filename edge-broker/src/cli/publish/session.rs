@@ -194,6 +194,11 @@ impl Publisher {
         }
     }
 
+    /// For how long a server that does not answer, or takes nothing, is tried: no longer than a message may take.
+    fn patience(&self) -> Duration {
+        self.template.deadline.map_or(RECONNECT_FOR, |deadline| deadline.min(RECONNECT_FOR))
+    }
+
     fn unanswered(&self) -> usize {
         self.doubtful.max(self.sent.saturating_sub(self.refused))
     }
@@ -263,11 +268,11 @@ impl Publisher {
             self.stalled = Some((Instant::now(), self.settled));
             self.pause = if broken.is_some() { RETRY_MIN } else { Duration::ZERO };
             if let Some(why) = &broken {
-                let patience = humantime::format_duration(RECONNECT_FOR);
+                let patience = humantime::format_duration(self.patience());
                 self.progress.suspend(|| output::note(&format!("seaway: {why}; trying again for {patience}")));
             }
         }
-        let until = self.stalled.map_or_else(Instant::now, |(since, _)| since + RECONNECT_FOR);
+        let until = self.stalled.map_or_else(Instant::now, |(since, _)| since + self.patience());
         let mut next = false;
         loop {
             if Instant::now() >= until {

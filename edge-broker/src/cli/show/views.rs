@@ -104,6 +104,7 @@ pub(crate) struct QueueCopyView {
     pub(crate) end: Option<String>,
     pub(crate) origin_end: Option<String>,
     pub(crate) holes: Vec<HoleView>,
+    pub(crate) holes_total: u32,
     pub(crate) forks: Vec<String>,
     pub(crate) chain: String,
 }
@@ -116,6 +117,7 @@ impl From<api::QueueCopy> for QueueCopyView {
             end: place(from.end),
             origin_end: place(from.origin_end),
             holes: from.holes.into_iter().map(Into::into).collect(),
+            holes_total: from.holes_total,
             forks: from.forks.iter().map(place_text).collect(),
             chain: from.chain,
         }
@@ -302,6 +304,7 @@ pub(crate) struct StatusView {
     pub(crate) log: LogView,
     pub(crate) links: Vec<LinkView>,
     pub(crate) topics: Vec<TopicView>,
+    pub(crate) topics_left_out: bool,
     pub(crate) alarms: Vec<AlarmView>,
     pub(crate) counters: Vec<CounterView>,
     pub(crate) queues: Vec<QueueView>,
@@ -320,6 +323,7 @@ impl From<api::StatusReply> for StatusView {
             log: from.log.map(LogView::from).unwrap_or_default(),
             links: from.links.into_iter().map(Into::into).collect(),
             topics: from.topics.into_iter().map(Into::into).collect(),
+            topics_left_out: from.topics_left_out,
             alarms: from.alarms.into_iter().map(Into::into).collect(),
             counters: from.counters.into_iter().map(Into::into).collect(),
             queues: from.queues.into_iter().map(Into::into).collect(),

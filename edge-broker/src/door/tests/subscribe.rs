@@ -173,7 +173,9 @@ async fn every_hole_is_reported() {
     assert_eq!(payloads(&subscriber.messages(2).await), ["0", "1"]);
     match subscriber.next().await.unwrap() {
         Some(Kind::Gap(gap)) => {
-            assert_eq!((gap.from.unwrap().place.unwrap().offset, gap.to_offset), (2, 7));
+            assert_eq!((gap.from.as_ref().unwrap().place.unwrap().offset, gap.to_offset), (2, 7));
+            assert_eq!((gap.why(), gap.to.unwrap().offset), (crate::api::GapReason::Lost, 7));
+            assert_eq!(gap.to.unwrap().incarnation, 1);
             assert!(gap.reason.contains("lost"), "{}", gap.reason);
         }
         other => panic!("expected a gap, found {other:?}"),

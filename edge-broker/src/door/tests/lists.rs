@@ -1,0 +1,29 @@
+use crate::{api, testing::*};
+
+#[tokio::test]
+async fn a_list_is_given_whole_in_pages_of_the_size_asked_for() {
+    let engine = TestEngine::new();
+    let harness = Harness::start(&engine).await;
+    let topics: Vec<String> = (0..7).map(|n| format!("topic-{n}")).collect();
+    for topic in &topics {
+        harness.publish(topic, numbered(0..1)).await;
+    }
+    let mut admin = harness.admin().await;
+    let (mut seen, mut pages) = (Vec::new(), 0);
+    let mut request = api::ListTopicsRequest { page_size: 3, ..Default::default() };
+    loop {
+        let reply = soon("a page", admin.list_topics(request.clone())).await.unwrap().into_inner();
+        assert!(reply.topics.len() <= 3);
+        assert!(reply.topics.iter().all(|t| t.state_code() == api::TopicState::Own && t.state == "own"));
+        seen.extend(reply.topics.into_iter().map(|t| t.topic));
+        pages += 1;
+        if reply.next_page_token.is_empty() {
+            break;
+        }
+        request.page_token = reply.next_page_token;
+    }
+    assert_eq!((seen, pages), (topics, 3));
+    let status = soon("the status", admin.status(api::StatusRequest {})).await.unwrap().into_inner();
+    assert!(status.topics.len() == 7 && !status.topics_left_out);
+    harness.stop().await;
+}
