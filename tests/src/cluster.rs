@@ -9,6 +9,11 @@ use std::{
     io::Write,
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -141,11 +146,66 @@ impl Federation {
         spawn(self.cluster.command(node, args).expect("node"), input)
     }
 
+    /// Starts a client command at a node that reads numbered lines for as long as the feed runs: whatever happens meanwhile
+    /// happens while it is at work.
+    pub fn feed(&self, node: &str, args: &[&str], tag: &str) -> (Child, Feed) {
+        let mut command = self.cluster.command(node, args).expect("node");
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("start a command");
+        let mut stdin = child.stdin.take().expect("piped");
+        let (stop, tag) = (Arc::new(AtomicBool::new(false)), tag.to_string());
+        let stopped = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let mut sent = String::new();
+            for number in 0_u64.. {
+                if stopped.load(Ordering::Acquire) {
+                    break;
+                }
+                let line = format!("{tag} line {number}\n");
+                sent.push_str(&line);
+                if stdin.write_all(line.as_bytes()).is_err() {
+                    break; // the command has ended
+                }
+                if number % 100 == 0 {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+            sent
+        });
+        (child, Feed { stop, thread })
+    }
+
     /// Writes a file into the federation's directory.
     pub fn file(&self, name: &str, content: &[u8]) -> String {
         let path = self.cluster.dir.join(name);
         std::fs::write(&path, content).expect("write a file");
         path.display().to_string()
+    }
+}
+
+/// Lines on their way into a command.
+#[derive(Debug)]
+pub struct Feed {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<String>,
+}
+
+impl Feed {
+    /// Panics unless the command is at work.
+    #[track_caller]
+    pub fn assert_running(&self, child: &mut Child) {
+        let ended = child.try_wait().expect("a command's state");
+        assert!(ended.is_none() && !self.thread.is_finished(), "the command has ended too early: {ended:?}");
+    }
+
+    /// Ends the input; what was written, of which the command may have read the beginning only if it has ended.
+    pub fn stop(self) -> String {
+        self.stop.store(true, Ordering::Release);
+        self.thread.join().expect("the feed")
     }
 }
 

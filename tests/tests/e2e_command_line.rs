@@ -3,7 +3,20 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use seaway_edge_broker::bench::cluster::Kind;
-use seaway_tests::cluster::{Federation, lines, seaway};
+use seaway_tests::cluster::{Federation, PATIENCE, lines, seaway};
+
+fn signal(name: &str, pid: u32) {
+    let sent = std::process::Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status();
+    assert!(sent.unwrap().success());
+}
+
+fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
+    let until = std::time::Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(std::time::Instant::now() < until, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
 
 #[test]
 fn wrong_usage_is_answered_without_a_server() {
@@ -20,6 +33,9 @@ fn wrong_usage_is_answered_without_a_server() {
     seaway(&["status", "--server", "https://localhost:1"]).failed(2, "--tls-ca");
     seaway(&["sub"]).failed(2, "begins a comment in a shell");
     seaway(&["ca", "client", "x", "--dir", "nowhere", "--host", "h"]).failed(2, "--host");
+    seaway(&["token", "create", "x", "--admin", "--expires-in", "0s"]).failed(2, "expired already");
+    seaway(&["token", "create", "a b", "--admin"]).failed(2, "must be 1 to");
+    seaway(&["sub", "x", "--group", "a b"]).failed(2, "must be 1 to");
     seaway(&["frobnicate"]).failed(2, "frobnicate");
     seaway(&["status", "--server", "http://127.0.0.1:1"]).failed(1, "cannot reach http://127.0.0.1:1");
     let script = seaway(&["completions", "bash"]).ok().out;
@@ -33,6 +49,16 @@ fn a_configuration_mistake_names_file_line_and_the_nearest_key() {
     let config = federation.cluster.member("eu/edge").unwrap().config().display().to_string();
     let text = std::fs::read_to_string(&config).unwrap();
     seaway(&["config", "check", &config]).ok();
+    for (from, to, says) in [
+        ("cert_file = \"eu-edge.pem\"", "cert_file = \"gone.pem\"", "gone.pem cannot be read"),
+        ("key_file = \"eu-edge.key\"", "key_file = \"ca/ca.key\"", "does not fit the certificate"),
+        ("site = \"eu\"", "site = \"us\"", "is the certificate of"),
+        ("federation = \"bench\"", "federation = \"other\"", "is the certificate of"),
+    ] {
+        assert!(text.contains(from), "{from} is not in {text}");
+        let wrong = federation.file("would-not-start.toml", text.replace(from, to).as_bytes());
+        seaway(&["config", "check", &wrong]).failed(1, says);
+    }
     let line = 1 + text.lines().position(|line| line.starts_with("data_dir")).unwrap();
     let wrong = federation.file("wrong.toml", text.replace("data_dir", "data_dri").as_bytes());
     let expected = format!("wrong.toml:{line}: unknown key \"data_dri\" in [node]; did you mean \"data_dir\"?");
@@ -64,6 +90,96 @@ fn a_node_that_cannot_start_says_why_in_one_sentence() {
     start(&foreign).failed(1, "belongs to");
     // A certificate of somebody else.
     start("link.cert_file=eu-edge.pem").failed(1, "");
+}
+
+/// The state of a node's only link, over its door's TLS.
+fn only_link(door: &[&str]) -> serde_json::Value {
+    let shown = seaway(&[&["link", "ls", "--output", "json"], door].concat());
+    let links: serde_json::Value = serde_json::from_str(&shown.out).unwrap_or_default();
+    links.get(0).cloned().unwrap_or_default()
+}
+
+#[test]
+fn sighup_reads_certificates_and_tokens_anew_and_keeps_what_stands() {
+    let mut federation = Federation::empty();
+    federation.cluster.add("hub/relay", Kind::Relay, &[], "").unwrap();
+    federation.cluster.add("eu/edge", Kind::Edge, &["hub/relay"], "").unwrap();
+    let dir = federation.cluster.dir.clone();
+    let at = |name: &str| dir.join(name).display().to_string();
+    let tokens = |name: &str| {
+        format!("[[token]]\nname = \"{name}\"\ntoken = \"{name}-secret-secret-secret\"\npublish = [\"#\"]\n")
+    };
+    let token_file = federation.file("tokens.toml", tokens("old").as_bytes());
+    for name in ["old", "new"] {
+        federation.file(name, format!("{name}-secret-secret-secret").as_bytes());
+    }
+    let eu = federation.cluster.member("eu/edge").unwrap();
+    let (config, url) = (eu.config().to_path_buf(), format!("https://127.0.0.1:{}", eu.door_port));
+    let text = std::fs::read_to_string(&config).unwrap();
+    let door = format!(
+        "cert_file = \"eu-edge.pem\"\nkey_file = \"eu-edge.key\"\ntoken_file = \"{token_file}\"\n\n[door.anonymous]"
+    );
+    std::fs::write(&config, text.replace("[door.anonymous]", &door)).unwrap();
+    federation.cluster.start("hub/relay").unwrap();
+    federation.cluster.start("eu/edge").unwrap();
+
+    // Another authority of the same federation, and a certificate of its own for eu.
+    std::fs::copy(at("ca/ca.pem"), at("first.pem")).unwrap();
+    let (second, first) = (at("ca2/ca.pem"), at("first.pem"));
+    seaway(&["ca", "init", "--dir", &at("ca2"), "--federation", "bench"]).ok();
+    let hosts = ["--host", "localhost", "--host", "127.0.0.1"];
+    seaway(&[&["ca", "issue", "eu/edge", "--dir", &at("ca2"), "--out", &at("renewed")], &hosts[..]].concat()).ok();
+
+    let by = |ca: &str| ["--server".to_string(), url.clone(), "--tls-ca".into(), ca.to_string()];
+    let (by_first, by_second) = (by(&first), by(&second));
+    let old = by_first.each_ref().map(String::as_str);
+    let new = by_second.each_ref().map(String::as_str);
+    wait_for("eu's link is live", || only_link(&old)["state"] == "live");
+    let before = only_link(&old);
+    let publish = |door: &[&str], token: &str| {
+        seaway(&[&["pub", "a", "x", "--mode", "async", "--token-file", &at(token)], door].concat())
+    };
+    publish(&old, "old").ok();
+
+    // A key that does not fit: nothing changes, the tokens neither.
+    std::fs::copy(at("eu-edge.key"), at("kept.key")).unwrap();
+    std::fs::copy(at("renewed/eu-edge.key"), at("eu-edge.key")).unwrap();
+    std::fs::write(at("tokens.toml"), tokens("new")).unwrap();
+    let hang_up = |federation: &Federation, node: &str, says: &str| {
+        let member = federation.cluster.member(node).unwrap();
+        let count = || member.logged().matches(says).count();
+        let known = count();
+        signal("HUP", member.pid().unwrap());
+        wait_for(says, || count() > known);
+    };
+    hang_up(&federation, "eu/edge", "SIGHUP: nothing was changed");
+    publish(&old, "old").ok();
+    publish(&old, "new").failed(5, "not known");
+
+    // Everything renewed.
+    let both = [std::fs::read(at("first.pem")).unwrap(), std::fs::read(&second).unwrap()].concat();
+    std::fs::write(at("ca/ca.pem"), both).unwrap();
+    std::fs::copy(at("renewed/eu-edge.key"), at("eu-edge.key")).unwrap();
+    std::fs::copy(at("renewed/eu-edge.pem"), at("eu-edge.pem")).unwrap();
+    hang_up(&federation, "eu/edge", "were read anew");
+    publish(&new, "new").ok();
+    publish(&new, "old").failed(5, "not known");
+    seaway(&[&["status"], &old[..]].concat()).failed(1, "cannot reach");
+    let after = only_link(&new);
+    assert_eq!(after["state"], "live");
+    assert_eq!((&after["up_since"], &after["reconnects"]), (&before["up_since"], &before["reconnects"]), "{after}");
+
+    // The next link shows the new certificate: the relay believes only its authority now.
+    let relay = federation.cluster.member("hub/relay").unwrap().config().to_path_buf();
+    let text = std::fs::read_to_string(&relay).unwrap();
+    std::fs::write(&relay, text.replace("ca_file = \"ca/ca.pem\"", "ca_file = \"ca2/ca.pem\"")).unwrap();
+    hang_up(&federation, "hub/relay", "takes a restart");
+    assert_eq!(federation.cluster.member_mut("hub/relay").unwrap().stop(), Some(0));
+    federation.cluster.start("hub/relay").unwrap();
+    wait_for("the link is live again", || {
+        let link = only_link(&new);
+        link["state"] == "live" && link["reconnects"] != before["reconnects"]
+    });
 }
 
 #[test]
@@ -111,6 +227,16 @@ fn json_goes_round_unchanged_and_positions_can_be_given_back() {
     let again =
         federation.run("eu/edge", &["sub", "raw/#", "--from", position, "--until-end", "--timeout", "60s"]).ok();
     assert_eq!(again.out, "plain\n");
+    // A place that never was, a log that is not here, and a place after the end: read, or not, but never in silence.
+    let from = |position: &str| {
+        federation.run("eu/edge", &["sub", "raw/#", "--from", position, "--until-end", "--timeout", "60s"]).ok().err
+    };
+    let strange = from("raw@eu#1=1.1234567890abcdef:3");
+    assert!(strange.contains("never had the place") || strange.contains("before that is reached"), "{strange}");
+    assert!(from("raw@us#1=1.1234567890abcdef:3").contains("is not held here"));
+    let (log, place) = position.split_once('=').unwrap();
+    let after = format!("{log}={}:99999", place.rsplit_once(':').unwrap().0);
+    assert!(from(&after).contains("before that is reached"));
     let last = federation.run("eu/edge", &["sub", "raw/#", "--last", "1", "--until-end", "--timeout", "60s"]).ok();
     assert_eq!(last.out, "plain\n");
     federation.run("eu/edge", &["sub", "quiet", "--count", "1", "--timeout", "300ms"]).failed(4, "time");

@@ -59,7 +59,10 @@ fn a_full_disk_refuses_publishers_and_goes_on_when_there_is_room() {
     let mut federation = Federation::empty();
     let more = "[log]\nsegment_size = \"4 MiB\"\ndisk_reserve = \"16 MiB\"\n";
     federation.cluster.add("eu/edge", Kind::Edge, &[], more).unwrap();
-    let Some(mut node) = node_on_a_small_disk(&federation) else { return };
+    let Some(mut node) = node_on_a_small_disk(&federation) else {
+        // tests/run.sh counts such lines, so that nobody takes it for passed.
+        return seaway_tests::skipped("a full disk: this machine gives no user namespace with a disk of its own");
+    };
     // 80 MB that do not compress, a numbered line each.
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;
     let mut sent = Vec::with_capacity(80 << 20);
@@ -78,16 +81,21 @@ fn a_full_disk_refuses_publishers_and_goes_on_when_there_is_room() {
     assert!(ran.err.contains(&format!("{receipts} messages stored")), "{}", ran.err);
     assert!(receipts > 500, "it was full from the start: {receipts}");
     let status = federation.run("eu/edge", &["status"]).ok().out;
-    assert!(status.contains("below the reserve: publishes are refused"), "{status}");
+    assert!(status.contains("nearly full: publishes are refused"), "{status}");
     assert!(!status.contains("the log stopped"), "{status}");
     // What is there can be read, and is the beginning of what was sent, with at least what has a receipt.
     let args = ["sub", "orders", "--from", "earliest", "--until-end", "--timeout", "120s"];
     let stored = federation.run("eu/edge", &args).ok().out;
     assert!(sent.starts_with(stored.as_bytes()) && stored.lines().count() >= receipts);
+    assert!(status.contains("not-taking-messages"), "{status}");
+    let short = federation.run("eu/edge", &["pub", "orders", "--deadline", "3s", "x"]);
+    short.failed(1, "trying again for 3s");
     // Room is made: it goes on by itself.
     federation.file("room", b"");
     wait_for("publishes are taken again", || federation.run("eu/edge", &["status"]).ok().out.contains(": ready"));
     federation.run("eu/edge", &["pub", "orders", "after"]).ok();
+    let status = federation.run("eu/edge", &["status"]).ok().out;
+    assert!(!status.contains("not-taking-messages"), "{status}");
     let now = federation.run("eu/edge", &args).ok().out;
     assert_eq!(now, stored + "after\n");
     signal("TERM", node.id());
