@@ -435,3 +435,35 @@ async fn a_certificate_that_does_not_fit_leaves_the_directory_unclaimed() {
     Node::start(member.config.clone()).await.unwrap().shutdown().await.unwrap();
     assert!(member.config.data_dir.join("identity").exists());
 }
+
+/// Of two edge brokers of one site the one whose data is older counts; the other takes nothing until that one is gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_second_edge_broker_of_a_site_takes_messages_once_the_first_is_gone() {
+    let certificates = Certificates::new();
+    let relay = Member::start(&certificates, "hub/r1", NodeKind::Relay, None).await;
+    let at = relay.node().local_address().unwrap();
+    let mut first = Member::start(&certificates, "west/e1", NodeKind::Edge, Some(("hub/r1", at))).await;
+    let second = Member::start(&certificates, "west/e2", NodeKind::Edge, Some(("hub/r1", at))).await;
+    let until = async |refused: bool| {
+        let deadline = Instant::now() + LONG;
+        loop {
+            match second.publish("one", Acknowledgement::Local).await {
+                Ok(_) if !refused => return,
+                Err(PublishError::Unavailable(why)) if refused => {
+                    return assert!(
+                        why.starts_with("west/e1 is the edge broker of this site already; stop this node"),
+                        "{why}"
+                    );
+                }
+                Ok(_) | Err(PublishError::Unavailable(_)) => {}
+                Err(error) => panic!("{error}\n{}", second.state()),
+            }
+            assert!(Instant::now() < deadline, "{}", second.state());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    until(true).await;
+    first.publish("two", Acknowledgement::Local).await.unwrap();
+    first.stop().await;
+    until(false).await;
+}

@@ -52,6 +52,11 @@ struct Planned {
 impl Replication {
     /// Whether this node keeps its copy of the log growing.
     pub(super) fn needs(&self, log: &LogName) -> bool {
+        self.stopped.is_none() && self.is_wanted(log)
+    }
+
+    /// Whether this node would keep its copy of the log growing if it can store anything.
+    pub(super) fn is_wanted(&self, log: &LogName) -> bool {
         if self.config.is_origin_of(&log.origin) {
             return false;
         }
@@ -123,7 +128,7 @@ impl Replication {
     fn plan(&self, log: &LogName) -> Vec<Planned> {
         let Some(state) = self.logs.get(log) else { return Vec::new() };
         let own_log = self.config.is_origin_of(&log.origin);
-        if state.submitted.is_none() || (!own_log && !self.needs(log)) {
+        if state.submitted.is_none() || self.stopped.is_some() || (!own_log && !self.needs(log)) {
             return Vec::new();
         }
         let edges = state.edges();

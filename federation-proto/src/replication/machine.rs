@@ -58,6 +58,8 @@ pub struct Replication {
     pub(super) wall_us: u64,
     pub(super) out: VecDeque<Output>,
     pub(super) transit: bool,
+    /// Why nothing more can be stored here.
+    pub(super) stopped: Option<String>,
     pub(super) links: BTreeMap<LinkId, Link>,
     pub(super) routing: Routing,
     pub(super) logs: Logs,
@@ -92,6 +94,7 @@ impl Replication {
         let mut machine = Self {
             routing: Routing::new(config.start, now),
             transit: !config.no_transit,
+            stopped: None,
             next_tick: now.saturating_add(config.mark_interval),
             next_digest: now.saturating_add(DIGEST_INTERVAL),
             config,
@@ -343,9 +346,27 @@ impl Replication {
     /// Whether this node may carry transit (poisoned, out of disk, replaying, draining: no).
     pub fn handle_transit(&mut self, now: Duration, allowed: bool) {
         self.at(now);
+        let allowed = allowed && self.stopped.is_none();
         if self.transit != allowed {
             self.transit = allowed;
             self.renew_own_record();
+        }
+    }
+
+    /// Nothing more can be stored here until this process ends; `why` says it in a sentence. What is held is served on, what
+    /// comes after it is read through, and nothing is fetched or begun for this node itself.
+    pub fn handle_stopped(&mut self, now: Duration, why: &str) {
+        if self.stopped.is_some() {
+            return;
+        }
+        self.stopped = Some(why.to_owned());
+        self.handle_transit(now, false);
+        for origin in self.logs.origins() {
+            self.evaluate_origin(&origin);
+            for log in self.logs.names_of_origin(&origin) {
+                // A copy that was to be begun never will be.
+                self.copy_appeared(&log);
+            }
         }
     }
 
@@ -459,11 +480,13 @@ impl Replication {
         self.repeat_registrations();
         self.send_traces();
         self.resolve_again();
-        self.begin_regaining();
-        self.ask_about_gaps();
-        self.check_gaps();
+        if self.stopped.is_none() {
+            self.begin_regaining();
+            self.ask_about_gaps();
+            self.check_gaps();
+            self.check_holes();
+        }
         self.lend_idle_passes();
-        self.check_holes();
         self.age_records();
         self.logs.forget_idle(IDLE_LOOKS);
         for log in std::mem::take(&mut self.trimmed) {

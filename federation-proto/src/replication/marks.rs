@@ -290,6 +290,9 @@ impl Replication {
 
     fn state_of(&self, now: Duration, log: &LogName, state: &LogState) -> (&'static str, String) {
         let origin = &log.origin;
+        if let Some(why) = self.stopped.as_ref().filter(|_| self.is_wanted(log)) {
+            return ("stalled", why.clone());
+        }
         if self.routing.upstream(origin).is_none() {
             return ("down", format!("there is no way to {origin} at present"));
         }

@@ -506,7 +506,7 @@ impl Replication {
     /// Begins copies; the changes that are left for the last unit.
     fn begin_at(&mut self, starts: BTreeMap<LogName, Place>) -> Vec<Change> {
         let mut changes = Vec::new();
-        for (log, at) in starts {
+        for (log, at) in starts.into_iter().filter(|_| self.stopped.is_none()) {
             let Some(state) = self.logs.get_mut(&log) else { continue };
             if state.submitted.is_some() || state.beginning {
                 continue;
@@ -526,7 +526,7 @@ impl Replication {
             covers(w, &log.origin) && w.pattern.touches(&log.topic) && self.wants.is_resolved(&w.id, &log.origin)
         });
         let Some(state) = self.logs.get_mut(log) else { return };
-        if !wanted || state.submitted.is_some() || state.beginning {
+        if !wanted || self.stopped.is_some() || state.submitted.is_some() || state.beginning {
             return;
         }
         let Some(at) = state.remote.as_ref().map(|r| r.begin) else { return };

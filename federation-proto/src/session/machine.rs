@@ -248,6 +248,11 @@ impl Session {
         self.serving.served_at(number)
     }
 
+    /// The log of a served fetch; `None` once it has ended.
+    pub fn served_log(&self, number: FetchNumber) -> Option<&LogName> {
+        self.serving.served_log(number)
+    }
+
     /// Ends a served fetch with an answer, in order after what was sent.
     pub fn end_served(&mut self, ended: FetchEnded) {
         self.serving.end(ended);

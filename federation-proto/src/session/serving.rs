@@ -408,6 +408,10 @@ impl Serving {
         Some(ServedAt { next: fetch.next, room: by_allowance.min(by_credit), passed: fetch.passed() })
     }
 
+    pub(super) fn served_log(&self, number: FetchNumber) -> Option<&LogName> {
+        self.fetches.get(&number).filter(|f| f.ended.is_none()).map(|f| &f.order.log)
+    }
+
     /// Bytes that were fed to a fetch and have left this node, or were dropped with it.
     pub(super) fn poll_fed_gone(&mut self) -> Option<(FetchNumber, u64)> {
         self.fed_gone.pop_front()

@@ -8,6 +8,7 @@ use seaway_federation_proto::{
 };
 
 use super::passing::PassTicket;
+use crate::log::contract::Poisoned;
 
 /// One instruction to a link's driver.
 #[derive(Debug)]
@@ -30,6 +31,8 @@ pub enum LinkCommand {
     Advanced(LogName),
     /// A batch that this link received is durable, passed on or dropped: return its credit.
     Stored(Lane, u64),
+    /// A batch that this link received will never be durable, for the commit log stopped.
+    Stopped(Lane, u64, Poisoned),
     /// The commit log has room again: submit what is held back.
     Retry,
     /// Send a one-way message.

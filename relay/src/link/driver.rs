@@ -34,7 +34,7 @@ use super::{
     passing::PassTicket,
     port::HubPort,
 };
-use crate::log::contract::{CommitLog, Entry, Line, Poisoned, Read, ReadError, RejectReason, Role, Unit};
+use crate::log::contract::{CommitLog, Entry, Line, Read, ReadError, RejectReason, Role, Unit};
 
 /// One-way messages that wait for the transport, in bytes; past it they are dropped and counted.
 const ONE_WAY_QUEUE_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -242,6 +242,10 @@ impl LinkDriver {
             LinkCommand::EndServed(ended) => self.session.end_served(ended),
             LinkCommand::Advanced(log) => self.session.handle_advanced(&log),
             LinkCommand::Stored(lane, credit) => self.session.release(lane, credit),
+            LinkCommand::Stopped(lane, credit, poisoned) => {
+                self.session.release(lane, credit);
+                self.hub.on_stopped(now, &poisoned.to_string());
+            }
             LinkCommand::Retry => self.submit_held(now),
             LinkCommand::OneWay(message) => self.queue_one_way(&message),
             LinkCommand::Close(reason) => self.session.close(reason),
@@ -433,13 +437,9 @@ impl LinkDriver {
             Ok(Read::Batches { batches, next }) => {
                 self.session.handle_read(number, ReadOutcome::Batches(batches, next));
             }
+            Ok(Read::AtEnd { .. }) if self.is_final(number) => self.served_outside(now, number),
             Ok(Read::AtEnd { at }) => self.session.handle_read(number, ReadOutcome::AtEnd(at)),
-            Ok(Read::Outside(_)) => {
-                self.session.handle_read(number, ReadOutcome::Outside);
-                if let Some(at) = self.session.served_at(number) {
-                    self.hub.on_served_outside(now, self.link, number, at.next, at.room);
-                }
-            }
+            Ok(Read::Outside(_)) => self.served_outside(now, number),
             Err(error) => {
                 if self.session.served_at(number).is_none() {
                     return;
@@ -455,6 +455,19 @@ impl LinkDriver {
                 self.hub.on_served_over(now, self.link, number);
             }
         }
+    }
+
+    fn served_outside(&mut self, now: Duration, number: FetchNumber) {
+        self.session.handle_read(number, ReadOutcome::Outside);
+        if let Some(at) = self.session.served_at(number) {
+            self.hub.on_served_outside(now, self.link, number, at.next, at.room);
+        }
+    }
+
+    /// Whether what a fetch of the peer reads is a copy that does not grow any more.
+    fn is_final(&self, number: FetchNumber) -> bool {
+        let copy = |log: &LogName| !self.origin || log.origin != self.site;
+        self.hub.is_stopped() && self.session.served_log(number).is_some_and(copy)
     }
 
     // ---- batches that came ------------------------------------------------------------------------
@@ -493,7 +506,7 @@ impl LinkDriver {
         let done = Box::new(move |stored: Result<(), _>| {
             mailbox.post(match stored {
                 Ok(()) => LinkCommand::Stored(lane, credit),
-                Err(poisoned) => LinkCommand::Close(poisoned_goodbye(&poisoned)),
+                Err(poisoned) => LinkCommand::Stopped(lane, credit, poisoned),
             });
         });
         let Err(rejected) = self.log.submit(unit, done) else { return true };
@@ -511,7 +524,12 @@ impl LinkDriver {
                 self.retry_at = Some(now.saturating_add(DISK_FULL_RETRY));
                 return false;
             }
-            RejectReason::Poisoned(poisoned) => self.session.close(poisoned_goodbye(&poisoned)),
+            // What is held is served on: the link stays.
+            RejectReason::Poisoned(poisoned) => {
+                self.session.release(lane, credit);
+                self.stop(number);
+                self.hub.on_stopped(now, &poisoned.to_string());
+            }
             RejectReason::Refused { refusal, .. } => {
                 self.session.release(lane, credit);
                 if matches!(refusal, AppendRefusal::Repeat(_)) {
@@ -566,10 +584,6 @@ impl LinkDriver {
         self.one_way_bytes += len;
         self.one_way.push_back(message.encode_to_vec().into());
     }
-}
-
-fn poisoned_goodbye(poisoned: &Poisoned) -> CloseReason {
-    CloseReason::Goodbye(format!("this node stores nothing any more: {poisoned}"))
 }
 
 #[cfg(test)]

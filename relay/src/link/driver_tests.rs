@@ -41,6 +41,7 @@ enum Told {
     Refused(FetchNumber),
     Passed(FetchNumber, Place),
     OneWay,
+    Stopped(String),
     Closed(CloseReason),
 }
 
@@ -85,6 +86,12 @@ impl HubPort for TestHub {
     }
     fn on_refused_batch(&self, _: Duration, _: LinkId, number: FetchNumber, _: AppendRefusal) {
         self.note(Told::Refused(number));
+    }
+    fn on_stopped(&self, _: Duration, why: &str) {
+        self.note(Told::Stopped(why.to_owned()));
+    }
+    fn is_stopped(&self) -> bool {
+        self.told.lock().iter().any(|told| matches!(told, Told::Stopped(_)))
     }
     fn on_passed_batch(&self, _: Duration, _: LinkId, number: FetchNumber, batch: Batch, lane: Lane, credit: u64) {
         self.note(Told::Passed(number, batch.begin()));
@@ -410,17 +417,30 @@ fn a_full_disk_is_tried_again_without_haste() {
 }
 
 #[test]
-fn a_poisoned_log_ends_the_link_in_peace() {
+fn a_poisoned_log_leaves_the_link_up_and_what_is_held_is_served() {
     let (mut a, mut b) = pair(MemoryConfig::default());
-    b.log.fail_next_write("the disk is on fire");
-    fill(&a, Role::Own, &batches(3));
+    let all = batches(40);
+    fill(&a, Role::Own, &all[..3]);
     b.post(LinkCommand::StartFetch(order(1, at(0))));
     settle(&mut a, &mut b);
-    for node in [&a, &b] {
-        let reason = node.driver.closed().unwrap();
-        assert!(matches!(reason, CloseReason::Goodbye(text) if text.contains("the disk is on fire")), "{reason}");
-        assert_eq!(node.told(&Told::Closed(reason.clone())), 1);
-    }
+    b.log.fail_next_write("the disk is on fire");
+    // Far more than the credit: all of it comes back.
+    fill(&a, Role::Own, &all[3..]);
+    settle(&mut a, &mut b);
+    assert_eq!(end_of(&b), Some(at(3)));
+    assert!(b.hub.is_stopped());
+    let told =
+        b.hub.told.lock().iter().all(|t| !matches!(t, Told::Stopped(why) if !why.contains("the disk is on fire")));
+    assert!(told);
+    b.post(LinkCommand::StartFetch(FetchOrder { passing: true, allowance: 1 << 20, ..order(2, at(30)) }));
+    settle(&mut a, &mut b);
+    assert_eq!(b.told(&Told::Passed(2, at(30))), 1, "there is credit left for what is read through");
+    assert_eq!((a.driver.closed(), b.driver.closed()), (None, None));
+    // The peer reads the copy; where it ends, it is as if it had run outside.
+    a.post(LinkCommand::StartFetch(FetchOrder { passing: true, allowance: 1 << 20, ..order(1, at(0)) }));
+    settle(&mut a, &mut b);
+    assert_eq!(a.told(&Told::Passed(1, at(2))), 1);
+    assert_eq!(b.hub.told.lock().iter().filter(|t| matches!(t, Told::Outside(1, _))).count(), 1);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::{
     mem,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -129,6 +129,8 @@ pub struct Hub {
     pumping: Mutex<()>,
     /// Held from reading a log's state to telling the machine, so that it never hears of an older state after a newer one.
     viewing: Mutex<()>,
+    /// The machine knows that the commit log takes nothing more.
+    stopped: AtomicBool,
     wall_us: AtomicU64,
     next_link: AtomicU64,
     /// Set when a part of the node panicked: what it holds in memory cannot be relied on any more.
@@ -211,6 +213,7 @@ impl Hub {
             advanced: Arc::default(),
             pumping: Mutex::new(()),
             viewing: Mutex::new(()),
+            stopped: AtomicBool::new(false),
             wall_us: AtomicU64::new(wall_us),
             next_link: AtomicU64::new(1),
             failed: OnceLock::new(),
@@ -313,6 +316,21 @@ impl Hub {
     /// Whether this node may be others' next hop (poisoned, out of disk, draining: no).
     pub fn set_transit(&self, now: Duration, allowed: bool) {
         self.act(|core| core.machine.handle_transit(now, allowed));
+    }
+
+    /// The commit log takes nothing more until this process ends; `why` says it in a sentence. The links stay, and what is
+    /// held is served on; see [`Replication::handle_stopped`].
+    pub fn stop_storing(&self, now: Duration, why: &str) {
+        if self.stopped.load(Ordering::Acquire) {
+            return;
+        }
+        self.act(|core| {
+            core.machine.handle_stopped(now, why);
+            self.stopped.store(true, Ordering::Release);
+            // Fetches that wait at the end of a copy wait in vain: they are looked at again.
+            let logs: Vec<LogName> = core.serving.keys().cloned().collect();
+            logs.iter().for_each(|log| core.tell_serving(log));
+        });
     }
 
     /// Closes every link in peace.
@@ -624,6 +642,14 @@ impl HubPort for Hub {
 
     fn on_refused_batch(&self, now: Duration, link: LinkId, number: FetchNumber, refusal: AppendRefusal) {
         self.act(|core| core.machine.handle_refused_batch(now, link, number, refusal));
+    }
+
+    fn on_stopped(&self, now: Duration, why: &str) {
+        self.stop_storing(now, why);
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
     }
 
     fn on_passed_batch(&self, now: Duration, link: LinkId, number: FetchNumber, batch: Batch, lane: Lane, credit: u64) {

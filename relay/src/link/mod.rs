@@ -16,3 +16,6 @@ pub mod hub;
 pub mod passing;
 pub mod port;
 mod stores;
+
+#[cfg(test)]
+mod stopped_tests;

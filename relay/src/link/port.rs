@@ -54,6 +54,13 @@ pub trait HubPort: Send + Sync {
     /// an overlap); the driver has stopped the fetch. Repeats are not told: they are dropped.
     fn on_refused_batch(&self, now: Duration, link: LinkId, number: FetchNumber, refusal: AppendRefusal);
 
+    /// The commit log takes nothing more until this process ends, in words. May come many times, from any link.
+    fn on_stopped(&self, now: Duration, why: &str);
+
+    /// Whether [`HubPort::on_stopped`] was heard: then the copies here do not grow, and a fetch of the peer that reaches the
+    /// end of one has run outside it.
+    fn is_stopped(&self) -> bool;
+
     /// A batch came for a passing fetch of ours: to be posted as `Passed` to the link whose fetch it feeds. The
     /// credit stays taken until `Stored(lane, credit)` is posted to this link, which the hub does at once where the asker's
     /// pool has room, else when the batch has left or was dropped (see [`PassTicket`](super::passing::PassTicket)).

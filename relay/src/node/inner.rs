@@ -179,6 +179,7 @@ impl NodeInner {
         let why = match (&stats.poisoned, stats.disk_full) {
             (Some(why), _) => {
                 let text = format!("the commit log stopped: {why}; free or replace the disk, then restart the node");
+                self.hub.stop_storing(self.clock.now(), &text);
                 Some((Unavailable::Stopped, text))
             }
             (None, true) => {

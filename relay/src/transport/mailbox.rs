@@ -62,6 +62,7 @@ fn cost(command: &LinkCommand) -> u64 {
         | LinkCommand::EndServed(_)
         | LinkCommand::Advanced(_)
         | LinkCommand::Stored(..)
+        | LinkCommand::Stopped(..)
         | LinkCommand::Retry
         | LinkCommand::Close(_) => 0,
     };
