@@ -186,6 +186,7 @@ impl Holdings {
             for disk in disks.iter().filter(|disk| disk.edge && sites.contains(&disk.site)) {
                 let gone = self.is_below_begin(&disk.name, &receipt.log, receipt.place)
                     && truth.was_trimmed(&receipt.log)
+                    || disk.site == receipt.log.origin && truth.was_trimmed_away(&receipt.log, receipt.place)
                     || truth.was_damaged(&disk.name, &receipt.log, receipt.place);
                 if gone || truth.was_on_lost_disk(&disk.name, &receipt.log, receipt.place) {
                     continue;
@@ -266,6 +267,9 @@ impl Holdings {
                 }
             }
         }
+        // Sites catch up with the origin: what its retention took away is owed to nobody, and that takes all older incarnations,
+        // the ends of forks too.
+        let origins: BTreeMap<&Site, &str> = disks.iter().filter(|d| d.edge).map(|d| (&d.site, &*d.name)).collect();
         for disk in disks.iter().filter(|disk| disk.edge) {
             let here = self.copies.get(&disk.name);
             let lacks = |log: &LogName, incarnation: Incarnation, offset: Offset, holder: &str| {
@@ -276,6 +280,7 @@ impl Holdings {
                     && !self.states_lost(&disk.name, log, place)
                     && !(truth.was_trimmed(log)
                         && (self.is_below_begin(&disk.name, log, place)
+                            || origins.get(&log.origin).is_some_and(|o| self.is_below_begin(o, log, place))
                             || self.is_severed(&disk.name, holder, log, incarnation)))
             };
             let missing: Vec<_> =

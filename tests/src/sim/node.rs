@@ -504,7 +504,7 @@ impl SimNode {
         let keep = rng.random_range(0..=info.bytes);
         let retention = Retention { bytes_max: Some(keep), ..Retention::default() };
         if let Ok(Some(to)) = running.log.trim_target(&log, retention) {
-            self.truth.lock().trim(log.clone());
+            self.truth.lock().trim(log.clone(), info, to);
             let unit = Unit { entries: vec![Entry::Trim { log, to }] };
             let _ = running.log.submit(unit, Box::new(|_| {}));
         }

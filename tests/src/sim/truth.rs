@@ -1,7 +1,7 @@
 //! What really happened in a run: messages published, tried again, receipts given, disks lost, logs trimmed. Written by the
 //! workload and the faults, read by the checkers.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use seaway_federation_proto::{
@@ -73,7 +73,8 @@ pub struct Truth {
     lost: Vec<(String, LogName, LogInfo)>,
     losses: BTreeMap<String, u64>,
     damaged: Vec<Damaged>,
-    trimmed: BTreeSet<LogName>,
+    /// Each log that its origin trimmed, how it stood before, and its begin from then on.
+    trimmed: Vec<(LogName, LogInfo, Place)>,
 }
 
 impl Truth {
@@ -149,14 +150,24 @@ impl Truth {
         })
     }
 
-    /// Notes that a log's origin took away its older part.
-    pub fn trim(&mut self, log: LogName) {
-        self.trimmed.insert(log);
+    /// Notes that a log's origin took away its older part, up to a place.
+    pub fn trim(&mut self, log: LogName, before: LogInfo, to: Place) {
+        self.trimmed.push((log, before, to));
     }
 
     /// Whether the log's origin ever did.
     pub fn was_trimmed(&self, log: &LogName) -> bool {
-        self.trimmed.contains(log)
+        self.trimmed.iter().any(|(of, _, _)| of == log)
+    }
+
+    /// Whether the log's origin took away this place, which it held: whatever became of the log since, it is owed to nobody there.
+    pub fn was_trimmed_away(&self, log: &LogName, place: Place) -> bool {
+        self.trimmed.iter().any(|(of, before, to)| {
+            of == log
+                && holds(before, place)
+                && (place.incarnation < to.incarnation
+                    || place.incarnation == to.incarnation && place.offset < to.offset)
+        })
     }
 
     /// Whether a disk that the node lost held the place: then what a receipt says of it was true, even if the news of the loss
