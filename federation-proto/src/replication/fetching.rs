@@ -90,6 +90,9 @@ impl Replication {
         if let Some(resume) = self.cut_off(log) {
             self.resume_above(log, resume);
         }
+        if self.config.is_origin_of(&log.origin) {
+            self.notice_parted(log);
+        }
         let planned = self.plan(log);
         let Some(state) = self.logs.get_mut(log) else { return };
         let tip = state.remote.as_ref().map(|r| r.tip().incarnation);
@@ -287,6 +290,7 @@ impl Replication {
             }
             (_, link::FetchEnd::Done | link::FetchEnd::AtEnd | link::FetchEnd::Stopped) => self.retry_later(log, None),
             (FetchKey::Main, link::FetchEnd::NotHere) => self.not_here(log, ended),
+            (FetchKey::Fork(incarnation), link::FetchEnd::NotHere) => self.fork_not_here(log, incarnation, ended),
             (_, end) => {
                 let by = if ended.answered_by.is_empty() { "the next node" } else { ended.answered_by.as_str() };
                 let text = format!("{by} answered {}: {}", end.as_str_name(), ended.text);

@@ -1,14 +1,20 @@
 //! Pending holes: ranges that were held and cannot be read any more. They are fetched from the upstream, which for a site's own
 //! logs there is not, then from whoever answers a question; what nobody holds is lost, told to people, and final. Until
-//! then a hole of the origin's own holds up everybody who has not passed it.
+//! then a hole of the origin's own holds up everybody who has not passed it. So it is with what an origin lost of its own log
+//! together with its disk, where others hold what lies below and what lies above and nobody what lies between.
 
 use std::time::Duration;
 
-use super::{Change, Output, Replication, logs::FetchKey, questions::Asked};
+use super::{
+    Change, Output, Replication,
+    lines::Edge,
+    logs::FetchKey,
+    questions::{Asked, Gap, Offer, jump},
+};
 use crate::{
-    copies::{Hole, HoleKind},
-    ids::LogName,
-    session::NodeKind,
+    copies::{Hole, HoleKind, LogInfo},
+    ids::{Incarnation, LogName, Place},
+    session::{FetchEnded, NodeKind},
 };
 
 /// A question about a log's pending holes.
@@ -106,4 +112,92 @@ impl Replication {
             state.seeking = None;
         }
     }
+}
+
+impl Replication {
+    /// Sees whether others hold of an own log what lies above a range that was lost here: then it is asked who has the range.
+    pub(super) fn notice_parted(&mut self, log: &LogName) {
+        let Some(state) = self.logs.get_mut(log) else { return };
+        let (None, Some(info)) = (&state.gap, &state.submitted) else { return };
+        let Some(resume) = offered_apart(&state.offers, info) else { return };
+        state.gap = Some(Gap::new(resume, self.now));
+        self.gaps.insert(log.clone());
+    }
+
+    /// Each interval, as [`Replication::check_gaps`] does for the logs of others: what nobody has of an own log is lost, and
+    /// what lies above it is fetched from those who offered it.
+    pub(super) fn check_own_gap(&mut self, log: &LogName, info: &LogInfo, gap: &Gap) {
+        let Some(state) = self.logs.get(log) else { return };
+        if offered_apart(&state.offers, info).is_none() {
+            if let Some(state) = self.logs.get_mut(log) {
+                state.gap = None;
+            }
+            self.gaps.remove(log);
+            return self.evaluate(log);
+        }
+        let reachable = || state.offers.iter().filter(|o| self.routing.towards(&o.holder).is_some());
+        let Some(resume) = offered_apart(reachable(), info) else { return };
+        let edges = state.edges();
+        let joins = reachable().any(|o| !o.view.missing_anywhere(&edges).is_empty());
+        let answered = !joins && self.all_answered(&log.origin, gap.asked);
+        if !state.fetches.is_empty() || !(answered || gap.waited(self.now) >= self.config.lost_after) {
+            return;
+        }
+        let Some(hole) = jump(info, resume, HoleKind::Lost) else { return };
+        let text = format!(
+            "{log}: {} to {} of incarnation {} was lost here and is held by no site that can be reached; it is recorded as lost, and what others hold above it is fetched",
+            hole.from, hole.to, hole.incarnation
+        );
+        self.report_of("range-lost", log, text);
+        self.out.push_back(Output::Store(vec![Change::Hole { log: log.clone(), hole }]));
+        // Should the log refuse it, everybody is asked anew.
+        if let Some(state) = self.logs.get_mut(log) {
+            state.gap = Some(Gap::new(resume, self.now));
+        }
+    }
+
+    /// The origin lost a part of a fork for good, and told so after it had asked everybody: the copy goes on above it.
+    pub(super) fn fork_not_here(&mut self, log: &LogName, incarnation: Incarnation, ended: &FetchEnded) {
+        let state = self.logs.get(log);
+        let info = state.and_then(|s| s.submitted.as_ref());
+        let theirs = state.and_then(|s| s.remote.as_ref()).and_then(|r| r.edge(incarnation));
+        let hole = info.zip(ended.at.filter(|at| at.incarnation == incarnation));
+        let hole = hole.and_then(|(info, at)| jump(info, at, HoleKind::Lost));
+        // What the origin took away in time may be held elsewhere.
+        let Some(hole) = hole.filter(|h| theirs.is_some_and(|e| e.begin <= h.from && h.to <= e.end)) else {
+            return self.retry_later(log, Some("the origin no longer holds a part of a fork".to_owned()));
+        };
+        let text = format!(
+            "{log}: {} to {} of incarnation {incarnation} was lost by its origin and is held by no site; it is recorded as lost",
+            hole.from, hole.to
+        );
+        self.report_of("range-lost", log, text);
+        self.out.push_back(Output::Store(vec![Change::Hole { log: log.clone(), hole }]));
+        self.retry_later(log, None);
+    }
+}
+
+/// Where the lowest part begins that is offered of an own log and does not join what is left of it here.
+pub(super) fn offered_apart<'a>(offers: impl IntoIterator<Item = &'a Offer>, info: &LogInfo) -> Option<Place> {
+    let held = |incarnation| info.incarnations.iter().find(|i| i.incarnation == incarnation);
+    let newest = info.incarnations.last()?.incarnation;
+    let part = |e: &Edge| {
+        let begin = Place { incarnation: e.incarnation, offset: e.begin };
+        if let Some(own) = held(e.incarnation) {
+            return (e.begin > own.end).then_some(begin);
+        }
+        let before = e.previous.and_then(|p| Some((p, held(p.incarnation)?)));
+        match before {
+            // What its first batch names was lost too.
+            Some((previous, own)) if previous.offset > own.end => Some(previous),
+            Some((previous, own)) if (own.begin..=own.end).contains(&previous.offset) && e.begin == previous.offset => {
+                None
+            }
+            // Opened by a jump, which only the newest can be.
+            _ => (e.incarnation > newest && e.begin > 0).then_some(begin),
+        }
+    };
+    let edges = offers.into_iter().flat_map(|o| &o.view.edges).filter(|e| e.end > e.begin);
+    let parts = edges.filter_map(part).filter(|p| jump(info, *p, HoleKind::Lost).is_some());
+    parts.min_by_key(|p| (p.incarnation, p.offset))
 }

@@ -11,6 +11,7 @@ use super::{
     Change, LinkId, Output, Replication,
     announce::announcement,
     carried::{self, FloodKey, Head, Kind, To},
+    holes::offered_apart,
     lines::View,
 };
 use crate::{
@@ -41,19 +42,28 @@ pub(super) struct Offer {
     pub(super) view: View,
 }
 
-/// A range that the origin no longer has and this copy never got.
+/// A range that the origin no longer has and this copy never got; of an own log: what this origin lost, and others hold more
+/// above it.
 #[derive(Debug, Clone)]
 pub(super) struct Gap {
     /// Where the origin goes on.
     resume: Place,
     since: Duration,
-    asked: Asked,
+    pub(super) asked: Asked,
 }
 
 /// The question about something and when it was asked; `None`: to be asked with the next interval.
 pub(super) type Asked = Option<(u64, Duration)>;
 
 impl Gap {
+    pub(super) fn new(resume: Place, since: Duration) -> Self {
+        Self { resume, since, asked: None }
+    }
+
+    pub(super) fn waited(&self, now: Duration) -> Duration {
+        now.saturating_sub(self.since)
+    }
+
     pub(super) fn words(&self, log: &LogName) -> String {
         format!("{log} is no longer held by its origin below {}; other sites are being asked", self.resume)
     }
@@ -307,7 +317,8 @@ impl Replication {
         let Some(state) = self.logs.get_mut(log) else { return };
         state.offers.retain(|o| o.holder != offer.holder);
         let above = match (&state.submitted, &state.gap) {
-            (Some(info), Some(gap)) => offered_above([&offer], info, gap).is_some(),
+            (Some(info), Some(gap)) if !own => offered_above([&offer], info, gap).is_some(),
+            (Some(info), _) => own && offered_apart([&offer], info).is_some(),
             _ => false,
         };
         let joins = !offer.view.missing_anywhere(&state.edges()).is_empty();
@@ -357,6 +368,7 @@ impl Replication {
 
     /// A fetch from a holder that offered is over: what it gave is there now, or it has nothing more of this incarnation.
     pub(super) fn offer_used(&mut self, log: &LogName, incarnation: Incarnation, holder: Option<&NodeName>) {
+        let own = self.config.is_origin_of(&log.origin);
         let Some(state) = self.logs.get_mut(log) else { return };
         let end = state
             .submitted
@@ -372,7 +384,10 @@ impl Replication {
         let edges = state.edges();
         let holes = state.submitted.as_ref().is_some_and(|i| i.holes.iter().any(|h| h.kind == HoleKind::Pending));
         let (info, gap) = (state.submitted.as_ref(), state.gap.as_ref());
-        let above = |o: &Offer| info.zip(gap).is_some_and(|(info, gap)| offered_above([o], info, gap).is_some());
+        let above = |o: &Offer| match info.zip(gap) {
+            Some((info, gap)) if !own => offered_above([o], info, gap).is_some(),
+            _ => own && info.is_some_and(|info| offered_apart([o], info).is_some()),
+        };
         state.offers.retain(|o| holes || above(o) || !o.view.missing_anywhere(&edges).is_empty());
         self.evaluate(log);
     }
@@ -437,6 +452,10 @@ impl Replication {
                 self.evaluate(&log);
                 continue;
             };
+            if self.config.is_origin_of(&log.origin) {
+                self.check_own_gap(&log, &info, &gap);
+                continue;
+            }
             let edges = super::lines::edges_of(&info);
             let joins = state.remote.as_ref().and_then(|r| r.continue_main(&edges));
             let reached = edges.iter().any(|e| e.incarnation == gap.resume.incarnation && e.end >= gap.resume.offset);
@@ -535,7 +554,7 @@ fn offered_above<'a>(offers: impl IntoIterator<Item = &'a Offer>, info: &LogInfo
 }
 
 /// The hole after which a copy goes on at `resume`, if what it holds allows one.
-fn jump(info: &LogInfo, resume: Place, kind: HoleKind) -> Option<Hole> {
+pub(super) fn jump(info: &LogInfo, resume: Place, kind: HoleKind) -> Option<Hole> {
     let same = info.incarnations.iter().find(|i| i.incarnation == resume.incarnation);
     let newest = info.incarnations.last()?;
     let from = match same {

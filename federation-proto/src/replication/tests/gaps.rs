@@ -177,6 +177,52 @@ fn after_the_configured_wait_the_copy_goes_on() {
     net.complete_but_for(0, 2, &name(), 5, 12);
 }
 
+/// The origin lost its disk; c has the beginning of its log, b the end, and nobody what lies between.
+#[test]
+fn an_origin_goes_on_above_what_nobody_has_of_its_own_log() {
+    for seed in SEEDS {
+        for at_once in [false, true] {
+            let mut net = three(seed);
+            net.add("c/edge", NodeKind::Edge);
+            net.connect(1, 3);
+            for node in [2, 3] {
+                net.want(node, want("w", "t", WantStart::Earliest));
+            }
+            publish(&mut net, 10);
+            net.run(5);
+            net.cut(1, 3);
+            publish(&mut net, 14);
+            net.run(5);
+            net.complete(0, 2, &name());
+            let old = net.info(0, &name()).unwrap().end;
+            net.cut(0, 1);
+            net.trim(2, &name(), Place { offset: 18, ..old });
+            restart_empty(&mut net, 1);
+            net.connect(1, 3);
+            net.run(5);
+            restart_empty(&mut net, 0);
+            net.connect(0, 1);
+            if at_once {
+                // Before anybody told it what it lost: what it had is a fork, or leads the main line.
+                publish(&mut net, 2);
+            }
+            net.run(120);
+            publish(&mut net, 3);
+            net.run(60);
+            let hole = Hole { incarnation: old.incarnation, from: 10, to: 18, kind: HoleKind::Lost };
+            for node in [0, 3] {
+                assert_eq!(net.info(node, &name()).unwrap().holes, [hole], "seed {seed}, {at_once}, node {node}");
+                let held = &net.nodes[node].disk.batches[&name()];
+                let whole = (0..10).chain(18..24).all(|offset| held.contains_key(&Place { offset, ..old }));
+                assert!(whole && lost(&net, node), "seed {seed}, {at_once}, node {node}");
+            }
+            net.complete(0, 2, &name());
+            net.complete(0, 3, &name());
+            assert_eq!(net.refusals.len(), 0, "seed {seed}, {at_once}");
+        }
+    }
+}
+
 /// Only a relay's cache still has what the origin trimmed.
 #[test]
 fn what_only_a_cache_holds_is_not_called_lost() {
