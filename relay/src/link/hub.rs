@@ -6,10 +6,10 @@
 //! [`Hub::poll_timeout`] has come; simulation calls it after each event.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     mem,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -133,39 +133,6 @@ pub struct Hub {
     stopped: AtomicBool,
     wall_us: AtomicU64,
     next_link: AtomicU64,
-    /// Set when a part of the node panicked: what it holds in memory cannot be relied on any more.
-    failed: OnceLock<String>,
-}
-
-/// Carries out actions, one caller at a time. Should one of them panic, the others are left for the next caller, and the node
-/// is known to have failed.
-struct Acting<'a> {
-    hub: &'a Hub,
-    rest: VecDeque<Action>,
-    done: bool,
-}
-
-impl Drop for Acting<'_> {
-    fn drop(&mut self) {
-        if self.done {
-            return;
-        }
-        let mut core = self.hub.core.lock();
-        let later = mem::take(&mut core.actions);
-        core.actions = self.rest.drain(..).chain(later).collect();
-        core.acting = false;
-    }
-}
-
-/// Notices a panic while the hub works.
-struct Watch<'a>(&'a Hub);
-
-impl Drop for Watch<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.fail("the hub");
-        }
-    }
 }
 
 impl std::fmt::Debug for Hub {
@@ -216,7 +183,6 @@ impl Hub {
             stopped: AtomicBool::new(false),
             wall_us: AtomicU64::new(wall_us),
             next_link: AtomicU64::new(1),
-            failed: OnceLock::new(),
         });
         let (advanced, wake) = (hub.advanced.clone(), hub.wake.clone());
         hub.log.set_listener(Arc::new(move |news: &[Advanced]| {
@@ -263,7 +229,6 @@ impl Hub {
 
     /// Tells the machine how a log is now, and what follows from it.
     fn view(&self, now: Duration, name: &LogName, then: impl FnOnce(&mut Core)) {
-        let _watch = Watch(self);
         let viewing = self.viewing.lock();
         let (submitted, durable) = (self.log.info(name, false), self.log.info(name, true));
         let mut core = self.core.lock();
@@ -356,22 +321,6 @@ impl Hub {
         self.core.lock().machine.site_holds(site, log, place)
     }
 
-    /// A part of the node panicked: from now on it takes no messages and says why. (The binary does not come here: it stops at
-    /// once, and the next start goes on from the commit log.)
-    pub fn fail(&self, part: &str) {
-        let text = format!("a part of the node failed ({part}); restart it, and report what its log says of the panic");
-        if self.failed.set(text.clone()).is_ok() {
-            tracing::error!("{text}");
-            // Under a name of its own: it stays whatever else comes and goes.
-            self.alarms.note(Report { name: "part-failed", subject: String::new(), text }, self.wall_us());
-        }
-    }
-
-    /// Why the node cannot be relied on any more, if so.
-    pub fn failed(&self) -> Option<&str> {
-        self.failed.get().map(String::as_str)
-    }
-
     /// Raises an alarm of the node's own.
     pub fn report(&self, report: Report, wall_us: u64) {
         self.alarms.raise(report, wall_us);
@@ -428,7 +377,6 @@ impl Hub {
 
     /// Feeds the machine, then carries out what it asks.
     fn act(&self, input: impl FnOnce(&mut Core)) {
-        let _watch = Watch(self);
         let mut core = self.core.lock();
         input(&mut core);
         core.collect();
@@ -443,20 +391,11 @@ impl Hub {
             return;
         }
         core.acting = true;
-        drop(core);
-        let mut acting = Acting { hub: self, rest: VecDeque::new(), done: false };
-        loop {
-            while let Some(action) = acting.rest.pop_front() {
-                self.carry_out_one(action);
-            }
-            let mut core = self.core.lock();
-            if core.actions.is_empty() {
-                core.acting = false;
-                acting.done = true;
-                return;
-            }
-            acting.rest = mem::take(&mut core.actions).into();
+        while !core.actions.is_empty() {
+            let actions = mem::take(&mut core.actions);
+            MutexGuard::unlocked(&mut core, || actions.into_iter().for_each(|action| self.carry_out_one(action)));
         }
+        core.acting = false;
     }
 
     fn carry_out_one(&self, action: Action) {

@@ -243,31 +243,3 @@ fn a_fetch_that_there_was_no_room_to_begin_is_begun_later() {
     assert_eq!(site.mailbox.fetch().from, at(0));
     assert_eq!(site.hub.stores.dropped(), 1);
 }
-
-/// Panics at the first thing it is told, and remembers the others.
-#[derive(Default)]
-struct Startled(Mutex<Vec<u64>>, std::sync::atomic::AtomicBool);
-
-impl NodePort for Startled {
-    fn on_remote_held(&self, _: RemoteHeld) {}
-    fn on_registrations_changed(&self) {}
-    fn on_one_way(&self, message: Box<link::OneWayBody>) {
-        assert!(self.1.swap(true, Ordering::SeqCst), "startled");
-        self.0.lock().push(message.time_us);
-    }
-    fn on_log(&self, _: &LogName) {}
-}
-
-#[test]
-fn a_panic_while_acting_is_reported_and_stops_no_other_action() {
-    let node = Arc::new(Startled::default());
-    let log = MemoryLog::open(MemoryDisk::default(), MemoryConfig::default());
-    let hub = Hub::open(config(), log, node.clone(), Arc::default(), Arc::new(|| {}), NOW, 1);
-    let one_way = |time_us| Action::OneWay(Box::new(link::OneWayBody { time_us, ..link::OneWayBody::default() }));
-    hub.core.lock().actions.extend([one_way(1), one_way(2)]);
-    let acted = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| hub.act(|_| {})));
-    assert!(acted.is_err() && hub.failed().is_some_and(|why| why.contains("restart it")), "{:?}", hub.failed());
-    assert!(hub.alarms().iter().any(|a| a.report.name == "part-failed"));
-    hub.act(|core| core.actions.push(one_way(3)));
-    assert_eq!(*node.0.lock(), [2, 3], "what was left is carried out, in order");
-}

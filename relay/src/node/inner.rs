@@ -149,9 +149,6 @@ impl NodeInner {
         if self.is_draining() {
             return Err("the node is shutting down; publish elsewhere or when it is back".to_owned());
         }
-        if let Some(why) = self.hub.failed() {
-            return Err(why.to_owned());
-        }
         self.unavailable.load().as_ref().map_or(Ok(()), |why| Err(why.to_string()))
     }
 

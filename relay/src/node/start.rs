@@ -267,6 +267,7 @@ impl NodeInner {
         hub: Arc<Wake>,
         upkeep: Arc<Wake>,
     ) -> Result<(), StartError> {
+        let failed = |error: std::io::Error| StartError::Data(format!("a thread could not be started: {error}"));
         if let Some(origin) = &self.origin {
             let origin = Arc::downgrade(origin);
             let turn = move || {
@@ -275,40 +276,25 @@ impl NodeInner {
                 }
                 Duration::from_secs(1)
             };
-            self.run_thread("seaway-origin", origin_wake.clone(), turn)?;
+            self.threads.run("seaway-origin", origin_wake.clone(), turn).map_err(failed)?;
         }
         let node = Arc::downgrade(self);
-        self.run_thread("seaway-hub", hub, move || node.upgrade().map_or(Duration::ZERO, |node| node.turn_hub()))?;
+        let turn = move || node.upgrade().map_or(Duration::ZERO, |node| node.turn_hub());
+        self.threads.run("seaway-hub", hub, turn).map_err(failed)?;
         let node = Arc::downgrade(self);
         let mut turns = 0;
         let turn = move || {
             turns += 1;
             node.upgrade().map_or(Duration::ZERO, |node| node.turn_upkeep(turns))
         };
-        self.run_thread("seaway-upkeep", upkeep, turn)?;
+        self.threads.run("seaway-upkeep", upkeep, turn).map_err(failed)?;
         let node = Arc::downgrade(self);
         let mut turns = 0;
         let turn = move || {
             turns += 1;
             node.upgrade().map_or(Duration::ZERO, |node| node.turn_retention(turns))
         };
-        self.run_thread("seaway-retention", Arc::default(), turn)
-    }
-
-    fn run_thread(
-        &self,
-        name: &'static str,
-        wake: Arc<Wake>,
-        turn: impl FnMut() -> Duration + Send + 'static,
-    ) -> Result<(), StartError> {
-        let hub = Arc::downgrade(&self.hub);
-        let failed = move |why: &str| {
-            if let Some(hub) = hub.upgrade() {
-                hub.fail(&format!("thread {name}: {why}"));
-            }
-        };
-        let refused = |error: std::io::Error| StartError::Data(format!("a thread could not be started: {error}"));
-        self.threads.run(name, wake, turn, failed).map_err(refused)
+        self.threads.run("seaway-retention", Arc::default(), turn).map_err(failed)
     }
 
     async fn remember_start(&self) -> Result<(), StartError> {

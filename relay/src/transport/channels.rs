@@ -55,9 +55,6 @@ pub enum ChannelError {
     /// The peer does not keep to the mapping of channels to streams.
     #[error("the peer broke the mapping of channels to streams: {0}")]
     Protocol(&'static str),
-    /// What drives the link panicked.
-    #[error("this node's side of the link failed; see its log, and report what it says of the panic")]
-    Failed,
 }
 
 impl From<WriteError> for ChannelError {

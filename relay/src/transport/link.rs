@@ -8,7 +8,6 @@
 use std::{
     collections::VecDeque,
     future::{Future, poll_fn},
-    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -226,8 +225,7 @@ pub async fn run(connection: Connection, parts: LinkParts) -> LinkEnd {
             let goodbye = CloseReason::Goodbye("the node is stopping".to_owned());
             task.drive.handle_command(task.epoch.elapsed(), LinkCommand::Close(goodbye));
         }
-        // The task's own end would be seen by nobody: no status, no further dialling.
-        catch_unwind(AssertUnwindSafe(|| task.poll(cx))).unwrap_or(Poll::Ready(Some(ChannelError::Failed)))
+        task.poll(cx)
     })
     .await;
     let lived = task.up_since.map(|since| since.elapsed());
@@ -383,18 +381,12 @@ impl LinkTask {
         if let Some(error) = lost {
             let why = match error {
                 ChannelError::Connection(error) => describe(&error, remote),
-                broken @ (ChannelError::Protocol(_) | ChannelError::Failed) => broken.to_string(),
+                broken @ ChannelError::Protocol(_) => broken.to_string(),
             };
             // The peer reads it as our refusal.
             self.connection.close(CLOSE_REFUSED, why.as_bytes());
-            // A driver that panicked may do so again: the link's end must not hang on it.
-            let told = catch_unwind(AssertUnwindSafe(|| {
-                if self.drive.closed().is_none() {
-                    self.drive.handle_lost(self.epoch.elapsed(), why.clone());
-                }
-            }));
-            if told.is_err() {
-                tracing::error!(address = %remote, "the driver of a link failed again while the link ended");
+            if self.drive.closed().is_none() {
+                self.drive.handle_lost(self.now(), why.clone());
             }
             return why;
         }

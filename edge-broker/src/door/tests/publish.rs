@@ -275,7 +275,7 @@ async fn a_client_that_waits_for_other_sites_leaves_room_for_the_other_clients()
     sender.send(batch.clone()).await.unwrap();
     sender.send(batch).await.unwrap();
     let mut client = harness.messages().await;
-    let replies = client.publish_stream(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+    let _replies = client.publish_stream(ReceiverStream::new(receiver)).await.unwrap().into_inner();
     let waiting = async |count: usize| {
         soon("accepting them", async {
             while engine.waiting() < count {
