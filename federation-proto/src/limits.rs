@@ -17,6 +17,9 @@ pub const INCARNATION_COUNTER_MAX: u64 = 1 << 48;
 /// How far above its own newest incarnation an origin believes that one of its logs was carried by a start it has forgotten:
 /// one start a second for twelve days. What lies above was made up, and is not followed.
 pub const INCARNATION_LEAP_MAX: u64 = 1 << 20;
+/// Longest range of its own log that an origin believes to have lost together with what others hold above it, in messages: a
+/// million a second for twelve days. What lies above a longer one was made up, and is not followed.
+pub const LOST_RANGE_MAX: u64 = 1 << 40;
 /// Most messages in one batch.
 pub const BATCH_MESSAGES_MAX: u32 = 65_536;
 /// Most tags that an envelope lists; with more it says "any".

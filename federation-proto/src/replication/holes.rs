@@ -14,6 +14,7 @@ use super::{
 use crate::{
     copies::{Hole, HoleKind, LogInfo},
     ids::{Incarnation, LogName, Place},
+    limits::LOST_RANGE_MAX,
     session::{FetchEnded, NodeKind},
 };
 
@@ -198,6 +199,40 @@ pub(super) fn offered_apart<'a>(offers: impl IntoIterator<Item = &'a Offer>, inf
         }
     };
     let edges = offers.into_iter().flat_map(|o| &o.view.edges).filter(|e| e.end > e.begin);
-    let parts = edges.filter_map(part).filter(|p| jump(info, *p, HoleKind::Lost).is_some());
+    let believed = |place: &Place| jump(info, *place, HoleKind::Lost).is_some_and(|h| h.to - h.from <= LOST_RANGE_MAX);
+    let parts = edges.filter_map(part).filter(believed);
     parts.min_by_key(|p| (p.incarnation, p.offset))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::lines::View, *};
+    use crate::copies::IncarnationInfo;
+
+    fn held(begin: u64, end: u64) -> LogInfo {
+        let incarnation = Incarnation { counter: 3, random: 7 };
+        let at = |offset| Place { incarnation, offset };
+        LogInfo {
+            begin: at(begin),
+            end: at(end),
+            fork_tips: Vec::new(),
+            incarnations: vec![IncarnationInfo { incarnation, previous: None, begin, end, chain_at_end: None }],
+            holes: Vec::new(),
+            messages: end - begin,
+            bytes: 100,
+            newest_origin_time_us: 1,
+        }
+    }
+
+    #[test]
+    fn a_range_too_long_to_have_been_is_not_believed_lost() {
+        let apart = |begin| {
+            let offer = Offer { holder: "us/edge".parse().unwrap(), view: View::of(&held(begin, begin + 5)) };
+            offered_apart([&offer], &held(0, 10)).map(|place| place.offset)
+        };
+        assert_eq!(apart(10), None, "it joins");
+        assert_eq!(apart(11), Some(11));
+        assert_eq!(apart(10 + LOST_RANGE_MAX), Some(10 + LOST_RANGE_MAX));
+        assert_eq!(apart(11 + LOST_RANGE_MAX), None);
+    }
 }

@@ -688,7 +688,7 @@ impl Net {
         for place in self.nodes[origin].disk.batches[log].keys() {
             let below = place.offset < ours.begin.offset;
             let held = self.nodes[copy].disk.batches.get(log).is_some_and(|b| b.contains_key(place));
-            assert!(below || held, "seed {seed}: node {copy} lacks {place} of {log}");
+            assert!(below || held, "seed {seed}: node {copy} lacks {place} of {log}\n{theirs:?}\n{ours:?}");
         }
         self.same_bytes(origin, copy);
     }
