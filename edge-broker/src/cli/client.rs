@@ -108,7 +108,13 @@ impl Servers {
                 Err(_) => failures.push(format!("{name} (no answer within {} s)", CONNECT_TIMEOUT.as_secs())),
             }
         }
-        let text = format!("cannot reach {}; check --server and that the node runs", failures.join(", nor "));
+        let advice = if failures.iter().any(|why| why.contains("invalid peer certificate")) {
+            "the server's certificate is not believed: check that --tls-ca is its authority, and that --server has a name that \
+             the certificate is for"
+        } else {
+            "check --server and that the node runs"
+        };
+        let text = format!("cannot reach {}; {advice}", failures.join(", nor "));
         Err(CliError::failed(text))
     }
 
@@ -158,7 +164,10 @@ fn endpoint(server: &str, tls: Option<&ClientTlsConfig>) -> Result<Endpoint, Cli
     let endpoint = Endpoint::from_shared(url).map_err(|_| wrong("is not a URL"))?;
     let endpoint = match (secure, tls) {
         (true, Some(tls)) => endpoint.tls_config(tls.clone()).map_err(|e| {
-            CliError::usage(format!("--tls-ca, --cert and --tls-key cannot be used together: {}", deepest(&e)))
+            CliError::usage(format!(
+                "--tls-ca, --cert and --tls-key cannot be used together ({}); check that the key is that of the certificate",
+                deepest(&e)
+            ))
         })?,
         (true, None) => {
             return Err(CliError::usage("an https:// server needs --tls-ca FILE, the authority that it is checked by"));

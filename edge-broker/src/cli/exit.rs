@@ -87,27 +87,18 @@ impl From<Status> for CliError {
         };
         let text = match (status.code(), status.message()) {
             (Code::Unavailable | Code::Unknown, text) if text.is_empty() || text.contains("transport error") => {
-                let cause = std::error::Error::source(&status).map(deepest).unwrap_or_default();
-                format!(
-                    "the connection to the server was lost ({cause}); check the server, and whether its door wants https://"
-                )
+                connection_lost(&std::error::Error::source(&status).map(deepest).unwrap_or_default())
             }
             (_, text) if text.ends_with("http2 error") => {
                 "the server does not speak HTTP/2 there; where a door speaks TLS, write https:// and give --tls-ca"
                     .into()
             }
             (_, text) if text.starts_with("h2 protocol error") || text.contains("error reading a body") => {
-                let cause = std::error::Error::source(&status).map(deepest).unwrap_or_default();
-                format!(
-                    "the connection to the server was lost ({cause}); check the server, and whether its door wants https://"
-                )
+                connection_lost(&std::error::Error::source(&status).map(deepest).unwrap_or_default())
             }
             // So ends a connection that the server gave up right after the handshake.
             (Code::Cancelled | Code::Unknown | Code::Unavailable, text) if text.contains("operation was canceled") => {
-                "the server closed the connection before it answered; where a client certificate is shown (--cert), the server \
-                 may not accept it: check that it has not expired (openssl x509 -enddate -noout -in FILE) and comes from an \
-                 authority of the door's client_ca_file; the server's log says why"
-                    .into()
+                format!("the server closed the connection before it answered; {CERTIFICATE_ADVICE}")
             }
             (Code::Unimplemented, "") => {
                 "the server has no such service; a relay shows its status, and clients publish and subscribe at an edge"
@@ -118,6 +109,19 @@ impl From<Status> for CliError {
         };
         Self::new(exit, text)
     }
+}
+
+/// What to do where a door may not accept the certificate that was shown.
+const CERTIFICATE_ADVICE: &str = "where a client certificate is shown (--cert), the server may not accept it: check that it has \
+     not expired (openssl x509 -enddate -noout -in FILE) and comes from an authority of the door's client_ca_file; the server's log \
+     says why";
+
+fn connection_lost(cause: &str) -> String {
+    // So a door refuses a certificate, after the handshake has ended for its client.
+    if cause.contains("fatal alert") {
+        return format!("the server refused the connection ({cause}); {CERTIFICATE_ADVICE}");
+    }
+    format!("the connection to the server was lost ({cause}); check the server, and whether its door wants https://")
 }
 
 /// The innermost cause of an error, which says most.

@@ -1,6 +1,13 @@
 //! `seaway edge` and `seaway relay`: a node in the foreground.
 
-use std::sync::Arc;
+use std::{
+    io::Write,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use seaway_relay::node::Node;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -100,8 +107,13 @@ async fn open_door(config: Option<door::DoorConfig>, node: &Node) -> Result<Opti
     door::Door::open(config, node.clone()).await.map(Some).map_err(|e| CliError::failed(e.to_string()))
 }
 
+/// A signal that comes again so soon is the same one: `timeout`, for one, sends it to the node and to its process group.
+const SAME_SIGNAL: Duration = Duration::from_millis(500);
+
 /// The signals that a node heeds.
 struct Signals {
+    /// When it was told to stop last.
+    told: Option<Instant>,
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
@@ -112,6 +124,7 @@ impl Signals {
     fn new(reload: Arc<Reload>) -> Result<Self, CliError> {
         let listen = |kind| signal(kind).map_err(|e| CliError::failed(format!("cannot listen for signals: {e}")));
         Ok(Self {
+            told: None,
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
             hang_up: listen(SignalKind::hangup())?,
@@ -122,21 +135,23 @@ impl Signals {
     /// Resolves when the node is told to stop.
     async fn stop(&mut self) {
         loop {
-            tokio::select! {
-                _ = self.terminate.recv() => {
-                    tracing::info!("SIGTERM: draining");
-                    return;
-                }
-                _ = self.interrupt.recv() => {
-                    tracing::info!("SIGINT: draining");
-                    return;
-                }
+            let name = tokio::select! {
+                _ = self.terminate.recv() => "SIGTERM",
+                _ = self.interrupt.recv() => "SIGINT",
                 _ = self.hang_up.recv() => {
                     let reload = self.reload.clone();
                     // It reads files. Whatever comes of it is logged there.
                     let _ = tokio::task::spawn_blocking(move || reload.run()).await;
+                    continue;
                 }
+            };
+            match self.told.map(|at| at.elapsed()) {
+                None => tracing::info!("{name}: draining"),
+                Some(since) if since < SAME_SIGNAL => continue,
+                Some(_) => tracing::info!("{name}: stopping at once"),
             }
+            self.told = Some(Instant::now());
+            return;
         }
     }
 }
@@ -170,10 +185,34 @@ pub(crate) fn log_filter(loaded: &Loaded) -> Result<EnvFilter, CliError> {
     EnvFilter::try_new(level).map_err(|e| wrong(&e.to_string()))
 }
 
+/// Where a node logs to: standard error. Its reader may go away, or its disk be full: the node lives on, and says how many lines
+/// nobody has as soon as one can be written again.
+struct LogOutput;
+
+/// Lines that could not be written.
+static UNWRITTEN: AtomicU64 = AtomicU64::new(0);
+
+impl Write for LogOutput {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        let mut output = std::io::stderr().lock();
+        let unwritten = UNWRITTEN.swap(0, Ordering::Relaxed);
+        let told = unwritten == 0
+            || writeln!(output, "({unwritten} lines of the log before this could not be written)").is_ok();
+        if !told || output.write_all(line).is_err() {
+            UNWRITTEN.fetch_add(unwritten.saturating_add(1), Ordering::Relaxed);
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 fn start_logging(loaded: &Loaded) -> Result<(), CliError> {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(log_filter(loaded)?)
-        .with_writer(std::io::stderr)
+        .with_writer(|| LogOutput)
         .with_ansi(super::output::watched());
     let started = match loaded.settings.logging.format {
         LogFormat::Text => builder.try_init(),
@@ -198,25 +237,55 @@ pub(crate) async fn interrupted() {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::process::ExitStatusExt;
+    use std::{
+        os::unix::process::ExitStatusExt,
+        process::{Command, Output, Stdio},
+        sync::atomic::Ordering,
+    };
 
-    const CHILD: &str = "SEAWAY_TEST_PANICS";
+    use super::{LogOutput, UNWRITTEN};
 
-    /// Runs in a process of its own: the hook ends the process.
+    /// Set in the processes that the tests start, for both end theirs.
+    const CHILD: &str = "SEAWAY_TEST_CHILD";
+
+    fn is_child() -> bool {
+        std::env::var_os(CHILD).is_some()
+    }
+
+    /// Runs one of these tests in a process of its own.
+    fn in_child(test: &str, errors: Stdio) -> Output {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", &format!("cli::node::tests::{test}"), "--nocapture"]).env(CHILD, "1");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors).spawn().unwrap().wait_with_output().unwrap()
+    }
+
     #[test]
     fn a_panic_in_any_thread_ends_the_process() {
-        if std::env::var_os(CHILD).is_some() {
+        if is_child() {
             super::stop_on_panic();
             let _ = std::thread::spawn(|| panic!("on purpose")).join();
             std::process::exit(0);
         }
-        let ran = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "cli::node::tests::a_panic_in_any_thread_ends_the_process", "--nocapture"])
-            .env(CHILD, "1")
-            .output()
-            .unwrap();
+        let ran = in_child("a_panic_in_any_thread_ends_the_process", Stdio::piped());
         let said = String::from_utf8_lossy(&ran.stderr);
         assert_eq!(ran.status.signal(), Some(6), "SIGABRT is expected: {:?} {said}", ran.status);
         assert!(said.contains("on purpose"), "{said}");
+    }
+
+    #[test]
+    fn a_log_that_nobody_takes_stops_no_node() {
+        if is_child() {
+            super::stop_on_panic();
+            tracing_subscriber::fmt().with_writer(|| LogOutput).init();
+            tracing::info!("one");
+            tracing::info!("two");
+            let unwritten = UNWRITTEN.load(Ordering::Relaxed);
+            std::process::exit(i32::try_from(unwritten).unwrap());
+        }
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let ran = in_child("a_log_that_nobody_takes_stops_no_node", full.into());
+        assert_eq!(ran.status.code(), Some(2), "{:?}", ran.status);
+        let ran = in_child("a_log_that_nobody_takes_stops_no_node", Stdio::piped());
+        assert_eq!(ran.status.code(), Some(0), "{:?}", ran.status);
     }
 }

@@ -59,9 +59,15 @@ fn status_text(view: &StatusView) -> String {
     if view.topics_left_out {
         text.push_str("and more topics: 'seaway topic ls' lists all\n");
     }
-    let mut alarms = Table::new(&["ALARM", ">COUNT", "SINCE", "WHAT"]);
+    let mut alarms = Table::new(&["ALARM", ">COUNT", "SINCE", "LAST", "WHAT"]);
     for alarm in &view.alarms {
-        alarms.row([alarm.name.clone(), alarm.count.to_string(), alarm.since.clone(), alarm.text.clone()]);
+        alarms.row([
+            alarm.name.clone(),
+            alarm.count.to_string(),
+            alarm.since.clone(),
+            alarm.last.clone(),
+            alarm.text.clone(),
+        ]);
     }
     let mut counters = Table::new(&["COUNTER", "OF", ">VALUE"]);
     for counter in &view.counters {

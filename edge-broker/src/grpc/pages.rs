@@ -2,8 +2,9 @@
 
 use prost::Message;
 
-/// Encoded bytes of a page, about: it ends with the item that passes them.
-const PAGE_BYTES: usize = 4 * 1024 * 1024;
+/// Encoded bytes of a page, about: it ends with the item that passes them. Far below the 4 MiB of one message that clients of gRPC
+/// take unless told otherwise.
+const PAGE_BYTES: usize = 1024 * 1024;
 
 /// What follows `token` (nothing: all from the first), at most `size` items (0: as many as fit), and the token for the rest, empty
 /// at the end. `items` come in the order of their keys, which never change.

@@ -42,6 +42,7 @@ pub(crate) fn status<E: Engine>(shared: &Shared<E>) -> api::StatusReply {
         name: a.report.name.to_owned(),
         text: a.report.text,
         since_us: a.since_us,
+        last_us: a.last_us,
         count: a.count,
     };
     let (topics, more) = page(topics(engine, ""), "", 0);

@@ -324,6 +324,7 @@ mod tests {
             messages: 0,
             bytes: 0,
             newest_origin_time_us: 0,
+            forgotten: Default::default(),
         }
     }
 

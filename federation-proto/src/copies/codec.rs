@@ -11,7 +11,8 @@
 
 use super::{
     Hole, HoleKind, LogCopy,
-    log_copy::{Edged, FORGOTTEN_MAX, HOLES_MAX, Held, INCARNATIONS_MAX},
+    forgotten::{FORGOTTEN_MAX, Forgotten},
+    log_copy::{Edged, HOLES_MAX, Held, INCARNATIONS_MAX},
 };
 use crate::{
     envelope::Chain,
@@ -148,13 +149,13 @@ impl LogCopy {
             put_chain(into, edged.below);
             put_chain(into, edged.above);
         }
-        put_len(into, self.forgotten.len());
-        for incarnation in &self.forgotten {
+        put_len(into, self.forgotten.named.len());
+        for incarnation in &self.forgotten.named {
             put_incarnation(into, *incarnation);
         }
-        into.push(flags(&[self.fence.is_some()]));
-        if let Some(fence) = self.fence {
-            put_incarnation(into, fence);
+        into.push(flags(&[self.forgotten.up_to.is_some()]));
+        if let Some(up_to) = self.forgotten.up_to {
+            put_incarnation(into, up_to);
         }
     }
 
@@ -170,9 +171,10 @@ impl LogCopy {
         let count = reader.len(HOLES_MAX)?;
         let holes = (0..count).map(|_| reader.hole()).collect::<Result<Vec<_>, _>>()?;
         let count = reader.len(FORGOTTEN_MAX)?;
-        let forgotten = (0..count).map(|_| reader.incarnation()).collect::<Result<Vec<_>, _>>()?;
-        let fence = if reader.u8()? == 0 { None } else { Some(reader.incarnation()?) };
-        let copy = Self { incarnations, holes, forgotten, fence, messages, bytes, newest_origin_time_us };
+        let named = (0..count).map(|_| reader.incarnation()).collect::<Result<Vec<_>, _>>()?;
+        let up_to = if reader.u8()? == 0 { None } else { Some(reader.incarnation()?) };
+        let forgotten = Forgotten { named, up_to };
+        let copy = Self { incarnations, holes, forgotten, messages, bytes, newest_origin_time_us };
         if !reader.0.is_empty() {
             return Err(DecodeError("bytes are left over"));
         }
@@ -183,7 +185,7 @@ impl LogCopy {
     /// Whether the lists are in the order that every look-up relies on.
     fn check_order(&self) -> Result<(), DecodeError> {
         let ordered = self.incarnations.is_sorted_by(|a, b| a.incarnation < b.incarnation)
-            && self.forgotten.is_sorted_by(|a, b| a < b)
+            && self.forgotten.named.is_sorted_by(|a, b| a < b)
             && self.holes.is_sorted_by(|a, b| (a.hole.incarnation, a.hole.to) <= (b.hole.incarnation, b.hole.from));
         let inside = self.holes.iter().all(|e| {
             self.held(e.hole.incarnation).is_some_and(|held| held.begin <= e.hole.from && e.hole.to <= held.end)

@@ -10,17 +10,14 @@
 //!   with the chain value there. A place below the begin, in a hole, or in an incarnation that is
 //!   older than all that is held cannot be compared: its chain value is taken as given.
 //!
-//! An incarnation is never accepted again once it was held and forgotten: the copy remembers the
-//! last [`FORGOTTEN_MAX`] by name, and of earlier ones the greatest.
+//! An incarnation is never accepted again once it was held and forgotten; see [`Forgotten`].
 
-use super::{AppendRefusal, Boundaries, Boundary, Facts, Hole, HoleKind, Impossible};
+use super::{AppendRefusal, Boundaries, Boundary, Facts, Forgotten, Hole, HoleKind, Impossible};
 use crate::{
     envelope::Chain,
     ids::{Incarnation, Offset, Place},
 };
 
-/// Most forgotten incarnations that a copy remembers by name.
-pub const FORGOTTEN_MAX: usize = 64;
 /// Most stated holes of one copy.
 pub const HOLES_MAX: usize = 1024;
 /// Most incarnations retained of one copy. There is one for each start of the origin that published, and none can be left out
@@ -66,10 +63,7 @@ pub struct LogCopy {
     pub(super) incarnations: Vec<Held>,
     /// In order of (incarnation, from); never overlapping, never empty.
     pub(super) holes: Vec<Edged>,
-    /// In order.
-    pub(super) forgotten: Vec<Incarnation>,
-    /// All incarnations up to this one were perhaps forgotten.
-    pub(super) fence: Option<Incarnation>,
+    pub(super) forgotten: Forgotten,
     pub(super) messages: u64,
     pub(super) bytes: u64,
     pub(super) newest_origin_time_us: u64,
@@ -119,8 +113,7 @@ impl LogCopy {
         Self {
             incarnations: vec![held],
             holes: Vec::new(),
-            forgotten: Vec::new(),
-            fence: None,
+            forgotten: Forgotten::default(),
             messages: 0,
             bytes: 0,
             newest_origin_time_us: 0,
@@ -171,7 +164,7 @@ impl LogCopy {
     }
 
     pub(super) fn is_forgotten(&self, incarnation: Incarnation) -> bool {
-        self.fence.is_some_and(|fence| incarnation <= fence) || self.forgotten.binary_search(&incarnation).is_ok()
+        self.forgotten.contains(incarnation)
     }
 
     fn count(&mut self, facts: &Facts) {
@@ -513,7 +506,6 @@ impl LogCopy {
     /// Whether the copy reaches down to a log's very first batch, so that nothing lies below it.
     fn is_whole_below(&self) -> bool {
         self.forgotten.is_empty()
-            && self.fence.is_none()
             && self.incarnations.first().is_some_and(|h| {
                 h.begin == 0 && h.end > 0 && h.previous.is_none() && h.chain_at_begin == Some(Chain::default())
             })
@@ -643,11 +635,11 @@ impl LogCopy {
         gone += to.offset - held.begin;
         let lacking: u64 = self.holes.iter().map(|e| missing_below(&e.hole, to)).sum();
         let forgotten: Vec<Incarnation> = self.incarnations.drain(..index).map(|h| h.incarnation).collect();
-        self.remember_forgotten(forgotten.iter().copied());
+        self.forgotten.remember(forgotten.iter().copied());
         // What it names lies below the begin from now on, even if it was never held.
         let above = |p: &Place| p.offset < to.offset;
         let named = self.incarnations.first().and_then(|held| held.previous).filter(above);
-        self.remember_forgotten(named.map(|p| p.incarnation).into_iter());
+        self.forgotten.remember(named.map(|p| p.incarnation).into_iter());
         if let Some(held) = self.incarnations.first_mut() {
             held.begin = to.offset;
             held.chain_at_begin = known;
@@ -665,18 +657,6 @@ impl LogCopy {
         self.messages = self.messages.saturating_sub(gone.saturating_sub(lacking));
         self.bytes = self.bytes.saturating_sub(bytes);
         Ok(Trimmed { begin: to, forgotten, bytes })
-    }
-
-    fn remember_forgotten(&mut self, forgotten: impl Iterator<Item = Incarnation>) {
-        for incarnation in forgotten {
-            if let Err(at) = self.forgotten.binary_search(&incarnation) {
-                self.forgotten.insert(at, incarnation);
-            }
-        }
-        let excess = self.forgotten.len().saturating_sub(FORGOTTEN_MAX);
-        if let Some(last) = self.forgotten.drain(..excess).next_back() {
-            self.fence = self.fence.max(Some(last));
-        }
     }
 }
 

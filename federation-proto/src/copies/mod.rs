@@ -13,6 +13,7 @@
 //! trims and holes that close.
 
 mod codec;
+mod forgotten;
 mod log_copy;
 #[cfg(test)]
 mod tests;
@@ -22,7 +23,8 @@ use std::collections::BTreeMap;
 
 pub use self::{
     codec::DecodeError,
-    log_copy::{Accepted, FORGOTTEN_MAX, HOLES_MAX, INCARNATIONS_MANY, INCARNATIONS_MAX, LogCopy, Trimmed},
+    forgotten::{FORGOTTEN_MAX, Forgotten},
+    log_copy::{Accepted, HOLES_MAX, INCARNATIONS_MANY, INCARNATIONS_MAX, LogCopy, Trimmed},
     view::{Located, OnLine},
 };
 use crate::{
@@ -90,6 +92,8 @@ pub struct LogInfo {
     pub bytes: u64,
     /// Origin time of the newest batch held, microseconds since 1970.
     pub newest_origin_time_us: u64,
+    /// Incarnations that were retained once.
+    pub forgotten: Forgotten,
 }
 
 /// Why a batch is not accepted at this moment.

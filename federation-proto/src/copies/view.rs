@@ -205,6 +205,7 @@ impl LogCopy {
             messages: self.messages,
             bytes: self.bytes,
             newest_origin_time_us: self.newest_origin_time_us,
+            forgotten: self.forgotten.clone(),
         }
     }
 }

@@ -147,7 +147,7 @@ impl Replication {
             if state.seeking.is_none() || state.offers.is_empty() {
                 planned.extend(plan_holes(state, remote, link, None));
             }
-            for from in remote.missing_beside(&edges).into_iter().take(FORK_FETCHES_MAX) {
+            for from in state.missing_beside(remote).into_iter().take(FORK_FETCHES_MAX) {
                 planned.push(Planned {
                     key: FetchKey::Fork(from.incarnation),
                     link,
@@ -163,21 +163,21 @@ impl Replication {
         }
         let main_runs = planned.iter().any(|p| p.key == FetchKey::Main);
         if own_log || !main_runs {
-            planned.extend(self.plan_offered(log, &edges));
+            planned.extend(self.plan_offered(log));
         } else if state.seeking.is_some() {
-            let offered = self.plan_offered(log, &edges);
+            let offered = self.plan_offered(log);
             planned.extend(offered.into_iter().filter(|p| matches!(p.key, FetchKey::Hole(_))));
         }
         planned
     }
 
-    fn plan_offered(&self, log: &LogName, edges: &[super::lines::Edge]) -> Vec<Planned> {
+    fn plan_offered(&self, log: &LogName) -> Vec<Planned> {
         let Some(state) = self.logs.get(log) else { return Vec::new() };
         let mut planned: Vec<Planned> = Vec::new();
         for offer in &state.offers {
             let Some(link) = self.routing.towards(&offer.holder) else { continue };
             planned.extend(plan_holes(state, &offer.view, link, Some(&offer.holder)));
-            for from in offer.view.missing_anywhere(edges) {
+            for from in state.missing_anywhere(&offer.view) {
                 let key = FetchKey::Offered(from.incarnation);
                 if planned.len() >= FORK_FETCHES_MAX || planned.iter().any(|p| p.key == key) {
                     continue;

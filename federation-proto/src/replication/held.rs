@@ -402,7 +402,7 @@ impl Replication {
         let edges = lines::edges_of(info);
         tips.iter().any(|tip| match info.incarnations.iter().find(|i| i.incarnation == tip.incarnation) {
             Some(own) => own.end < tip.offset,
-            None => !lines::is_forgotten(&edges, *tip),
+            None => !info.forgotten.contains(tip.incarnation) && !lines::is_forgotten(&edges, *tip),
         })
     }
 

@@ -136,11 +136,12 @@ impl Replication {
             self.gaps.remove(log);
             return self.evaluate(log);
         }
-        let reachable = || state.offers.iter().filter(|o| self.routing.towards(&o.holder).is_some());
-        let Some(resume) = offered_apart(reachable(), info) else { return };
-        let edges = state.edges();
-        let joins = reachable().any(|o| !o.view.missing_anywhere(&edges).is_empty());
-        let answered = !joins && self.all_answered(&log.origin, gap.asked);
+        let reachable = state.offers.iter().filter(|o| self.routing.towards(&o.holder).is_some());
+        let Some(resume) = offered_apart(reachable, info) else { return };
+        // Who offered and went away is waited for as who did not answer.
+        let joins = state.offers.iter().any(|o| !state.missing_anywhere(&o.view).is_empty());
+        let lowest = offered_apart(&state.offers, info) == Some(resume);
+        let answered = lowest && !joins && self.all_answered(&log.origin, gap.asked);
         if !state.fetches.is_empty() || !(answered || gap.waited(self.now) >= self.config.lost_after) {
             return;
         }
@@ -198,7 +199,8 @@ pub(super) fn offered_apart<'a>(offers: impl IntoIterator<Item = &'a Offer>, inf
             _ => (e.incarnation > newest && e.begin > 0).then_some(begin),
         }
     };
-    let edges = offers.into_iter().flat_map(|o| &o.view.edges).filter(|e| e.end > e.begin);
+    let edges = offers.into_iter().flat_map(|o| &o.view.edges);
+    let edges = edges.filter(|e| e.end > e.begin && !info.forgotten.contains(e.incarnation));
     let believed = |place: &Place| jump(info, *place, HoleKind::Lost).is_some_and(|h| h.to - h.from <= LOST_RANGE_MAX);
     let parts = edges.filter_map(part).filter(believed);
     parts.min_by_key(|p| (p.incarnation, p.offset))
@@ -207,7 +209,7 @@ pub(super) fn offered_apart<'a>(offers: impl IntoIterator<Item = &'a Offer>, inf
 #[cfg(test)]
 mod tests {
     use super::{super::lines::View, *};
-    use crate::copies::IncarnationInfo;
+    use crate::copies::{Forgotten, IncarnationInfo};
 
     fn held(begin: u64, end: u64) -> LogInfo {
         let incarnation = Incarnation { counter: 3, random: 7 };
@@ -221,6 +223,7 @@ mod tests {
             messages: end - begin,
             bytes: 100,
             newest_origin_time_us: 1,
+            forgotten: Forgotten::default(),
         }
     }
 

@@ -80,6 +80,25 @@ impl LogState {
         self.submitted.as_ref().map(lines::edges_of).unwrap_or_default()
     }
 
+    /// Whether the copy may not take this again: it was retained once, and is not any more.
+    fn is_forgotten(&self, place: &Place) -> bool {
+        self.submitted.as_ref().is_some_and(|i| i.forgotten.contains(place.incarnation))
+    }
+
+    /// [`View::missing_beside`], of what the copy can take.
+    pub(super) fn missing_beside(&self, view: &View) -> Vec<Place> {
+        let mut missing = view.missing_beside(&self.edges());
+        missing.retain(|place| !self.is_forgotten(place));
+        missing
+    }
+
+    /// [`View::missing_anywhere`], of what the copy can take.
+    pub(super) fn missing_anywhere(&self, view: &View) -> Vec<Place> {
+        let mut missing = view.missing_anywhere(&self.edges());
+        missing.retain(|place| !self.is_forgotten(place));
+        missing
+    }
+
     pub(super) fn end(&self) -> Option<Place> {
         self.submitted.as_ref().map(|i| i.end)
     }

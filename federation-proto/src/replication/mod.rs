@@ -261,6 +261,8 @@ pub enum Output {
     DeliverOneWay(Box<link::OneWayBody>),
     /// Tell people.
     Report(Report),
+    /// What was told people of this subject, under this name, is over.
+    ReportOver(&'static str, String),
 }
 
 /// State of one copy, or of one own log.

@@ -105,6 +105,16 @@ impl Questions {
 }
 
 impl super::logs::LogState {
+    /// What is sought of the log is asked for anew.
+    fn ask_again(&mut self) {
+        if let Some(gap) = &mut self.gap {
+            gap.asked = None;
+        }
+        if let Some(seeking) = &mut self.seeking {
+            seeking.asked = None;
+        }
+    }
+
     /// The upstream announced anew: a gap is looked at again with the next answer.
     pub(super) fn gap_answered(&mut self) {
         if let (Some(gap), Some(remote)) = (&self.gap, &self.remote)
@@ -162,12 +172,8 @@ impl Replication {
     pub(super) fn site_appeared(&mut self) {
         self.ask_about_own();
         for log in self.open_questions() {
-            let Some(state) = self.logs.get_mut(&log) else { continue };
-            if let Some(gap) = &mut state.gap {
-                gap.asked = None;
-            }
-            if let Some(seeking) = &mut state.seeking {
-                seeking.asked = None;
+            if let Some(state) = self.logs.get_mut(&log) {
+                state.ask_again();
             }
         }
     }
@@ -202,6 +208,10 @@ impl Replication {
         let mut due: BTreeMap<Site, Vec<LogName>> = BTreeMap::new();
         for log in self.open_questions() {
             let Some(state) = self.logs.get(&log) else { continue };
+            // While there is no room for further offers, those that are there are used first.
+            if state.offers.len() >= OFFERS_MAX {
+                continue;
+            }
             let stale = |asked: Asked| asked.is_none_or(|(_, at)| self.now.saturating_sub(at) >= GAP_ASK_AGAIN);
             if state.gap.as_ref().is_some_and(|g| stale(g.asked)) || state.seeking.is_some_and(|s| stale(s.asked)) {
                 due.entry(log.origin.clone()).or_default().push(log);
@@ -321,12 +331,15 @@ impl Replication {
             (Some(info), _) => own && offered_apart([&offer], info).is_some(),
             _ => false,
         };
-        let joins = !offer.view.missing_anywhere(&state.edges()).is_empty();
+        let joins = !state.missing_anywhere(&offer.view).is_empty();
         if !pending && !above && state.submitted.is_some() && !joins {
             return;
         }
         if state.offers.len() < OFFERS_MAX {
             state.offers.push(offer);
+        } else {
+            // It counts as an answer only when it is given again and there is room for it.
+            state.ask_again();
         }
         self.evaluate(log);
     }
@@ -345,7 +358,8 @@ impl Replication {
             Some(o) => o.end < e.end && state.at_start.contains(&e.incarnation),
             None => {
                 let tip = Place { incarnation: e.incarnation, offset: e.end };
-                e.end > e.begin && !super::lines::is_forgotten(&own, tip)
+                let forgotten = state.submitted.as_ref().is_some_and(|i| i.forgotten.contains(e.incarnation));
+                e.end > e.begin && !forgotten && !super::lines::is_forgotten(&own, tip)
             }
         });
         if more {
@@ -381,14 +395,15 @@ impl Replication {
                 edge.end = edge.end.min(end.unwrap_or(edge.begin));
             }
         }
-        let edges = state.edges();
+        let mut offers = std::mem::take(&mut state.offers);
         let holes = state.submitted.as_ref().is_some_and(|i| i.holes.iter().any(|h| h.kind == HoleKind::Pending));
         let (info, gap) = (state.submitted.as_ref(), state.gap.as_ref());
         let above = |o: &Offer| match info.zip(gap) {
             Some((info, gap)) if !own => offered_above([o], info, gap).is_some(),
             _ => own && info.is_some_and(|info| offered_apart([o], info).is_some()),
         };
-        state.offers.retain(|o| holes || above(o) || !o.view.missing_anywhere(&edges).is_empty());
+        offers.retain(|o| holes || above(o) || !state.missing_anywhere(&o.view).is_empty());
+        state.offers = offers;
         self.evaluate(log);
     }
 
@@ -464,7 +479,7 @@ impl Replication {
                 continue;
             }
             let filling = !state.fetches.is_empty();
-            let offered = state.offers.iter().any(|o| !o.view.missing_anywhere(&edges).is_empty());
+            let offered = state.offers.iter().any(|o| !state.missing_anywhere(&o.view).is_empty());
             let waited = self.now.saturating_sub(gap.since) >= self.config.lost_after;
             if !filling && (waited || (!offered && self.all_answered(&log.origin, gap.asked))) {
                 self.lose(&log, &info, &gap);

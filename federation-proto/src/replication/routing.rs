@@ -520,7 +520,11 @@ impl Replication {
                 self.report_of("two-edges-one-site", site, text);
             }
         }
-        self.routing.doubled = doubled.into_keys().collect();
+        let doubled = doubled.into_keys().collect();
+        let was = std::mem::replace(&mut self.routing.doubled, doubled);
+        for site in was.difference(&self.routing.doubled) {
+            self.out.push_back(Output::ReportOver("two-edges-one-site", site.to_string()));
+        }
     }
 
     /// Everything of an origin moves to its new upstream.

@@ -62,6 +62,11 @@ impl Alarms {
         self.state.lock().kept.retain(|(kind, _), _| *kind != name);
     }
 
+    /// Takes the alarm of one subject away.
+    pub fn clear_one(&self, name: &'static str, subject: &str) {
+        self.state.lock().kept.remove(&(name, subject.to_owned()));
+    }
+
     /// All of them, in order of name.
     pub fn list(&self) -> Vec<Alarm> {
         self.state.lock().kept.values().map(|kept| kept.alarm.clone()).collect()
@@ -95,13 +100,14 @@ impl State {
         if let Some(known) = self.kept.get_mut(&key) {
             known.alarm.count = known.alarm.count.saturating_add(1);
             known.alarm.report = report;
+            known.alarm.last_us = wall_us;
             known.at = at;
             return false;
         }
         if self.kept.len() >= ALARMS_MAX {
             self.make_room();
         }
-        self.kept.insert(key, Kept { alarm: Alarm { report, since_us: wall_us, count: 1 }, at });
+        self.kept.insert(key, Kept { alarm: Alarm { report, since_us: wall_us, last_us: wall_us, count: 1 }, at });
         true
     }
 

@@ -82,6 +82,7 @@ enum Action {
     RegistrationsChanged,
     OneWay(Box<link::OneWayBody>),
     Report(Report),
+    ReportOver(&'static str, String),
 }
 
 struct LinkEntry {
@@ -416,6 +417,7 @@ impl Hub {
             Action::RegistrationsChanged => self.node.on_registrations_changed(),
             Action::OneWay(message) => self.node.on_one_way(message),
             Action::Report(report) => self.alarms.raise(report, self.wall_us()),
+            Action::ReportOver(name, subject) => self.alarms.clear_one(name, &subject),
         }
     }
 
@@ -495,6 +497,7 @@ impl Core {
             Output::FindTime { token, log, time_us } => self.find_times.push(FindTime { token, log, time_us }),
             Output::DeliverOneWay(message) => self.actions.push(Action::OneWay(message)),
             Output::Report(report) => self.actions.push(Action::Report(report)),
+            Output::ReportOver(name, subject) => self.actions.push(Action::ReportOver(name, subject)),
         }
     }
 

@@ -328,6 +328,8 @@ pub struct Alarm {
     pub report: Report,
     /// First seen, microseconds since 1970.
     pub since_us: u64,
+    /// Seen last, microseconds since 1970.
+    pub last_us: u64,
     /// How often.
     pub count: u64,
 }

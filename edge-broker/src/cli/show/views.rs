@@ -254,12 +254,14 @@ pub(crate) struct AlarmView {
     pub(crate) name: String,
     pub(crate) text: String,
     pub(crate) since: String,
+    pub(crate) last: String,
     pub(crate) count: u64,
 }
 
 impl From<api::Alarm> for AlarmView {
     fn from(from: api::Alarm) -> Self {
-        Self { name: from.name, text: from.text, since: time_text(from.since_us), count: from.count }
+        let (since, last) = (time_text(from.since_us), time_text(from.last_us));
+        Self { name: from.name, text: from.text, since, last, count: from.count }
     }
 }
 

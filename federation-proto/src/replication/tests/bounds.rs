@@ -30,6 +30,7 @@ fn info(starts: usize) -> LogInfo {
         messages: starts as u64,
         bytes: starts as u64 * 100,
         newest_origin_time_us: 0,
+        forgotten: Default::default(),
     }
 }
 

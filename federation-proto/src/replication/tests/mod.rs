@@ -100,6 +100,7 @@ fn two_edge_brokers_of_one_site_are_reported_everywhere_while_both_are_there() {
     // One that is gone is no second one, although its record is still known; back again, it is reported again.
     net.cut(1, twin);
     net.run(5);
+    assert_eq!(net.nodes[2].over, [("two-edges-one-site", "a".to_owned())]);
     net.connect(1, twin);
     net.run(5);
     let again = net.nodes[2].reports.iter().filter(|r| r.name == "two-edges-one-site").count();

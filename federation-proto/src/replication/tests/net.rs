@@ -77,6 +77,7 @@ pub(super) struct TestNode {
     pub(super) disk: Disk,
     pub(super) wants: Vec<Want>,
     pub(super) reports: Vec<Report>,
+    pub(super) over: Vec<(&'static str, String)>,
     pub(super) one_way: Vec<link::OneWayBody>,
     /// Its disk does not find times.
     pub(super) unreadable: bool,
@@ -166,6 +167,7 @@ impl Net {
             disk: Disk::default(),
             wants: Vec::new(),
             reports: Vec::new(),
+            over: Vec::new(),
             one_way: Vec::new(),
             unreadable: false,
             opened: BTreeMap::new(),
@@ -442,6 +444,7 @@ impl Net {
             }
             Output::DeliverOneWay(message) => self.nodes[node].one_way.push(*message),
             Output::Report(report) => self.nodes[node].reports.push(report),
+            Output::ReportOver(name, subject) => self.nodes[node].over.push((name, subject)),
         }
     }
 
