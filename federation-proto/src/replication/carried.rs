@@ -92,7 +92,8 @@ pub(super) enum Content {
         known: Vec<wire::HeldLog>,
         patterns: Vec<Pattern>,
     },
-    Answer(Vec<(LogName, View)>),
+    /// What its author holds, and whether another part follows.
+    Answer(Vec<(LogName, View)>, bool),
     TraceProbe(u64),
     TraceReply {
         number: u64,
@@ -146,7 +147,7 @@ fn read_content(kind: Option<Kind>, to: &To) -> Checked<Content> {
         },
         Some(Kind::Answer(m)) => {
             let log = |a: &link::Announce| Ok((convert::log_from(a.log.as_ref())?, view_from(a)?));
-            Content::Answer(m.logs.iter().map(log).collect::<Checked<_>>()?)
+            Content::Answer(m.logs.iter().map(log).collect::<Checked<_>>()?, m.more)
         }
         Some(Kind::TraceProbe(m)) => Content::TraceProbe(m.number),
         Some(Kind::TraceReply(m)) => {
@@ -282,6 +283,10 @@ impl Replication {
             }
             To::All(number) => {
                 if self.questions.first_time((head.author.clone(), head.start, number), from) {
+                    let known = self.routing.known_nodes().any(|n| *n == head.author);
+                    if !self.questions.may_ask(known.then_some(&head.author), self.now) {
+                        return self.count("carried_dropped_too_many");
+                    }
                     let others: Vec<LinkId> = self.links.keys().copied().filter(|l| *l != from).collect();
                     self.pass_on(&others, carried.clone(), head, &content);
                     self.take_carried(from, carried, head, content);
@@ -347,9 +352,9 @@ impl Replication {
                     self.answer_question(from, asked, &origin, known, &patterns);
                 }
             }
-            Content::Answer(logs) => {
+            Content::Answer(logs, more) => {
                 if let To::Back((_, start, number)) = &head.to {
-                    self.hear_answer(head, *start, *number, logs);
+                    self.hear_answer(head, (*start, *number), logs, !more);
                 }
             }
             Content::TraceProbe(number) => self.answer_trace(head, number, carried.way, String::new()),

@@ -282,15 +282,20 @@ impl Replication {
         match (key, ended.end) {
             (
                 FetchKey::Offered(incarnation),
-                link::FetchEnd::AtEnd | link::FetchEnd::Done | link::FetchEnd::NotHere | link::FetchEnd::UnknownPlace,
+                link::FetchEnd::AtEnd
+                | link::FetchEnd::Done
+                | link::FetchEnd::NotHere
+                | link::FetchEnd::Lost
+                | link::FetchEnd::UnknownPlace,
             ) => self.offer_used(log, incarnation, holder.as_ref()),
             (FetchKey::Hole(_), link::FetchEnd::Done) => self.evaluate(log),
-            (FetchKey::Hole(_), link::FetchEnd::AtEnd | link::FetchEnd::NotHere | link::FetchEnd::UnknownPlace) => {
-                self.hole_not_filled(log, holder.as_ref())
-            }
+            (
+                FetchKey::Hole(_),
+                link::FetchEnd::AtEnd | link::FetchEnd::NotHere | link::FetchEnd::Lost | link::FetchEnd::UnknownPlace,
+            ) => self.hole_not_filled(log, holder.as_ref()),
             (_, link::FetchEnd::Done | link::FetchEnd::AtEnd | link::FetchEnd::Stopped) => self.retry_later(log, None),
-            (FetchKey::Main, link::FetchEnd::NotHere) => self.not_here(log, ended),
-            (FetchKey::Fork(incarnation), link::FetchEnd::NotHere) => self.fork_not_here(log, incarnation, ended),
+            (FetchKey::Main, link::FetchEnd::NotHere | link::FetchEnd::Lost) => self.not_here(log, ended),
+            (FetchKey::Fork(incarnation), link::FetchEnd::Lost) => self.fork_not_here(log, incarnation, ended),
             (_, end) => {
                 let by = if ended.answered_by.is_empty() { "the next node" } else { ended.answered_by.as_str() };
                 let text = format!("{by} answered {}: {}", end.as_str_name(), ended.text);

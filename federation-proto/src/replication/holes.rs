@@ -150,7 +150,9 @@ impl Replication {
             "{log}: {} to {} of incarnation {} was lost here and is held by no site that can be reached; it is recorded as lost, and what others hold above it is fetched",
             hole.from, hole.to, hole.incarnation
         );
-        self.report_of("range-lost", log, text);
+        if hole.to > hole.from {
+            self.report_of("range-lost", log, text);
+        }
         self.out.push_back(Output::Store(vec![Change::Hole { log: log.clone(), hole }]));
         // Should the log refuse it, everybody is asked anew.
         if let Some(state) = self.logs.get_mut(log) {

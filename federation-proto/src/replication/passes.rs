@@ -2,8 +2,8 @@
 //!
 //! A passing fetch of ours may bring only what was reserved for it out of the pool of its asker's link and lane, and what was
 //! reserved is free again when it was sent on. So however many logs a neighbour asks for, no more waits here for it than its
-//! pool, and few passes are active at a time, each in its turn. A pass to which nothing came for a while (it stands at its
-//! log's live end) does not keep others waiting: what it has not used is lent to them.
+//! pool, and few passes are active at a time, each in its turn. A pass that begins at its log's end, or to which nothing came for a
+//! while, does not keep others waiting: what it has not used is lent to them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,6 +22,8 @@ pub const PASS_POOL_BYTES: u64 = 4 * 1024 * 1024;
 const PASS_STEP_BYTES: u64 = 1024 * 1024;
 /// A pass that may still bring something is not given less than this, in bytes.
 const PASS_RAISE_BYTES: u64 = 256 * 1024;
+/// What a pass that begins at its log's end may bring at once, in bytes; the next batch has room there in any case.
+const PASS_AT_END_BYTES: u64 = 16 * 1024;
 /// What a pass has not used for so long is lent to those that wait.
 const LENT_AFTER: Duration = Duration::from_secs(2);
 
@@ -94,24 +96,36 @@ impl Pools {
 }
 
 impl Replication {
-    /// A pass begins: it waits for its turn.
-    pub(super) fn begin_passing(&mut self, asker: Asker, lane: Lane, link: LinkId, number: FetchNumber, room: u64) {
+    /// A pass begins: it waits for its turn, unless it stands at its log's end.
+    pub(super) fn begin_passing(
+        &mut self,
+        asker: Asker,
+        (link, number): (LinkId, FetchNumber),
+        room: u64,
+        at_end: bool,
+    ) {
         let Some(served) = self.served.get_mut(&asker) else { return };
+        let (lane, allowance) = (served.order.lane, if at_end { room.min(PASS_AT_END_BYTES) } else { 0 });
+        if allowance > 0 {
+            self.out.push_back(Output::RaiseAllowance(link, number, allowance));
+        }
         served.mode = Mode::Pass(Passing {
             link,
             number,
-            allowance: 0,
+            allowance,
             arrived: 0,
             passed: 0,
             room,
             taken: 0,
             turn: None,
             moved: self.now,
-            lent: false,
+            lent: allowance > 0,
         });
         self.pools.0.entry((asker.0, lane)).or_default().passes.insert(asker.1);
-        self.queue_pass(asker);
-        self.grant((asker.0, lane));
+        if allowance == 0 {
+            self.queue_pass(asker);
+            self.grant((asker.0, lane));
+        }
     }
 
     /// Ends the pass that feeds a fetch, if there is one; its part of the pool goes to others.

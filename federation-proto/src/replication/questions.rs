@@ -69,6 +69,31 @@ impl Gap {
     }
 }
 
+/// What one node may flood at once, and how much more in each second: far above what any asks that keeps to [`ASK_INTERVAL`], and
+/// little enough that no node can keep the others busy with answers. Nodes that nobody knows share what one has.
+const FLOODED_AT_ONCE_MAX: u32 = 256;
+const FLOODED_PER_SECOND_MAX: u32 = 8;
+/// Nodes of which it is remembered how much they flooded; past it those that have been silent are forgotten.
+const FLOODERS_MAX: usize = 4096;
+
+/// What a node may still flood.
+#[derive(Debug, Clone, Copy)]
+struct Share {
+    left: u32,
+    at: Duration,
+}
+
+impl Share {
+    fn refill(&mut self, now: Duration) {
+        let seconds = now.saturating_sub(self.at).as_secs();
+        if seconds > 0 {
+            let more = u32::try_from(seconds).unwrap_or(u32::MAX).saturating_mul(FLOODED_PER_SECOND_MAX);
+            self.left = self.left.saturating_add(more).min(FLOODED_AT_ONCE_MAX);
+            self.at = self.at.saturating_add(Duration::from_secs(seconds));
+        }
+    }
+}
+
 /// All that concerns questions.
 #[derive(Debug, Default)]
 pub(super) struct Questions {
@@ -77,9 +102,11 @@ pub(super) struct Questions {
     seen: BTreeMap<FloodKey, LinkId>,
     order: VecDeque<FloodKey>,
     /// Who answered which question of ours.
-    answered: BTreeMap<u64, BTreeSet<NodeName>>,
+    pub(super) answered: BTreeMap<u64, BTreeSet<NodeName>>,
     ask_at: Option<Duration>,
     asked_at: Option<Duration>,
+    /// What each node may still flood.
+    shares: BTreeMap<Option<NodeName>, Share>,
 }
 
 impl Questions {
@@ -96,6 +123,22 @@ impl Questions {
             self.seen.remove(&oldest);
         }
         true
+    }
+
+    /// Takes one from what a node (`None`: one that is not known) may flood; false when there is nothing left.
+    pub(super) fn may_ask(&mut self, asker: Option<&NodeName>, now: Duration) -> bool {
+        if self.shares.len() >= FLOODERS_MAX {
+            self.shares.retain(|_, share| {
+                share.refill(now);
+                share.left < FLOODED_AT_ONCE_MAX
+            });
+        }
+        let full = Share { left: FLOODED_AT_ONCE_MAX, at: now };
+        let share = self.shares.entry(asker.cloned()).or_insert(full);
+        share.refill(now);
+        let may = share.left > 0;
+        share.left = share.left.saturating_sub(1);
+        may
     }
 
     /// The link that something flooded came on.
@@ -283,19 +326,23 @@ impl Replication {
             })
             .collect();
         // Whoever holds nothing more says so: until then he may.
-        for logs in carried::parts(more) {
-            let carried = self.authored(&To::Back(asked.clone()), Kind::Answer(link::Answer { logs }));
+        let mut parts = carried::parts(more).into_iter().peekable();
+        while let Some(logs) = parts.next() {
+            let answer = link::Answer { logs, more: parts.peek().is_some() };
+            let carried = self.authored(&To::Back(asked.clone()), Kind::Answer(answer));
             self.send(to, link::control::Kind::Carried(carried));
         }
     }
 
-    /// Somebody answers a question of ours.
-    pub(super) fn hear_answer(&mut self, head: &Head, start: Start, number: u64, logs: Vec<(LogName, View)>) {
+    /// Somebody answers a question of ours, with this part or with others to come.
+    pub(super) fn hear_answer(&mut self, head: &Head, asked: (Start, u64), logs: Vec<(LogName, View)>, last: bool) {
+        let (start, number) = asked;
         if start != self.config.start {
             return;
         }
         let holder = &head.author;
-        if let Some(nodes) = self.questions.answered.get_mut(&number)
+        if last
+            && let Some(nodes) = self.questions.answered.get_mut(&number)
             && self.routing.known_nodes().any(|n| n == holder)
         {
             nodes.insert(holder.clone());

@@ -167,7 +167,12 @@ impl Replication {
             return if hole.kind == HoleKind::Pending {
                 self.end_served(asker, FetchEnd::Failed, Some(after), "the origin asks others for what it lost there")
             } else {
-                self.end_served(asker, FetchEnd::NotHere, Some(after), "a hole of the origin's own")
+                self.end_served(
+                    asker,
+                    FetchEnd::Lost,
+                    Some(after),
+                    "the origin lost it, and nobody had it when it asked",
+                )
             };
         }
         let known = info.incarnations.iter().find(|i| i.incarnation == at.incarnation);
@@ -248,7 +253,9 @@ impl Replication {
         let through = FetchOrder { number, from: at, passing: true, hops, allowance, until, ..order.clone() };
         self.out.push_back(Output::StartFetch(way, through));
         self.out.push_back(Output::Pass((way, number), asker));
-        self.begin_passing(asker, order.lane, way, number, room);
+        let tip = self.logs.get(&order.log).and_then(|s| s.remote.as_ref()).map(|r| r.tip());
+        let at_end = tip.is_some_and(|tip| tip.incarnation == at.incarnation && tip.offset <= at.offset);
+        self.begin_passing(asker, (way, number), room, at_end);
     }
 
     /// Where our own copy can take over from a fetch that stands below its begin, on the main line.

@@ -225,6 +225,54 @@ fn an_origin_goes_on_above_what_nobody_has_of_its_own_log() {
     }
 }
 
+/// As above, but d has what lies between, says so, and goes away before it was fetched: it is waited for.
+#[test]
+fn what_a_holder_offered_is_not_called_lost_while_it_is_away() {
+    for seed in SEEDS {
+        let mut net = three(seed);
+        net.add("c/edge", NodeKind::Edge);
+        net.add("d/edge", NodeKind::Edge);
+        net.connect(1, 3);
+        net.connect(1, 4);
+        for node in [2, 3, 4] {
+            net.want(node, want("w", "t", WantStart::Earliest));
+        }
+        for (count, then_away) in [(10, 3), (8, 4), (6, 2)] {
+            publish(&mut net, count);
+            net.run(5);
+            net.cut(1, then_away);
+        }
+        let old = net.info(2, &name()).unwrap().end;
+        net.trim(2, &name(), Place { offset: 18, ..old });
+        net.cut(0, 1);
+        restart_empty(&mut net, 1);
+        restart_empty(&mut net, 0);
+        net.connect(0, 1);
+        net.connect(1, 3);
+        net.run(20);
+        assert_eq!(net.info(0, &name()).unwrap().end, Place { offset: 10, ..old }, "seed {seed}");
+        net.connect(1, 2);
+        net.run(2);
+        net.connect(1, 4);
+        let answered_by_d = |net: &Net| {
+            let machine = &net.nodes[0].machine;
+            let asked = machine.logs.get(&name()).and_then(|s| s.gap.as_ref()?.asked);
+            let answered = asked.and_then(|(question, _)| machine.questions.answered.get(&question));
+            answered.is_some_and(|nodes| nodes.iter().any(|n| n.to_string() == "d/edge"))
+        };
+        assert!(net.run_until(20, answered_by_d), "seed {seed}");
+        net.cut(1, 4);
+        net.run(40);
+        assert_eq!(net.info(0, &name()).unwrap().end, Place { offset: 10, ..old }, "seed {seed}: it was too late");
+        assert!(!lost(&net, 0), "seed {seed}: {:?}", net.info(0, &name()));
+        net.connect(1, 4);
+        net.run(60);
+        let held = &net.nodes[0].disk.batches[&name()];
+        assert!((0..24).all(|offset| held.contains_key(&Place { offset, ..old })), "seed {seed}");
+        assert!(!lost(&net, 0), "seed {seed}");
+    }
+}
+
 /// Only a relay's cache still has what the origin trimmed.
 #[test]
 fn what_only_a_cache_holds_is_not_called_lost() {

@@ -633,17 +633,25 @@ impl Net {
 
     /// Runs for so long in the machines' time.
     pub(super) fn run(&mut self, seconds: u64) {
+        self.run_until(seconds, |_| false);
+    }
+
+    /// The same, or until this is so; whether it is.
+    pub(super) fn run_until(&mut self, seconds: u64, is_so: impl Fn(&Self) -> bool) -> bool {
         let until = self.now + Duration::from_secs(seconds);
         let mut steps = 0u64;
         loop {
             while self.step() {
+                if is_so(self) {
+                    return true;
+                }
                 steps += 1;
                 assert!(steps < 5_000_000, "seed {}: it never comes to rest", self.seed);
             }
             let next = self.nodes.iter().filter_map(|n| n.machine.poll_timeout()).min().unwrap_or(until);
             if next > until {
                 self.now = until;
-                return;
+                return is_so(self);
             }
             self.now = self.now.max(next);
             for node in 0..self.nodes.len() {

@@ -109,6 +109,41 @@ fn however_much_is_asked_for_little_is_read_through_at_a_time_and_all_in_the_end
     assert!(machine.pools.is_empty());
 }
 
+/// A relay whose commit log stopped reads the live ends of many logs through at once: none waits for another's turn.
+#[test]
+fn what_stands_at_its_logs_end_is_read_through_at_once_however_much_there_is() {
+    const LOGS: u64 = 300;
+    let mut net = three(1);
+    net.want(2, want("w", "#", WantStart::Earliest));
+    for number in 1..=LOGS {
+        net.publish(0, &format!("t{number}"), 1, 1);
+    }
+    net.run(20);
+    let (from, now) = (net.link_of(1, 2), net.now);
+    let ends: Vec<Place> =
+        (1..=LOGS).map(|number| net.info(0, &log(&format!("t{number}"), "a", 1)).unwrap().end).collect();
+    let machine = &mut net.nodes[1].machine;
+    machine.handle_stopped(now, "the disk failed");
+    let mut passes = BTreeMap::new();
+    for (number, end) in (1..=LOGS).zip(ends) {
+        machine.handle_fetch_requested(now, from, order(1000 + number, log(&format!("t{number}"), "a", 1), end));
+    }
+    drain(machine, &mut passes);
+    let asked = passes.values().filter(|p| p.asker > 1000);
+    assert_eq!(asked.clone().count() as u64, LOGS);
+    assert!(asked.clone().all(|p| p.allowance > 0));
+    // What comes counts again, and is given more room in its turn.
+    let (ours, asker) = passes.iter().map(|(ours, p)| (*ours, p.asker)).find(|(_, asker)| *asker > 1000).unwrap();
+    machine.handle_pass_arrived(now, from, asker, 20_000);
+    machine.handle_served_room(now, from, asker, Place { offset: 2, ..at_zero() }, 20_000, 2 * MIB);
+    drain(machine, &mut passes);
+    assert!(passes[&ours].allowance > 20_000);
+}
+
+fn at_zero() -> Place {
+    Place { incarnation: Incarnation { counter: 1, random: 1 }, offset: 0 }
+}
+
 /// A peer cannot make a relay's cache stand where the origin never was.
 #[test]
 fn a_cache_begins_only_where_the_origin_is_known_to_have_been() {
