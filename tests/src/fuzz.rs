@@ -8,6 +8,7 @@
 
 mod batches;
 mod configuration;
+mod copies;
 mod links;
 mod mutate;
 mod replication;
@@ -38,6 +39,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "control", run: links::control, corpus: links::controls },
     Target { name: "session", run: links::session, corpus: links::sessions },
     Target { name: "replication", run: replication::run, corpus: replication::corpus },
+    Target { name: "copy", run: copies::run, corpus: copies::corpus },
     Target { name: "segment", run: segments::segment, corpus: segments::segments },
     Target { name: "configuration", run: configuration::run, corpus: configuration::corpus },
 ];

@@ -24,7 +24,7 @@ use seaway_relay::{
     node::{Acknowledgement, LinkTls, Node, NodeConfig, OnDeadline, Publish, PublishError, TopicConfig},
     transport::identity::Identity,
 };
-use seaway_tests::proxy::{Bursts, Conditions, Proxy};
+use seaway_tests::proxy::{Bursts, Conditions, Proxy, Rate};
 
 const LONG: Duration = Duration::from_secs(90);
 const MESSAGES: usize = 400;
@@ -192,6 +192,79 @@ async fn messages_arrive_once_and_in_order_over_lines_that_lose_and_break() {
     let reconnects: u64 = [&berlin, &tokyo].iter().flat_map(|node| node.links()).map(|link| link.reconnects).sum();
     assert!(reconnects >= 2, "the lines were down long enough to be noticed");
     for node in [Arc::new(berlin), Arc::new(tokyo), Arc::new(relay)] {
+        node.shutdown().await.unwrap();
+    }
+}
+
+/// A new site asks for a history that takes its slow line minutes. What others send each other by way of the same relay does not
+/// wait for it: all of that has arrived while most of the history has not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_history_for_one_site_holds_up_nobody_elses_live_traffic() {
+    const LIVE: usize = 40;
+    let federation = Federation::new();
+    let relay = federation.node("middle/relay", NodeKind::Relay, None).await;
+    let at_relay = relay.local_address().unwrap();
+    let fast = Conditions { delay: Duration::from_millis(5), ..Conditions::default() };
+    let slow = Conditions {
+        rate: Some(Rate { bits_per_second: 8 * (64 << 10), queue_bytes: 32 << 10 }),
+        delay: Duration::from_millis(50),
+        ..Conditions::default()
+    };
+    let proxies: Vec<Proxy> =
+        [&fast, &fast, &slow].iter().zip(1..).map(|(line, seed)| Proxy::start(at_relay, seed, line).unwrap()).collect();
+    let dial = |number: usize| Some(("middle/relay", &proxies[number]));
+    let berlin = federation.node("berlin/edge", NodeKind::Edge, dial(0)).await;
+    let tokyo = federation.node("tokyo/edge", NodeKind::Edge, dial(1)).await;
+
+    // 16 MiB that do not compress: more than four minutes of the slow line.
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut receipts = Vec::new();
+    for _ in 0..256 {
+        let mut payload = Vec::with_capacity(64 << 10);
+        while payload.len() < 64 << 10 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            payload.extend_from_slice(&random.to_le_bytes());
+        }
+        let history = Publish {
+            path: "archive/all".parse().unwrap(),
+            payload: payload.into(),
+            acknowledgement: Acknowledgement::Local,
+            ..message("")
+        };
+        receipts.push(berlin.publish(history).await.unwrap());
+    }
+    for receipt in receipts {
+        receipt.await.unwrap().unwrap();
+    }
+    let osaka = federation.node("osaka/edge", NodeKind::Edge, dial(2)).await;
+    let history = LogName { topic: "archive".parse().unwrap(), origin: "berlin".parse().unwrap(), queue: Queue(1) };
+    let held = |node: &Node| node.info(&history).map_or(0, |info| info.messages);
+    let until = Instant::now() + LONG;
+    while held(&osaka) == 0 {
+        assert!(Instant::now() < until, "nothing of the history comes: {:?}", osaka.links());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+
+    let to_tokyo = || Acknowledgement::Sites(vec!["tokyo".parse().unwrap()]);
+    for number in 0..LIVE {
+        let receipt = loop {
+            let live = Publish { acknowledgement: to_tokyo(), ..message(&format!("live {number}")) };
+            match berlin.publish(live).await {
+                Ok(receipt) => break receipt,
+                Err(PublishError::NobodyToAcknowledge(_)) if Instant::now() < until => {}
+                Err(error) => panic!("{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
+        receipt.await.unwrap().unwrap();
+    }
+    let (here, there) = (held(&berlin), held(&osaka));
+    println!("all live messages had arrived when {there} of {here} of the history had");
+    assert!(there < here, "the history was as fast as the live traffic");
+    let log = LogName { topic: "readings".parse().unwrap(), ..history.clone() };
+    let live: Vec<_> = (0..LIVE).map(|number| format!("live {number}")).collect();
+    assert_eq!(contents(&tokyo, &log).await, live);
+    for node in [berlin, tokyo, osaka, relay] {
         node.shutdown().await.unwrap();
     }
 }

@@ -1,23 +1,25 @@
 //! `seaway bench`: figures for people and programs.
 
+use std::path::PathBuf;
+
 use super::{
     CliError, Exit,
     args::{BenchCommand, Output},
     client::block_on,
+    node::interrupted,
     output::{self, Table},
 };
 use crate::bench::{BenchError, Figure, federation, log};
+
+/// Least that is written for a figure of the log, in bytes: less says nothing of a disk.
+const LOG_BYTES_MIN: u64 = 1024 * 1024;
 
 /// Runs one of its commands.
 pub(crate) fn run(command: BenchCommand) -> Result<Exit, CliError> {
     match command {
         BenchCommand::Log { size, dir, output } => {
-            let parent = dir.unwrap_or_else(std::env::temp_dir);
-            let dir = parent.join(format!("seaway-bench-log-{}", std::process::id()));
-            let figures = log::run(&dir, size, &mut tell);
-            // Whether it failed or not, nothing stays.
-            let _ = std::fs::remove_dir_all(&dir);
-            print(&figures.map_err(failed)?, output)
+            let figures = block_on(log_figures(dir.unwrap_or_else(std::env::temp_dir), size))?;
+            print(&figures, output)
         }
         BenchCommand::Federation { size, time, dir, output } => {
             let sizes = if size.is_empty() { federation::SIZES.to_vec() } else { size };
@@ -29,6 +31,27 @@ pub(crate) fn run(command: BenchCommand) -> Result<Exit, CliError> {
             print(&figures, output)
         }
     }
+}
+
+/// Measures the log in a directory of its own, of which nothing stays, whether it failed, ended or was interrupted.
+async fn log_figures(parent: PathBuf, size: u64) -> Result<Vec<Figure>, CliError> {
+    if size < LOG_BYTES_MIN {
+        return Err(CliError::usage(format!("--size must be at least {}", output::size(LOG_BYTES_MIN as f64))));
+    }
+    if !parent.is_dir() {
+        return Err(CliError::usage(format!("--dir {} is no directory; make it first", parent.display())));
+    }
+    let dir = parent.join(format!("seaway-bench-log-{}", std::process::id()));
+    let (done, figures) = tokio::sync::oneshot::channel();
+    let within = dir.clone();
+    // A thread that nobody waits for when the process is told to end.
+    std::thread::spawn(move || done.send(log::run(&within, size, &mut tell)));
+    let figures = tokio::select! {
+        figures = figures => figures.map_err(|_| CliError::failed("the measurement failed")),
+        () = interrupted() => Err(CliError::failed("interrupted")),
+    };
+    let _ = std::fs::remove_dir_all(&dir);
+    figures?.map_err(failed)
 }
 
 fn failed(error: BenchError) -> CliError {

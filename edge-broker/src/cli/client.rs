@@ -108,7 +108,9 @@ impl Servers {
                 Err(_) => failures.push(format!("{name} (no answer within {} s)", CONNECT_TIMEOUT.as_secs())),
             }
         }
-        let advice = if failures.iter().any(|why| why.contains("invalid peer certificate")) {
+        let advice = if failures.iter().any(|why| why.contains("InvalidContentType")) {
+            "the door speaks no TLS; write http:// and leave --tls-ca and --cert out"
+        } else if failures.iter().any(|why| why.contains("invalid peer certificate")) {
             "the server's certificate is not believed: check that --tls-ca is its authority, and that --server has a name that \
              the certificate is for"
         } else {

@@ -79,7 +79,8 @@ fn show(report: &VerifyReport, how: Output) -> Result<Exit, CliError> {
         return Ok(Exit::Done);
     }
     Err(CliError::failed(format!(
-        "{} found; start the node to have the damaged ranges fetched again from another site",
+        "{} found in the files; start the node to have what was there fetched again from another site ('seaway topic show' \
+         tells in HOLES what is still missing then; the files stay as they are until retention takes them)",
         output::count(view.damage.len() as u64, "damaged range")
     )))
 }

@@ -370,6 +370,18 @@ impl Replication {
         }
     }
 
+    /// Tells people of forks that a log has now and had not before.
+    fn report_forks(&mut self, log: &LogName, was: Option<&LogInfo>) {
+        let Some((was, now)) = was.zip(self.logs.get(log).and_then(|s| s.submitted.as_ref())) else { return };
+        let known = |tip: &Place| was.fork_tips.iter().any(|w| w.incarnation == tip.incarnation);
+        let Some(tip) = now.fork_tips.iter().rfind(|tip| !known(tip)).copied() else { return };
+        let text = format!(
+            "{log} has a fork up to {tip}, beside its main line: the origin's data was restored, lost or used twice; both parts are kept, and \
+             readers get each message once"
+        );
+        self.report_of("fork", log, text);
+    }
+
     /// A copy or own log changed: submitted view (what the next batch must follow) and durable view (what may be stated to
     /// others); `None`: there is no such log in that view. [`Replication::restore`] gives the views that there are at the start.
     pub fn handle_log(&mut self, now: Duration, log: LogName, submitted: Option<LogInfo>, durable: Option<LogInfo>) {
@@ -399,6 +411,7 @@ impl Replication {
         if many {
             self.report("many-incarnations", many_incarnations(&log, own));
         }
+        self.report_forks(&log, was_submitted.as_ref());
         let Some(state) = self.logs.get(&log) else { return };
         let seen = |now: &Option<LogInfo>, was: &Option<LogInfo>| Change::between(was.as_ref(), now.as_ref());
         let change = if own { seen(&state.durable, &was_durable) } else { seen(&state.submitted, &was_submitted) };

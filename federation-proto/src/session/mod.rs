@@ -282,7 +282,7 @@ pub enum CloseReason {
     #[error("the connection was lost: {0}")]
     Lost(String),
     /// Nothing heard for too long.
-    #[error("nothing was heard from the peer for {0:?}")]
+    #[error("nothing was heard from the peer for {:.1} s; check that it runs, and the line between", .0.as_secs_f64())]
     Dead(Duration),
 }
 

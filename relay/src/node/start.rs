@@ -158,8 +158,16 @@ fn open_log(config: &NodeConfig, start: Start) -> Result<(Arc<dyn CommitLog>, Ve
     let (log, recovery) = DiskLog::open(disk).map_err(|error| StartError::Data(error.to_string()))?;
     let mut reports = Vec::new();
     if let Some((file, at)) = &recovery.torn_at {
-        let text = format!("{} bytes that were never acknowledged were cut at {file}, byte {at}", recovery.torn_bytes);
+        let what = if recovery.cut_short { "" } else { " that were never acknowledged" };
+        let text = format!("{} bytes{what} were cut at {file}, byte {at}", recovery.torn_bytes);
         reports.push(Report { name: "torn-end-cut", subject: String::new(), text });
+    }
+    if let (true, Some(why)) = (recovery.cut_short, &recovery.rebuilt) {
+        let text = format!(
+            "the end of the commit log is gone, with what was acknowledged there: the index knew of more than the segments hold ({why}); what \
+             other sites have of it is fetched again"
+        );
+        reports.push(Report { name: "log-cut-short", subject: String::new(), text });
     }
     if let Some(why) = &recovery.rebuilt {
         reports.push(Report {

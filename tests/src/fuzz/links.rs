@@ -159,7 +159,7 @@ fn carried(held: link::HeldLog, announce: link::Announce) -> Vec<Kind> {
             To::All(9),
             Said::Question(link::Question { origin: "b".into(), known: vec![held], patterns: vec!["#".into()] }),
         ),
-        ("c", back, Said::Answer(link::Answer { logs: vec![announce] })),
+        ("c", back, Said::Answer(link::Answer { logs: vec![announce], more: false })),
         ("a", to_b, Said::TraceProbe(link::TraceProbe { number: 7 })),
         (
             "a",

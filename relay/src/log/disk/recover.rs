@@ -50,6 +50,8 @@ pub struct Recovery {
     pub replayed_bytes: u64,
     /// Why the index was rebuilt, if it was.
     pub rebuilt: Option<String>,
+    /// Whether the index, which is only told what is durable, knew of more than the segments hold: acknowledged data is gone.
+    pub cut_short: bool,
     /// Damage found: fenced, never cut.
     pub damage: Vec<Damage>,
 }
@@ -77,12 +79,13 @@ fn open_with(config: DiskConfig) -> Result<(Arc<Shared>, Writer, Recovery), Open
         .map_err(|e| OpenError::Io { what: "asking for random bytes".into(), why: e.to_string() })?;
     let identity = identity::claim(&files, &dir, &config.federation, &config.name, id)?;
     let mut numbers = survey::list(&files, &dir)?;
-    let (index, applied, rebuild_because) = open_index(&config, &identity, &numbers)?;
+    let (index, applied, misfit) = open_index(&config, &identity, &numbers)?;
     // The names of lock, identity, segments and index. An index that is made anew later may lose its own: it is disposable.
     files.sync_dir(&dir).map_err(io_failed("syncing", &dir))?;
     let mut index = Some(index);
     let end = survey::survey(&files, &dir, &numbers, applied.as_ref(), Some(&identity.directory))?;
-    let mut recovery = Recovery { rebuilt: rebuild_because, ..Recovery::default() };
+    let cut_short = misfit.as_ref().is_some_and(|misfit| misfit.ahead);
+    let mut recovery = Recovery { rebuilt: misfit.map(|misfit| misfit.why), cut_short, ..Recovery::default() };
     if let Some(cut) = end.cut {
         recovery.torn_bytes = end.torn_bytes;
         recovery.torn_at = Some((dir.join(segment::relative_path(cut.segment)).display().to_string(), cut.at));
@@ -145,26 +148,40 @@ pub(crate) fn index_failed(shared: &Shared, e: &IndexError) -> OpenError {
     OpenError::Index { dir: shared.config.index_dir().display().to_string(), why: e.to_string() }
 }
 
+/// Why an index cannot be used.
+#[derive(Debug)]
+struct Misfit {
+    why: String,
+    /// It knows of groups that the segments do not hold.
+    ahead: bool,
+}
+
+impl From<String> for Misfit {
+    fn from(why: String) -> Self {
+        Self { why, ahead: false }
+    }
+}
+
 /// Opens the index if it fits the segments, else a new one, with the reason.
 fn open_index(
     config: &DiskConfig,
     identity: &Identity,
     numbers: &[u64],
-) -> Result<(Index, Option<Applied>, Option<String>), OpenError> {
+) -> Result<(Index, Option<Applied>, Option<Misfit>), OpenError> {
     let dir = config.index_dir();
-    let reason = match Index::open(&dir, config.stepped) {
+    let misfit = match Index::open(&dir, config.stepped) {
         // On a full disk it may be as good as ever.
         Err(e) if config.files.free_bytes(&config.dir).is_ok_and(|free| free < OPEN_ROOM_BYTES) => {
             return Err(OpenError::Index { dir: dir.display().to_string(), why: e.to_string() });
         }
-        Err(e) => e.to_string(),
+        Err(e) => Misfit::from(e.to_string()),
         Ok(index) => match check_index(config, identity, &index, numbers) {
             Ok(applied) if applied.is_some() || numbers.is_empty() => return Ok((index, applied, None)),
-            Ok(_) => "it is empty".to_owned(),
-            Err(why) => why,
+            Ok(_) => Misfit::from("it is empty".to_owned()),
+            Err(misfit) => misfit,
         },
     };
-    Ok((new_index(config, identity)?, None, Some(reason)))
+    Ok((new_index(config, identity)?, None, Some(misfit)))
 }
 
 /// An empty index in place of what there is.
@@ -183,9 +200,9 @@ fn check_index(
     identity: &Identity,
     index: &Index,
     numbers: &[u64],
-) -> Result<Option<Applied>, String> {
+) -> Result<Option<Applied>, Misfit> {
     if !index.claim(&identity.directory).map_err(|e| e.0)? {
-        return Err("it is of another format or belongs to another data directory".into());
+        return Err("it is of another format or belongs to another data directory".to_owned().into());
     }
     let Some(applied) = index.applied().map_err(|e| e.0)? else { return Ok(None) };
     let group = applied.group;
@@ -193,24 +210,27 @@ fn check_index(
     if !numbers.contains(&group.segment) {
         let newer = numbers.first().is_some_and(|first| *first > group.segment);
         return Err(match newer {
-            true => format!("it is older than the oldest segment that is left ({name} is gone)"),
-            false => format!("it is ahead of the segments ({name} is not there)"),
+            true => format!("it is older than the oldest segment that is left ({name} is gone)").into(),
+            false => Misfit { why: format!("it is ahead of the segments ({name} is not there)"), ahead: true },
         });
     }
     // A segment that went after this state of the index was made held state that only a checkpoint has now.
     let after = numbers.iter().filter(|number| **number >= applied.to.segment);
     if after.clone().zip(after.skip(1)).any(|(one, next)| *next != one + 1) {
-        return Err("it is older than a segment that is gone".into());
+        return Err("it is older than a segment that is gone".to_owned().into());
     }
     let file = config.files.open(std::path::Path::new(&name)).map_err(|e| format!("{name} cannot be opened: {e}"))?;
     let key = GroupKey::of(&identity.directory);
     match header_at(file.as_ref(), key, group) {
         Some((_, crc)) if crc == applied.crc => Ok(Some(applied)),
         Some(_) => {
-            Err(format!("it does not belong to these segments (another group stands in {name} at {})", group.at))
+            Err(format!("it does not belong to these segments (another group stands in {name} at {})", group.at).into())
         }
         None if is_damaged(&file, key, &applied) => Ok(Some(applied)),
-        None => Err(format!("it is ahead of the segments (its last group is not in {name} at {})", group.at)),
+        None => {
+            let why = format!("it is ahead of the segments (its last group is not in {name} at {})", group.at);
+            Err(Misfit { why, ahead: true })
+        }
     }
 }
 

@@ -255,7 +255,7 @@ fn the_index_may_be_deleted_or_old() {
     fs::remove_dir_all(dir.path().join("index")).unwrap();
     fs::rename(&old, dir.path().join("index")).unwrap();
     let (log, recovery) = open(dir.path());
-    assert_eq!((recovery.rebuilt, recovery.torn_bytes), (None, 0));
+    assert_eq!((recovery.rebuilt, recovery.torn_bytes, recovery.cut_short), (None, 0, false));
     assert!(recovery.replayed_bytes > 0);
     assert_eq!(snapshot(&*log), after);
     drop(log);
@@ -294,6 +294,7 @@ fn an_index_that_is_ahead_is_thrown_away() {
     let last = segments(dir.path()).pop().unwrap();
     fs::remove_file(last).unwrap();
     let (log, recovery) = open(dir.path());
+    assert!(recovery.cut_short);
     assert!(recovery.rebuilt.unwrap().contains("ahead"));
     let (end, count) = read_all(&log, &name, &batches);
     assert!(matches!(end, Read::AtEnd { .. }) && count > 0 && count < 60, "{end:?} {count}");
