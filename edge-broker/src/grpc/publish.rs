@@ -63,7 +63,7 @@ struct InOrder {
 
 impl Onward {
     fn hand(&self, taken: Result<Taken, Status>) {
-        // A client that left is seen where the next batch is read.
+        // Who answers outlives who takes.
         let _ = self.order.send(InOrder { taken, _room: self.room.clone() });
     }
 }
@@ -71,7 +71,7 @@ impl Onward {
 /// Until when a publish may wait, and what ends its wait before.
 struct Patience {
     until: Instant,
-    /// Resolves when the caller's token no longer counts.
+    /// Resolves when the caller's token no longer counts, or the client left.
     ended: Pin<Box<dyn Future<Output = Status> + Send>>,
 }
 
@@ -79,7 +79,7 @@ struct Patience {
 enum Cut {
     /// Its time is over.
     Late,
-    /// The call ends: the node drains, or the caller's token no longer counts.
+    /// The call ends: the node drains, the caller's token no longer counts, or the client left.
     Over(Status),
 }
 
@@ -87,7 +87,8 @@ impl<E: Engine> Publisher<E> {
     /// Publishes one message and waits for its receipt.
     pub(crate) async fn publish(&self, request: PublishRequest) -> Result<Receipt, Status> {
         let (order, mut ordered) = mpsc::unbounded_channel();
-        let mut patience = self.patience();
+        // A call whose client left is dropped as a whole.
+        let mut patience = self.patience(std::future::pending());
         self.take(convert::batch_of_one(request), &mut patience, &Onward { order, room: None }).await?;
         let mut told = Vec::new();
         while let Ok(piece) = ordered.try_recv() {
@@ -106,22 +107,27 @@ impl<E: Engine> Publisher<E> {
         let (order, ordered) = mpsc::unbounded_channel();
         let (replies, receiver) = mpsc::channel(REPLIES_QUEUED_MAX);
         let publisher = Arc::new(self);
-        tokio::spawn(publisher.clone().take_all(batches, Onward { order, room: None }));
+        let reader = replies.clone();
+        let patience = publisher.patience(async move { reader.closed().await });
+        tokio::spawn(publisher.clone().take_all(batches, patience, Onward { order, room: None }));
         tokio::spawn(publisher.answer_all(ordered, replies));
         receiver
     }
 
     /// Takes batches in order, as far as there is room for what is in flight.
-    async fn take_all(self: Arc<Self>, mut batches: Streaming<PublishBatch>, mut onward: Onward) {
+    async fn take_all(
+        self: Arc<Self>,
+        mut batches: Streaming<PublishBatch>,
+        mut patience: Patience,
+        mut onward: Onward,
+    ) {
         let stream_room = Arc::new(Semaphore::new(STREAM_IN_FLIGHT_BYTES_MAX / PERMIT_BYTES));
-        let mut patience = self.patience();
         loop {
             onward.room = None;
             let batch = tokio::select! {
                 biased;
                 () = self.shared.drain.cancelled() => Err(errors::draining()),
                 status = &mut patience.ended => Err(status),
-                () = onward.order.closed() => return,
                 batch = batches.message() => batch,
             };
             let taken = match batch.and_then(|batch| batch.map(checked_count).transpose()) {
@@ -148,14 +154,14 @@ impl<E: Engine> Publisher<E> {
             biased;
             () = self.shared.drain.cancelled() => return Err(errors::draining()),
             status = &mut patience.ended => return Err(status),
-            () = onward.order.closed() => return Ok(()),
             room = take_room(stream_room, batch.messages.len(), convert::batch_bytes(&batch)) => room,
         };
         onward.room = room.map(Arc::new);
         self.take(batch, patience, onward).await
     }
 
-    /// Answers in the order of the messages.
+    /// Answers in the order of the messages. Of a client that left, what was taken is stored all the same and counts in its
+    /// share until then: leaving makes nobody's share larger.
     async fn answer_all(
         self: Arc<Self>,
         mut ordered: mpsc::UnboundedReceiver<InOrder>,
@@ -174,17 +180,21 @@ impl<E: Engine> Publisher<E> {
                     Ok(receipt) => publish_reply::Result::Receipt(receipt),
                     Err(failure) => publish_reply::Result::Failure(failure),
                 });
-                if replies.send(Ok(PublishReply { number, result, count })).await.is_err() {
-                    return; // the client left; what was taken is stored all the same
-                }
+                let _ = replies.send(Ok(PublishReply { number, result, count })).await;
                 number = number.wrapping_add(u64::from(count));
             }
         }
     }
 
-    fn patience(&self) -> Patience {
+    fn patience(&self, left: impl Future<Output = ()> + Send + 'static) -> Patience {
         let caller = self.caller.clone();
-        Patience { until: Instant::now(), ended: Box::pin(async move { caller.ended().await }) }
+        let ended = async move {
+            tokio::select! {
+                status = caller.ended() => status,
+                () = left => Status::cancelled("the client left"),
+            }
+        };
+        Patience { until: Instant::now(), ended: Box::pin(ended) }
     }
 
     /// Waits, but no longer than patience lasts.

@@ -8,7 +8,7 @@ use crate::{
     api::{self, Mode, PublishReply, PublishRequest, acknowledgement::Of, publish_failure, publish_reply},
     door::{ClientLimits, OnExceed},
     grpc::convert::batch_of_one,
-    limits::{CLIENT_RECEIPTS_MAX, REQUEST_BYTES_MAX},
+    limits::{CLIENT_IN_FLIGHT_BYTES_MAX, CLIENT_RECEIPTS_MAX, REQUEST_BYTES_MAX},
     testing::*,
 };
 
@@ -414,5 +414,31 @@ async fn a_publish_that_waits_ends_at_its_deadline_and_when_the_node_drains() {
     let end = soon("the end", replies.next()).await.unwrap().unwrap_err();
     assert_eq!((end.code(), code(&end).as_str()), (Code::Unavailable, "draining"));
     drop((sender, client, replies));
+    harness.stop().await;
+}
+
+#[tokio::test]
+async fn for_a_client_that_left_nothing_more_is_published_and_nothing_is_held() {
+    let engine = TestEngine::new();
+    // A byte a second: the second message of a batch is due in days.
+    let limits = ClientLimits { bytes_per_s: Some(1), bytes_burst: 1, ..ClientLimits::default() };
+    let harness = Harness::start_with(&engine, |config| config.limits = limits).await;
+    let content =
+        api::publish_batch::Content { path: "orders".into(), payload: vec![0; 1_000_000].into(), ..Default::default() };
+    let batch = api::PublishBatch { messages: vec![content; 15], deadline_ms: 3_600_000, ..Default::default() };
+    // As many as fill the client's share, and one that waits for room in it.
+    let mut streams = Vec::new();
+    for _ in 0..CLIENT_IN_FLIGHT_BYTES_MAX / 15_000_000 + 1 {
+        let (sender, receiver) = tokio::sync::mpsc::channel(1);
+        sender.send(batch.clone()).await.unwrap();
+        let replies = harness.messages().await.publish_stream(ReceiverStream::new(receiver)).await.unwrap();
+        streams.push((sender, replies));
+    }
+    // Without a payload, no rate holds it back.
+    let mut client = harness.messages().await;
+    let mut empty = async |deadline_ms| client.publish(PublishRequest { deadline_ms, ..request("orders", "") }).await;
+    soon("a full share", async { while empty(20).await.is_ok() {} }).await;
+    drop(streams);
+    soon("room", empty(50_000)).await.unwrap();
     harness.stop().await;
 }
