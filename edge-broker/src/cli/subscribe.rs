@@ -334,5 +334,6 @@ fn message_bytes(message: &Message) -> u64 {
 
 fn report(gap: &Gap) {
     let from = gap.from.as_ref().map(super::json::position_text).unwrap_or_default();
-    output::note(&format!("seaway: a gap: from {from} to offset {}: {}", gap.to_offset, gap.reason));
+    let to = gap.to.unwrap_or_default();
+    output::note(&format!("seaway: a gap: from {from} to offset {}: {}", to.offset, gap.text));
 }

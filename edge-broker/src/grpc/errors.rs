@@ -70,6 +70,7 @@ pub(crate) fn failure(error: &PublishError) -> PublishFailure {
         PublishError::Deadline { .. } | PublishError::StoredBefore { .. } => Code::Deadline,
         PublishError::Stopping { .. } => Code::Stopping,
         PublishError::Unavailable(_) => Code::Unavailable,
+        PublishError::InDoubt(_) => Code::InDoubt,
         PublishError::ProducerUnknown => Code::ProducerUnknown,
         PublishError::ProducerSequence { .. } => Code::ProducerSequence,
         PublishError::ProducerFenced { .. } => Code::ProducerFenced,
@@ -110,6 +111,7 @@ pub fn code_name(code: publish_failure::Code) -> &'static str {
         Code::NobodyToAcknowledge => "nobody-to-acknowledge",
         Code::Deadline => "deadline",
         Code::Unavailable => "unavailable",
+        Code::InDoubt => "in-doubt",
         Code::ProducerUnknown => "producer-unknown",
         Code::ProducerSequence => "producer-sequence",
         Code::ProducerFenced => "producer-fenced",
@@ -121,7 +123,8 @@ pub fn code_name(code: publish_failure::Code) -> &'static str {
 pub(crate) fn failure_status(failure: &PublishFailure) -> Status {
     use publish_failure::Code as F;
     let code = match failure.code() {
-        F::Unspecified => Code::Unknown,
+        // Not a code on which libraries call again by themselves.
+        F::Unspecified | F::InDoubt => Code::Unknown,
         F::Invalid => Code::InvalidArgument,
         F::NotAllowed => Code::PermissionDenied,
         F::Limited => Code::ResourceExhausted,

@@ -379,8 +379,7 @@ fn no_room() -> PublishError {
 }
 
 fn in_doubt() -> PublishFailure {
-    let text = "the node stopped before the message was durable; it may be stored or not, publish it again";
-    errors::failure(&PublishError::Unavailable(text.into()))
+    errors::failure(&PublishError::InDoubt("the node stopped before it said so".into()))
 }
 
 #[allow(clippy::result_large_err, reason = "a status is what the stream answers")]

@@ -20,14 +20,21 @@ use super::{
     shared::{PERMIT_BYTES, Shared},
 };
 use crate::{
-    api,
+    api::{self, TopicState},
     auth::tokens::Token,
     engine::Engine,
     limits::{CONNECTIONS_MAX, IN_FLIGHT_BYTES_MAX, SUBSCRIPTIONS_MAX},
 };
 
 /// States of copies, worst first: a topic shows the worst of its queues.
-const WORST_FIRST: [&str; 6] = ["down", "stopped", "stalled", "catching-up", "live", "own"];
+const WORST_FIRST: [TopicState; 6] = [
+    TopicState::Down,
+    TopicState::NotWanted,
+    TopicState::Stalled,
+    TopicState::CatchingUp,
+    TopicState::Live,
+    TopicState::Own,
+];
 /// Holes of a queue that a list gives.
 const HOLES_SHOWN_MAX: usize = 64;
 /// Logs held by a site that one item of a list gives.
@@ -128,8 +135,7 @@ fn link(link: LinkStatus) -> api::LinkStatus {
         },
         direction: if link.dials { "out".into() } else { "in".into() },
         address: link.address,
-        state_code: link_state(link.state).into(),
-        state: link.state.into(),
+        state: link_state(link.state).into(),
         reason: link.reason,
         rtt_ms: link.rtt.map_or(0.0, |rtt| rtt.as_secs_f64() * 1000.0),
         loss: link.loss,
@@ -155,15 +161,15 @@ fn link_state(state: &str) -> api::LinkState {
     }
 }
 
-fn topic_state(state: &str) -> api::TopicState {
+fn topic_state(state: &str) -> TopicState {
     match state {
-        "own" => api::TopicState::Own,
-        "live" => api::TopicState::Live,
-        "catching-up" => api::TopicState::CatchingUp,
-        "stalled" => api::TopicState::Stalled,
-        "down" => api::TopicState::Down,
-        "stopped" => api::TopicState::Stopped,
-        _ => api::TopicState::Unspecified,
+        "own" => TopicState::Own,
+        "live" => TopicState::Live,
+        "catching-up" => TopicState::CatchingUp,
+        "stalled" => TopicState::Stalled,
+        "down" => TopicState::Down,
+        "not-wanted" => TopicState::NotWanted,
+        _ => TopicState::Unspecified,
     }
 }
 
@@ -184,11 +190,8 @@ pub(crate) fn topics<E: Engine>(engine: &E, topic: &str) -> impl Iterator<Item =
         });
         add_log(entry, &log, &info, engine.copy_status(&log));
     }
-    gathered.into_iter().map(|((topic, origin), mut status)| {
-        status.state_code = topic_state(&status.state).into();
-        // No name holds a control character: keys are ordered as the pairs are.
-        (format!("{topic}\u{1}{origin}"), status)
-    })
+    // No name holds a control character: keys are ordered as the pairs are.
+    gathered.into_iter().map(|((topic, origin), status)| (format!("{topic}\u{1}{origin}"), status))
 }
 
 fn add_log(topic: &mut api::TopicStatus, log: &LogName, info: &LogInfo, status: Option<CopyStatus>) {
@@ -222,9 +225,10 @@ fn at_least(stated: Place, info: &LogInfo) -> Place {
 
 /// Sums the lag and keeps the worst state.
 fn add_status(topic: &mut api::TopicStatus, status: CopyStatus) {
-    let rank = |state: &str| WORST_FIRST.iter().position(|s| *s == state).unwrap_or(0);
-    if topic.state.is_empty() || rank(status.state) < rank(&topic.state) {
-        topic.state = status.state.into();
+    let rank = |state: TopicState| WORST_FIRST.iter().position(|s| *s == state).unwrap_or(WORST_FIRST.len());
+    let state = topic_state(status.state);
+    if rank(state) < rank(topic.state()) {
+        topic.set_state(state);
         topic.reason = status.reason;
     }
     topic.lag_known &= status.lag_messages.is_some();
@@ -235,12 +239,12 @@ fn add_status(topic: &mut api::TopicStatus, status: CopyStatus) {
 
 fn hole(hole: &seaway_federation_proto::copies::Hole) -> api::Hole {
     let from = seaway_federation_proto::ids::Place { incarnation: hole.incarnation, offset: hole.from };
-    let (kind, why) = match hole.kind {
-        HoleKind::Pending => ("pending", api::HoleReason::Pending),
-        HoleKind::NotWanted => ("not wanted", api::HoleReason::NotWanted),
-        HoleKind::Lost => ("lost", api::HoleReason::Lost),
+    let why = match hole.kind {
+        HoleKind::Pending => api::HoleReason::Pending,
+        HoleKind::NotWanted => api::HoleReason::NotWanted,
+        HoleKind::Lost => api::HoleReason::Lost,
     };
-    api::Hole { from: Some(place(from)), to_offset: hole.to, kind: kind.into(), why: why.into() }
+    api::Hole { from: Some(place(from)), to_offset: hole.to, why: why.into() }
 }
 
 /// The sites, with what each states to hold of this one's logs, and their keys for pages. Not for async tasks.

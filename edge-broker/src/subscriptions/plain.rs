@@ -319,9 +319,8 @@ pub(crate) fn gap(log: &LogName, from: Place, to: Place, reason: Reason) -> Gap 
     let Reason { why, text } = reason;
     Gap {
         from: Some(convert::message_id(log, from)),
-        to_offset: to.offset,
-        reason: text.into_owned(),
-        why: why.into(),
         to: Some(convert::place(to)),
+        why: why.into(),
+        text: text.into_owned(),
     }
 }

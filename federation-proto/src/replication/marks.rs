@@ -324,7 +324,7 @@ impl Replication {
             return ("live", String::new());
         }
         if !self.needs(log) {
-            return ("stopped", "no want covers this log any more".to_owned());
+            return ("not-wanted", "no want covers this log any more".to_owned());
         }
         if state.fetches.is_empty() {
             let why = state.trouble.clone().unwrap_or_else(|| "it is not being fetched".to_owned());

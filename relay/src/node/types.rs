@@ -228,9 +228,12 @@ pub enum PublishError {
         /// Who, in words.
         missing: String,
     },
-    /// Disk full, draining, poisoned; the sentence says which.
+    /// Disk full, draining, no room in time; the sentence says which. Nothing was stored.
     #[error("{0}")]
     Unavailable(String),
+    /// It may be stored or not: what was to make it durable failed half-way, or stopped.
+    #[error("the message may be stored or not: {0}")]
+    InDoubt(String),
     /// Producer unknown here: begin a new epoch.
     #[error("this producer is not known here (any more); begin a new epoch at sequence 0")]
     ProducerUnknown,

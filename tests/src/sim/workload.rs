@@ -196,7 +196,7 @@ impl Producer {
         let producer = self.clone();
         let answered = move |stored: Result<(), PublishError>| match stored {
             Ok(()) => producer.answered(topic, epoch, sequence),
-            Err(PublishError::Unavailable(_) | PublishError::StoredBefore { .. }) => {}
+            Err(PublishError::Unavailable(_) | PublishError::InDoubt(_) | PublishError::StoredBefore { .. }) => {}
             Err(_) => producer.begin_anew(epoch),
         };
         if hand_over(door, asked, answered).is_err() {

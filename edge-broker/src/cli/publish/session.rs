@@ -505,8 +505,8 @@ impl Publisher {
                 self.refused += 1;
                 Ok(Some(Pumped::NewEpoch))
             }
-            // Stored, and sent again under the same number it waits on once the node is back: only there.
-            F::Stopping => {
+            // (Perhaps) stored, and sent again under the same number it is stored once: only there.
+            F::Stopping | F::InDoubt => {
                 self.refused += 1;
                 self.doubtful = self.doubtful.max(self.refused);
                 Ok(Some(Pumped::Broken(CliError::failed(text))))

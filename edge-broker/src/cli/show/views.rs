@@ -16,6 +16,28 @@ fn place(place: Option<api::Place>) -> Option<String> {
     place.as_ref().map(place_text)
 }
 
+fn link_state(state: api::LinkState) -> &'static str {
+    match state {
+        api::LinkState::Unspecified => "unknown",
+        api::LinkState::Connecting => "connecting",
+        api::LinkState::Live => "live",
+        api::LinkState::Stalled => "stalled",
+        api::LinkState::Down => "down",
+    }
+}
+
+fn topic_state(state: api::TopicState) -> &'static str {
+    match state {
+        api::TopicState::Unspecified => "unknown",
+        api::TopicState::Own => "own",
+        api::TopicState::Live => "live",
+        api::TopicState::CatchingUp => "catching-up",
+        api::TopicState::Stalled => "stalled",
+        api::TopicState::Down => "down",
+        api::TopicState::NotWanted => "not-wanted",
+    }
+}
+
 /// A link.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct LinkView {
@@ -41,11 +63,11 @@ pub(crate) struct LinkView {
 impl From<api::LinkStatus> for LinkView {
     fn from(from: api::LinkStatus) -> Self {
         Self {
+            state: link_state(from.state()).into(),
             peer: from.peer,
             peer_kind: from.peer_kind,
             direction: from.direction,
             address: from.address,
-            state: from.state,
             reason: from.reason,
             rtt_ms: from.rtt_ms,
             loss: from.loss,
@@ -81,9 +103,9 @@ pub(crate) struct TopicView {
 impl From<api::TopicStatus> for TopicView {
     fn from(from: api::TopicStatus) -> Self {
         Self {
+            state: topic_state(from.state()).into(),
             topic: from.topic,
             origin: from.origin,
-            state: from.state,
             reason: from.reason,
             messages: from.messages,
             bytes: from.bytes,
@@ -134,7 +156,13 @@ pub(crate) struct HoleView {
 
 impl From<api::Hole> for HoleView {
     fn from(from: api::Hole) -> Self {
-        Self { from: place(from.from), to_offset: from.to_offset, kind: from.kind }
+        let kind = match from.why() {
+            api::HoleReason::Unspecified => "unknown",
+            api::HoleReason::Pending => "pending",
+            api::HoleReason::NotWanted => "not-wanted",
+            api::HoleReason::Lost => "lost",
+        };
+        Self { from: place(from.from), to_offset: from.to_offset, kind: kind.into() }
     }
 }
 

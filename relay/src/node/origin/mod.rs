@@ -648,7 +648,7 @@ impl Origin {
             let place = Place { offset: batch.begin.offset.saturating_add(index), ..batch.begin };
             match &result {
                 Ok(()) => Ok(Stored { log: queue.log.clone(), place, repeated }),
-                Err(poisoned) => Err(PublishError::Unavailable(poisoned.to_string())),
+                Err(poisoned) => Err(PublishError::InDoubt(poisoned.to_string())),
             }
         };
         let mut index = 0;
