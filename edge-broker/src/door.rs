@@ -6,6 +6,7 @@
 
 mod decoding;
 mod incoming;
+mod parts;
 mod server;
 #[cfg(test)]
 mod tests;

@@ -3,13 +3,16 @@
 use bytes::Bytes;
 use seaway_federation_proto::{
     copies::LogInfo,
-    ids::{LogName, NodeName, Pattern, Place},
+    ids::{LogName, NodeName, Pattern, Place, Topic},
     replication::{CopyStatus, SiteStatus, Want},
     session::NodeKind,
 };
 use seaway_relay::{
     log::contract::{Line, LogStats, Read, ReadError, Table},
-    node::{Alarm, LinkStatus, LogEvent, Node, OneWayMessage, PendingRun, Publish, PublishError, PublishRun},
+    node::{
+        Acknowledgement, Alarm, LinkStatus, LogEvent, Node, OneWayMessage, PendingRun, Publish, PublishError,
+        PublishRun, ReceiptRoom,
+    },
 };
 use tokio::sync::{broadcast, mpsc};
 
@@ -20,8 +23,19 @@ pub type StateChanges = Vec<(Table, Bytes, Option<Bytes>)>;
 pub trait Engine: Clone + Send + Sync + 'static {
     /// The federation's name, this node's name, and its kind.
     fn identity(&self) -> (String, NodeName, NodeKind);
+    /// See [`Node::receipt_room`].
+    fn receipt_room(
+        &self,
+        topic: &Topic,
+        asked: &Acknowledgement,
+        count: usize,
+    ) -> impl Future<Output = ReceiptRoom> + Send;
     /// See [`Node::publish_run`].
-    fn publish_run(&self, run: PublishRun) -> impl Future<Output = Result<PendingRun, PublishError>> + Send;
+    fn publish_run(
+        &self,
+        run: PublishRun,
+        room: ReceiptRoom,
+    ) -> impl Future<Output = Result<PendingRun, PublishError>> + Send;
     /// See [`Node::publish_one_way`].
     fn publish_one_way(&self, publish: Publish) -> Result<(), PublishError>;
     /// See [`Node::subscribe_one_way`].
@@ -75,8 +89,11 @@ impl Engine for Node {
         let config = self.config();
         (config.federation.clone(), config.name.clone(), config.kind)
     }
-    async fn publish_run(&self, run: PublishRun) -> Result<PendingRun, PublishError> {
-        Node::publish_run(self, run).await
+    async fn receipt_room(&self, topic: &Topic, asked: &Acknowledgement, count: usize) -> ReceiptRoom {
+        Node::receipt_room(self, topic, asked, count).await
+    }
+    async fn publish_run(&self, run: PublishRun, room: ReceiptRoom) -> Result<PendingRun, PublishError> {
+        Node::publish_run(self, run, room).await
     }
     fn publish_one_way(&self, publish: Publish) -> Result<(), PublishError> {
         Node::publish_one_way(self, publish)

@@ -30,8 +30,13 @@ pub const CALLS_PER_CONNECTION_MAX: u32 = 64;
 pub const REQUEST_BYTES_MAX: usize = MESSAGE_BYTES_CEILING + 64 * 1024;
 /// Largest request of a subscriber, bytes: positions of thousands of logs, or as many confirmations.
 pub const SUBSCRIBE_REQUEST_BYTES_MAX: usize = 1024 * 1024;
-/// Bytes of requests of all clients that are being read, each counted whole from its first byte on.
+/// Parts of one request: messages, headers, named sites, positions, ids. Each takes far more room in memory than on the wire.
+pub const REQUEST_PARTS_MAX: usize = 262_144;
+/// Bytes of requests of all clients that are being read, each counted whole from its first byte to its last.
 pub const DECODING_BYTES_MAX: usize = 128 * 1024 * 1024;
+/// Bytes of requests of one client that are being read, or were and wait for room further on: a client that waits holds
+/// nothing of the others'.
+pub const CLIENT_DECODING_BYTES_MAX: usize = DECODING_BYTES_MAX / 2;
 /// Requests up to this many bytes are not counted there.
 pub const DECODING_SMALL_BYTES: usize = 4 * 1024;
 /// How long a request may take from its first byte to its last while it is counted there.
@@ -110,6 +115,8 @@ pub(crate) struct ClientRate {
     bytes: Option<Bucket>,
     on_exceed: OnExceed,
     counters: Arc<RateCounters>,
+    /// Its share of the bytes that are read, in permits of [`PERMIT_BYTES`].
+    pub(crate) decoding: Arc<Semaphore>,
     /// Its share of the bytes in flight, in permits of [`PERMIT_BYTES`].
     pub(crate) in_flight: Arc<Semaphore>,
     /// Its share of messages that wait for other sites.
@@ -163,6 +170,7 @@ impl ClientRate {
             bytes: Bucket::new("bytes a second", limits.bytes_per_s, limits.bytes_burst),
             on_exceed: limits.on_exceed,
             counters,
+            decoding: Arc::new(Semaphore::new(CLIENT_DECODING_BYTES_MAX / PERMIT_BYTES)),
             in_flight: Arc::new(Semaphore::new(CLIENT_IN_FLIGHT_BYTES_MAX / PERMIT_BYTES)),
             receipts: Arc::new(Semaphore::new(limits.receipts_max)),
             receipts_max: limits.receipts_max,

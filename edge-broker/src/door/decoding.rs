@@ -1,11 +1,13 @@
 //! A bound for requests while they are read: tonic gathers a message whole before anything of ours sees it, and takes the
 //! length that its five bytes of framing claim. So these are read here first: a message that is longer than its call allows
-//! is refused by its claim, and a large one is let in only when the door has room for all of it.
+//! is refused by its claim, a large one is let in only when its client and the door have room for all of it, and one of too
+//! many parts is cut off.
 
 use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Instant,
 };
 
 use bytes::{Buf, Bytes};
@@ -21,26 +23,40 @@ use tonic::{
     server::NamedService,
 };
 
+use super::parts::{self, Parts, Refused};
 use crate::{
-    grpc::{errors, shared::PERMIT_BYTES},
-    limits::{DECODING_SMALL_BYTES, REQUEST_BYTES_MAX, REQUEST_TIME_MAX, SUBSCRIBE_REQUEST_BYTES_MAX},
+    auth::Caller,
+    engine::Engine,
+    grpc::{
+        errors,
+        shared::{PERMIT_BYTES, Shared},
+    },
+    limits::{
+        DECODING_SMALL_BYTES, REQUEST_BYTES_MAX, REQUEST_PARTS_MAX, REQUEST_TIME_MAX, SUBSCRIBE_REQUEST_BYTES_MAX,
+    },
 };
 
 /// Bytes of framing before a message: a flag and its length.
 const FRAMING_BYTES: usize = 5;
 
-/// A service whose requests are metered; `room` counts in permits of [`PERMIT_BYTES`].
-#[derive(Debug, Clone)]
-pub(super) struct Metered<S> {
+/// A service whose requests are metered.
+#[derive(Debug)]
+pub(super) struct Metered<S, E: Engine> {
     pub(super) inner: S,
-    pub(super) room: Arc<Semaphore>,
+    pub(super) shared: Arc<Shared<E>>,
 }
 
-impl<S: NamedService> NamedService for Metered<S> {
+impl<S: Clone, E: Engine> Clone for Metered<S, E> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), shared: self.shared.clone() }
+    }
+}
+
+impl<S: NamedService, E: Engine> NamedService for Metered<S, E> {
     const NAME: &'static str = S::NAME;
 }
 
-impl<S: Service<http::Request<Body>>> Service<http::Request<Body>> for Metered<S> {
+impl<S: Service<http::Request<Body>>, E: Engine> Service<http::Request<Body>> for Metered<S, E> {
     type Response = S::Response;
     type Error = S::Error;
     type Future = S::Future;
@@ -50,19 +66,53 @@ impl<S: Service<http::Request<Body>>> Service<http::Request<Body>> for Metered<S
     }
 
     fn call(&mut self, request: http::Request<Body>) -> S::Future {
-        let subscribes = request.uri().path().ends_with("/Subscribe");
-        let bytes_max = if subscribes { SUBSCRIBE_REQUEST_BYTES_MAX } else { REQUEST_BYTES_MAX };
-        let room = self.room.clone();
-        self.inner.call(request.map(|body| Body::new(MeteredBody::new(body, bytes_max, room))))
+        let (bytes_max, fields) = match request.uri().path().rsplit('/').next() {
+            Some("Subscribe") => (SUBSCRIBE_REQUEST_BYTES_MAX, parts::SUBSCRIBE),
+            Some("Publish") => (REQUEST_BYTES_MAX, parts::PUBLISH),
+            _ => (REQUEST_BYTES_MAX, parts::PUBLISH_BATCH),
+        };
+        // Without a caller the service refuses the call by itself.
+        let name = Caller::of(request.extensions()).map(|caller| caller.name.clone()).unwrap_or_default();
+        let own = self.shared.rates.of(&name, Instant::now()).decoding.clone();
+        let room = Rooms { own, all: self.shared.decoding.clone() };
+        self.inner.call(request.map(|body| Body::new(MeteredBody::new(body, bytes_max, fields, room))))
     }
 }
 
-type Claim = Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + Send>>;
+type Claim = Pin<Box<dyn Future<Output = Result<[OwnedSemaphorePermit; 2], AcquireError>> + Send>>;
+
+/// Room for what is read, in permits of [`PERMIT_BYTES`].
+#[derive(Debug, Clone)]
+struct Rooms {
+    /// The client's, taken first: who waits for that holds nothing of the others'.
+    own: Arc<Semaphore>,
+    /// All clients'.
+    all: Arc<Semaphore>,
+}
+
+impl Rooms {
+    fn claim(&self, bytes: usize) -> Claim {
+        let Self { own, all } = self.clone();
+        let permits = u32::try_from(bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
+        Box::pin(async move { Ok([own.acquire_many_owned(permits).await?, all.acquire_many_owned(permits).await?]) })
+    }
+}
+
+/// A large message that is let in.
+struct Held {
+    /// Until the next is asked for: so long what was read may wait for room further on.
+    _own: OwnedSemaphorePermit,
+    /// Until it has been passed on whole.
+    all: Option<OwnedSemaphorePermit>,
+    /// Until then it must have come.
+    until: Pin<Box<Sleep>>,
+}
 
 struct MeteredBody {
     inner: Body,
     bytes_max: usize,
-    room: Arc<Semaphore>,
+    room: Rooms,
+    parts: Parts,
     /// Framing that was seen in part.
     framing: [u8; FRAMING_BYTES],
     seen: usize,
@@ -70,15 +120,15 @@ struct MeteredBody {
     left: usize,
     /// Not passed on yet; it begins with the last byte of a large message's framing.
     rest: Bytes,
-    /// Room that is waited for, or held until the message has been passed on.
+    /// Room that is waited for, or held.
     claim: Option<Claim>,
-    held: Option<(OwnedSemaphorePermit, Pin<Box<Sleep>>)>,
+    held: Option<Held>,
 }
 
 impl MeteredBody {
-    fn new(inner: Body, bytes_max: usize, room: Arc<Semaphore>) -> Self {
-        let (framing, rest) = ([0; FRAMING_BYTES], Bytes::new());
-        Self { inner, bytes_max, room, framing, seen: 0, left: 0, rest, claim: None, held: None }
+    fn new(inner: Body, bytes_max: usize, fields: parts::Fields, room: Rooms) -> Self {
+        let (framing, rest, parts) = ([0; FRAMING_BYTES], Bytes::new(), Parts::new(fields));
+        Self { inner, bytes_max, room, parts, framing, seen: 0, left: 0, rest, claim: None, held: None }
     }
 
     /// How much of `data` may be passed on now. Stops before a large message's framing is complete, and claims its room.
@@ -87,8 +137,12 @@ impl MeteredBody {
         while at < data.len() {
             if self.left > 0 {
                 let now = self.left.min(data.len() - at);
+                self.parts.read(data.get(at..at + now).unwrap_or_default()).map_err(refused)?;
                 self.left -= now;
                 at += now;
+                if self.left == 0 {
+                    self.passed_whole();
+                }
                 continue;
             }
             let (Some(slot), Some(byte)) = (self.framing.get_mut(self.seen), data.get(at)) else { break };
@@ -105,14 +159,21 @@ impl MeteredBody {
                 return Err(errors::too_many(text));
             }
             if length > DECODING_SMALL_BYTES && self.held.is_none() {
-                let permits = u32::try_from(length.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
-                self.claim = Some(Box::pin(self.room.clone().acquire_many_owned(permits)));
+                self.claim = Some(self.room.claim(length));
                 break;
             }
             (self.seen, self.left) = (0, length);
+            self.parts.begin();
             at += 1;
         }
         Ok(at)
+    }
+
+    /// It is decoded now; from here on it counts for its client alone.
+    fn passed_whole(&mut self) {
+        if let Some(held) = &mut self.held {
+            held.all = None;
+        }
     }
 
     /// Whether data may flow: room that is waited for has come, a held message is not too slow.
@@ -123,16 +184,26 @@ impl MeteredBody {
         if let Some(claim) = &mut self.claim {
             let Poll::Ready(granted) = claim.as_mut().poll(context) else { return Poll::Pending };
             self.claim = None;
-            let permit = granted.map_err(|_| errors::draining())?;
-            self.held = Some((permit, Box::pin(tokio::time::sleep(REQUEST_TIME_MAX))));
+            let [own, all] = granted.map_err(|_| errors::draining())?;
+            let until = Box::pin(tokio::time::sleep(REQUEST_TIME_MAX));
+            self.held = Some(Held { _own: own, all: Some(all), until });
         }
-        if let Some((_, sleep)) = &mut self.held
-            && sleep.as_mut().poll(context).is_ready()
+        if let Some(held) = &mut self.held
+            && held.until.as_mut().poll(context).is_ready()
         {
             let text = format!("the request did not come whole within {} s; send it anew", REQUEST_TIME_MAX.as_secs());
             return Poll::Ready(Err(Status::deadline_exceeded(text)));
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+fn refused(why: Refused) -> Status {
+    match why {
+        Refused::TooMany => errors::too_many(format!(
+            "the request has more than {REQUEST_PARTS_MAX} messages, headers and the like; send them in several requests"
+        )),
+        Refused::Malformed => errors::invalid("the request is none that this call takes; check the client's version"),
     }
 }
 
@@ -199,13 +270,20 @@ mod tests {
     fn message(length: usize) -> Vec<u8> {
         let mut bytes = vec![0];
         bytes.extend(u32::try_from(length).unwrap().to_be_bytes());
-        bytes.extend((0..length).map(|n| n as u8));
+        // One field that is counted nowhere, for the most part.
+        let head = [0x7a, 0x80 | (length & 0x7f) as u8, 0x80 | (length >> 7 & 0x7f) as u8, (length >> 14) as u8];
+        bytes.extend((0..length).map(|n| head.get(n).copied().unwrap_or(n as u8)));
         bytes
     }
 
-    fn metered(bytes: &[u8], piece: usize, room: &Arc<Semaphore>) -> MeteredBody {
+    fn rooms(bytes: usize) -> Rooms {
+        let room = || Arc::new(Semaphore::new(bytes.div_ceil(PERMIT_BYTES)));
+        Rooms { own: room(), all: room() }
+    }
+
+    fn metered(bytes: &[u8], piece: usize, room: &Rooms) -> MeteredBody {
         let frames = bytes.chunks(piece).map(Bytes::copy_from_slice).collect();
-        MeteredBody::new(Body::new(Frames(frames)), 1 << 20, room.clone())
+        MeteredBody::new(Body::new(Frames(frames)), 1 << 20, parts::PUBLISH_BATCH, room.clone())
     }
 
     async fn next(body: &mut MeteredBody) -> Option<Result<Bytes, Status>> {
@@ -217,7 +295,7 @@ mod tests {
     async fn bytes_pass_unchanged_however_they_are_cut() {
         let all: Vec<u8> = [0, 10, 100_000, 3, 5_000, 0, 70_000].into_iter().flat_map(message).collect();
         for piece in [1, 2, 3, 7, 4_096, 1 << 20] {
-            let room = Arc::new(Semaphore::new(100_000_usize.div_ceil(PERMIT_BYTES)));
+            let room = rooms(100_000);
             let mut body = metered(&all, piece, &room);
             let mut got = Vec::new();
             while let Some(data) = next(&mut body).await {
@@ -225,14 +303,16 @@ mod tests {
             }
             assert!(got == all, "pieces of {piece}");
             drop(body);
-            assert_eq!(room.available_permits(), 100_000_usize.div_ceil(PERMIT_BYTES));
+            for room in [room.own, room.all] {
+                assert_eq!(room.available_permits(), 100_000_usize.div_ceil(PERMIT_BYTES));
+            }
         }
     }
 
     #[tokio::test]
     async fn a_large_message_waits_for_room_before_its_length_is_told() {
-        let room = Arc::new(Semaphore::new(200_000 / PERMIT_BYTES));
-        let taken = room.clone().try_acquire_many_owned(400).unwrap();
+        let room = rooms(200_000);
+        let taken = room.all.clone().try_acquire_many_owned(400).unwrap();
         let all: Vec<u8> = [message(20), message(150_000)].concat();
         let mut body = metered(&all, 1 << 20, &room);
         let first = next(&mut body).await.unwrap().unwrap();
@@ -241,14 +321,33 @@ mod tests {
         assert!(waits.is_err(), "there is no room for it");
         drop(taken);
         assert_eq!(next(&mut body).await.unwrap().unwrap().len(), 150_001);
-        assert!(room.available_permits() < 200_000 / PERMIT_BYTES, "held until the next is asked for");
+        let all = 200_000_usize.div_ceil(PERMIT_BYTES);
+        assert_eq!(room.all.available_permits(), all, "what was read whole holds nothing of the others'");
+        assert!(room.own.available_permits() < all, "and of its client's until the next is asked for");
         assert!(next(&mut body).await.is_none());
-        assert_eq!(room.available_permits(), 200_000 / PERMIT_BYTES);
+        assert_eq!(room.own.available_permits(), all);
+    }
+
+    #[tokio::test]
+    async fn a_request_of_too_many_parts_is_cut_off() {
+        let parts = [0x0a, 0x00].repeat(REQUEST_PARTS_MAX + 1);
+        let mut request = vec![0];
+        request.extend(u32::try_from(parts.len()).unwrap().to_be_bytes());
+        request.extend(parts);
+        let mut body = metered(&request, 10_000, &rooms(1 << 20));
+        let mut passed = 0;
+        let status = loop {
+            match next(&mut body).await.unwrap() {
+                Ok(data) => passed += data.len(),
+                Err(status) => break status,
+            }
+        };
+        assert!(passed < request.len() && status.message().contains("several requests"), "{passed} {status:?}");
     }
 
     #[tokio::test]
     async fn what_claims_to_be_longer_than_is_allowed_is_refused_by_its_claim() {
-        let room = Arc::new(Semaphore::new(1_000_000));
+        let room = rooms(1 << 24);
         let mut body = metered(&message((1 << 20) + 1)[..FRAMING_BYTES], 1 << 20, &room);
         let status = next(&mut body).await.unwrap().unwrap_err();
         assert_eq!(status.code(), tonic::Code::ResourceExhausted);

@@ -148,7 +148,8 @@ mod tests {
 
     use super::*;
     use crate::api::{
-        self, acknowledgement::Of,
+        self,
+        acknowledgement::Of,
         publish_batch::Content,
         subscribe_request::{Confirm, Kind, Open, Positions, open::From},
     };
@@ -172,7 +173,7 @@ mod tests {
         let sites = api::SiteList { sites: vec!["eu".into(); 5] };
         let acknowledgement = Some(api::Acknowledgement { of: Some(Of::Sites(sites)) });
         // Content that looks like fields.
-        let payload = || vec![0x0a, 0x00].repeat(1000).into();
+        let payload = || [0x0a, 0x00].repeat(1000).into();
         let content = Content { headers: vec![header(); 3], payload: payload(), ..Default::default() };
         let batch = api::PublishBatch {
             messages: vec![content.clone(), Content::default(), content],
@@ -217,6 +218,6 @@ mod tests {
     #[test]
     fn what_is_no_request_is_refused() {
         assert_eq!(count(PUBLISH, &[0x0b]), Err(Refused::Malformed));
-        assert_eq!(count(PUBLISH, &[0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]), Err(Refused::Malformed));
+        assert_eq!(count(PUBLISH, &[0xff; 11]), Err(Refused::Malformed));
     }
 }

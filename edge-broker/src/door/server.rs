@@ -175,7 +175,7 @@ fn add_services<E: Engine>(mut server: Server, shared: &Arc<Shared<E>>) -> Resul
             .max_decoding_message_size(REQUEST_BYTES_MAX)
             .max_encoding_message_size(REPLY_BYTES_MAX);
         // Behind the interceptor: only callers who are known take room.
-        InterceptedService::new(Metered { inner: messages, room: shared.decoding.clone() }, intercept.clone())
+        InterceptedService::new(Metered { inner: messages, shared: shared.clone() }, intercept.clone())
     });
     let admin = AdminServer::new(AdminService { shared: shared.clone() }).max_encoding_message_size(REPLY_BYTES_MAX);
     let reflection = tonic_reflection::server::Builder::configure()

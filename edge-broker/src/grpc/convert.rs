@@ -131,6 +131,11 @@ pub(crate) struct Terms {
 }
 
 impl Terms {
+    /// Whom it waits for beyond this node.
+    pub(crate) fn acknowledgement(&self) -> &Acknowledgement {
+        &self.acknowledgement
+    }
+
     /// How long a publisher waits.
     pub(crate) fn deadline(&self) -> Duration {
         self.deadline

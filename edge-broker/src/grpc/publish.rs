@@ -2,7 +2,7 @@
 
 use std::{pin::Pin, sync::Arc};
 
-use seaway_relay::node::{Outcome, OwnMessage, PendingRun, PublishError};
+use seaway_relay::node::{Outcome, OwnMessage, PendingRun, PublishError, ReceiptRoom};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::Instant,
@@ -262,7 +262,13 @@ impl<E: Engine> Publisher<E> {
                 patience.until = Instant::now() + terms.deadline();
             }
             match self.check(content, patience).await? {
-                Ok(message) => run.push(message),
+                Ok(message) => {
+                    // Room for receipts is a topic's.
+                    if terms.waits_for_others() && run.last().is_some_and(|last| !of_one_topic(last, &message)) {
+                        self.hand_over(terms, std::mem::take(&mut run), patience, onward, left).await?;
+                    }
+                    run.push(message);
+                }
                 Err(failure) => {
                     self.hand_over(terms, std::mem::take(&mut run), patience, onward, left).await?;
                     onward.hand(Ok(Taken::Now(1, Box::new(Err(failure)))));
@@ -320,23 +326,36 @@ impl<E: Engine> Publisher<E> {
             *left = left.saturating_sub(count);
             return Ok(());
         }
-        let share = if terms.waits_for_others() {
-            let permits = count.min(count_of(self.rate.receipts_max));
-            self.wait(patience, self.rate.receipts.clone().acquire_many_owned(permits)).await?.ok()
-        } else {
-            None
-        };
-        // Held until the engine has the messages in its own, bounded queue.
+        // First what a site that is cut off may hold back for long, the client's own share and the engine's room; then of the
+        // room that all need. That is held until the engine has the messages in its own, bounded queue.
+        let (share, receipts) = self.receipt_room(terms, &messages, patience).await?;
         let bytes = messages.iter().map(|m| m.content_bytes().saturating_add(m.path.as_str().len())).sum();
         let _room = self.wait(patience, take_room(&self.shared.in_flight, messages.len(), bytes)).await?;
         let time = patience.until.saturating_duration_since(Instant::now());
         *left = left.saturating_sub(count);
         // To its end in any case: what the engine began to take is not given up half-way.
-        onward.hand(Ok(match self.shared.engine.publish_run(terms.run(messages, time)).await {
+        onward.hand(Ok(match self.shared.engine.publish_run(terms.run(messages, time), receipts).await {
             Ok(pending) => Taken::Pending(count, pending, share),
             Err(error) => refused(count, &error),
         }));
         Ok(())
+    }
+
+    /// Room for messages of one topic among those that wait for other sites, where they do: the client's, and the engine's.
+    async fn receipt_room(
+        &self,
+        terms: &Terms,
+        messages: &[OwnMessage],
+        patience: &mut Patience,
+    ) -> Result<(Option<OwnedSemaphorePermit>, ReceiptRoom), Cut> {
+        let Some(first) = messages.first().filter(|_| terms.waits_for_others()) else {
+            return Ok((None, ReceiptRoom::default()));
+        };
+        let permits = count_of(messages.len().min(self.rate.receipts_max));
+        let share = self.wait(patience, self.rate.receipts.clone().acquire_many_owned(permits)).await?.ok();
+        let topic = first.path.topic();
+        let room = self.shared.engine.receipt_room(&topic, terms.acknowledgement(), messages.len());
+        Ok((share, self.wait(patience, room).await?))
     }
 
     fn count(&self, told: &[Told]) {
@@ -363,6 +382,10 @@ async fn finish(taken: Taken) -> Vec<Told> {
         Err(error) => (count, Err(errors::failure(&error))),
     });
     told.collect()
+}
+
+fn of_one_topic(a: &OwnMessage, b: &OwnMessage) -> bool {
+    a.path.as_str().split('/').next() == b.path.as_str().split('/').next()
 }
 
 fn count_of(messages: usize) -> u32 {

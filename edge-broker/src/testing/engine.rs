@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use seaway_federation_proto::{
     copies::LogInfo,
     envelope::{Batch, Chain, Codec, Placement},
-    ids::{Incarnation, LogName, NodeName, Path, Pattern, Place, Queue},
+    ids::{Incarnation, LogName, NodeName, Path, Pattern, Place, Queue, Topic},
     message::{BodyBuilder, Message},
     replication::{CopyStatus, SiteStatus, Want},
     session::NodeKind,
@@ -25,7 +25,7 @@ use seaway_relay::{
     },
     node::{
         Acknowledgement, Alarm, LinkStatus, LogEvent, OneWayMessage, Outcome, OwnMessage, PendingReceipt, PendingRun,
-        Publish, PublishError, PublishRun, Receipt,
+        Publish, PublishError, PublishRun, Receipt, ReceiptRoom,
     },
 };
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -47,6 +47,8 @@ struct Inner {
     submitting: Mutex<()>,
     refuse_state: Mutex<Option<String>>,
     times: tokio::sync::Semaphore,
+    receipts: tokio::sync::Semaphore,
+    receipts_asked: AtomicU64,
     stopped_waiting: AtomicBool,
 }
 
@@ -88,6 +90,8 @@ impl TestEngine {
             submitting,
             refuse_state: Mutex::default(),
             times: tokio::sync::Semaphore::new(1),
+            receipts: tokio::sync::Semaphore::new(1),
+            receipts_asked: AtomicU64::new(0),
             stopped_waiting: AtomicBool::new(false),
         }))
     }
@@ -110,6 +114,16 @@ impl TestEngine {
     /// Look-ups by time wait while this is held.
     pub(crate) async fn hold_times(&self) -> tokio::sync::SemaphorePermit<'_> {
         self.0.times.acquire().await.unwrap()
+    }
+
+    /// There is no room for messages that wait for other sites while this is held.
+    pub(crate) async fn hold_receipts(&self) -> tokio::sync::SemaphorePermit<'_> {
+        self.0.receipts.acquire().await.unwrap()
+    }
+
+    /// How often room for such messages was asked for.
+    pub(crate) fn receipts_asked(&self) -> u64 {
+        self.0.receipts_asked.load(Ordering::SeqCst)
     }
 
     /// Appends one batch, its body compressed.
@@ -233,7 +247,13 @@ impl Engine for TestEngine {
         ("test".into(), "east/edge-1".parse().unwrap(), NodeKind::Edge)
     }
 
-    async fn publish_run(&self, run: PublishRun) -> Result<PendingRun, PublishError> {
+    async fn receipt_room(&self, _: &Topic, _: &Acknowledgement, _: usize) -> ReceiptRoom {
+        self.0.receipts_asked.fetch_add(1, Ordering::SeqCst);
+        let _receipts = self.0.receipts.acquire().await.unwrap();
+        ReceiptRoom::default()
+    }
+
+    async fn publish_run(&self, run: PublishRun, _: ReceiptRoom) -> Result<PendingRun, PublishError> {
         let PublishRun { messages, acknowledgement, deadline, on_deadline } = run;
         let pending: Vec<_> = messages
             .into_iter()

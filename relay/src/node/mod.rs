@@ -41,7 +41,7 @@ pub use self::{
     origin::OwnMessage,
     types::{
         Acknowledgement, Alarm, LinkStatus, LinkTls, LogEvent, NodeConfig, OnDeadline, OneWayMessage, Outcome,
-        PendingReceipt, PendingRun, Publish, PublishError, PublishRun, Receipt, StartError, TopicConfig,
+        PendingReceipt, PendingRun, Publish, PublishError, PublishRun, Receipt, ReceiptRoom, StartError, TopicConfig,
     },
 };
 
@@ -105,13 +105,20 @@ impl Node {
         self.inner.publish(publish).await
     }
 
+    /// Waits for room for `count` messages of one topic that wait for other sites: a site that is cut off may let it wait long, so
+    /// a publisher asks for it before it takes anything that others need too. What cannot be asked of the topic is told by
+    /// [`Node::publish_run`].
+    pub async fn receipt_room(&self, topic: &Topic, asked: &Acknowledgement, count: usize) -> ReceiptRoom {
+        self.inner.receipt_room(topic, asked, count).await
+    }
+
     /// Accepts messages that follow one another: as [`Node::publish`] for each, and at a fraction of its cost. Each message
-    /// has its own fate, which the answer tells.
+    /// has its own fate, which the answer tells. Takes of `room` as far as it goes, and waits for more where it does not.
     ///
     /// # Errors
     /// The node takes no messages now; nothing is stored.
-    pub async fn publish_run(&self, run: PublishRun) -> Result<PendingRun, PublishError> {
-        self.inner.publish_run(run).await
+    pub async fn publish_run(&self, run: PublishRun, room: ReceiptRoom) -> Result<PendingRun, PublishError> {
+        self.inner.publish_run(run, room).await
     }
 
     /// Hands a message to the network and to local subscribers; nothing is stored.

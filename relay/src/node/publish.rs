@@ -14,7 +14,7 @@ use seaway_federation_proto::ids::{Site, Topic};
 use tokio::sync::{Notify, oneshot};
 
 use super::{
-    Acknowledgement, Outcome, PendingReceipt, PendingRun, Publish, PublishError, PublishRun,
+    Acknowledgement, Outcome, PendingReceipt, PendingRun, Publish, PublishError, PublishRun, ReceiptRoom,
     answers::{Answers, Part, PartRoom, RunDone, Waits},
     clock::Clock,
     inner::NodeInner,
@@ -69,16 +69,28 @@ impl NodeInner {
             drop(only.map(|outcome| sender.send(outcome.result)));
         };
         let run = PublishRun { messages: vec![message], acknowledgement, deadline, on_deadline };
-        self.accept_run(run, Box::new(answer)).await;
+        self.accept_run(run, ReceiptRoom::default(), Box::new(answer)).await;
         Ok(receiver)
     }
 
     /// See [`super::Node::publish_run`].
-    pub(super) async fn publish_run(self: &Arc<Self>, run: PublishRun) -> Result<PendingRun, PublishError> {
+    pub(super) async fn publish_run(
+        self: &Arc<Self>,
+        run: PublishRun,
+        room: ReceiptRoom,
+    ) -> Result<PendingRun, PublishError> {
         self.check_taking()?;
         let (sender, receiver) = oneshot::channel();
-        self.accept_run(run, Box::new(move |outcomes| _ = sender.send(outcomes))).await;
+        self.accept_run(run, room, Box::new(move |outcomes| _ = sender.send(outcomes))).await;
         Ok(receiver)
+    }
+
+    /// See [`super::Node::receipt_room`].
+    pub(super) async fn receipt_room(&self, topic: &Topic, asked: &Acknowledgement, count: usize) -> ReceiptRoom {
+        match self.need(topic, asked) {
+            Ok(Some(need)) => ReceiptRoom(self.room.receipts(&need, count).await.ok()),
+            _ => ReceiptRoom::default(),
+        }
     }
 
     /// What is known of a message without storing it.
@@ -94,7 +106,7 @@ impl NodeInner {
     }
 
     /// Takes a run: waits for room, and gives it to the origin. `done` is called once all is told.
-    async fn accept_run(self: &Arc<Self>, run: PublishRun, done: RunDone) {
+    async fn accept_run(self: &Arc<Self>, run: PublishRun, mut held: ReceiptRoom, done: RunDone) {
         let PublishRun { messages, acknowledgement, deadline, on_deadline } = run;
         let deadline = self.clock.now().saturating_add(deadline);
         let total = u32::try_from(messages.len()).unwrap_or(u32::MAX);
@@ -125,7 +137,7 @@ impl NodeInner {
                 number = number.saturating_add(1);
             }
             let (count, first) = (part.len(), begin);
-            let room = match self.room_for(count, bytes, need.as_ref(), deadline).await {
+            let room = match self.room_for(count, bytes, need.as_ref(), &mut held, deadline).await {
                 Ok(room) => room,
                 Err(error) => {
                     answers.put(first, u32::try_from(count).unwrap_or(u32::MAX), Err(error));
@@ -144,11 +156,14 @@ impl NodeInner {
         count: usize,
         bytes: usize,
         need: Option<&Need>,
+        held: &mut ReceiptRoom,
         deadline: Duration,
     ) -> Result<PartRoom, PublishError> {
         let room = async {
+            let held = held.0.as_mut().and_then(|held| held.split(count));
             let receipts = match need {
-                Some(need) => Some(self.room.receipts(need, count).await?),
+                Some(need) if held.is_none() => Some(self.room.receipts(need, count).await?),
+                Some(_) => held,
                 None => None,
             };
             Ok(PartRoom { receipts, bytes: self.room.bytes(bytes).await? })

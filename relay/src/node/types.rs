@@ -153,6 +153,11 @@ pub struct PublishRun {
     pub on_deadline: OnDeadline,
 }
 
+/// Room among the messages that wait for other sites, held until the messages that it is for are answered. None is needed for
+/// those that wait for nobody.
+#[derive(Debug, Default)]
+pub struct ReceiptRoom(pub(super) Option<super::room::ReceiptRoom>);
+
 /// What became of neighbours in a run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {

@@ -8,7 +8,7 @@ use crate::{
     api::{self, Mode, PublishReply, PublishRequest, acknowledgement::Of, publish_failure, publish_reply},
     door::{ClientLimits, OnExceed},
     grpc::convert::batch_of_one,
-    limits::{CLIENT_IN_FLIGHT_BYTES_MAX, CLIENT_RECEIPTS_MAX, REQUEST_BYTES_MAX},
+    limits::{CLIENT_IN_FLIGHT_BYTES_MAX, CLIENT_RECEIPTS_MAX, IN_FLIGHT_OVERHEAD_BYTES, REQUEST_BYTES_MAX},
     testing::*,
 };
 
@@ -420,15 +420,16 @@ async fn a_publish_that_waits_ends_at_its_deadline_and_when_the_node_drains() {
 #[tokio::test]
 async fn for_a_client_that_left_nothing_more_is_published_and_nothing_is_held() {
     let engine = TestEngine::new();
-    // A byte a second: the second message of a batch is due in days.
+    // A message a second: a batch takes hours.
     let limits = ClientLimits { bytes_per_s: Some(1), bytes_burst: 1, ..ClientLimits::default() };
     let harness = Harness::start_with(&engine, |config| config.limits = limits).await;
     let content =
-        api::publish_batch::Content { path: "orders".into(), payload: vec![0; 1_000_000].into(), ..Default::default() };
-    let batch = api::PublishBatch { messages: vec![content; 15], deadline_ms: 3_600_000, ..Default::default() };
+        api::publish_batch::Content { path: "orders".into(), payload: vec![0; 200].into(), ..Default::default() };
+    let batch = api::PublishBatch { messages: vec![content; 16_000], deadline_ms: 3_600_000, ..Default::default() };
     // As many as fill the client's share, and one that waits for room in it.
+    let counted = 16_000 * (200 + IN_FLIGHT_OVERHEAD_BYTES);
     let mut streams = Vec::new();
-    for _ in 0..CLIENT_IN_FLIGHT_BYTES_MAX / 15_000_000 + 1 {
+    for _ in 0..CLIENT_IN_FLIGHT_BYTES_MAX / counted + 1 {
         let (sender, receiver) = tokio::sync::mpsc::channel(1);
         sender.send(batch.clone()).await.unwrap();
         let replies = harness.messages().await.publish_stream(ReceiverStream::new(receiver)).await.unwrap();
@@ -440,5 +441,39 @@ async fn for_a_client_that_left_nothing_more_is_published_and_nothing_is_held() 
     soon("a full share", async { while empty(20).await.is_ok() {} }).await;
     drop(streams);
     soon("room", empty(50_000)).await.unwrap();
+    harness.stop().await;
+}
+
+#[tokio::test]
+async fn who_waits_for_nobody_has_room_while_others_wait_for_a_site_that_is_cut_off() {
+    const TOKENS: &str = "[[token]]\nname='a'\ntoken='a-a-a-a-a-a-a-a-a'\npublish=['#']\n\
+                          [[token]]\nname='b'\ntoken='b-b-b-b-b-b-b-b-b'\npublish=['#']\n\
+                          [[token]]\nname='c'\ntoken='c-c-c-c-c-c-c-c-c'\npublish=['#']";
+    let engine = TestEngine::new();
+    let file = super::rights::token_file(TOKENS);
+    let harness = Harness::start_with(&engine, |config| config.auth.token_file = Some(file)).await;
+    let held = engine.hold_receipts().await;
+    let content =
+        api::publish_batch::Content { path: "orders".into(), payload: vec![0; 1_000_000].into(), ..Default::default() };
+    let batch = api::PublishBatch { messages: vec![content; 15], ..waiting_batch(0) };
+    // Together more than the door reads at one time.
+    let mut streams = Vec::new();
+    for token in ["a-a-a-a-a-a-a-a-a", "b-b-b-b-b-b-b-b-b", "c-c-c-c-c-c-c-c-c"] {
+        for _ in 0..4 {
+            let (sender, receiver) = tokio::sync::mpsc::channel(1);
+            sender.send(batch.clone()).await.unwrap();
+            let request = with_token(ReceiverStream::new(receiver), token);
+            streams.push((sender, harness.messages().await.publish_stream(request).await.unwrap()));
+        }
+    }
+    soon("all of them waiting", async {
+        while engine.receipts_asked() < 12 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let large = request("orders", &"x".repeat(1_000_000));
+    soon("room for it", harness.messages().await.publish(large)).await.unwrap();
+    drop((streams, held));
     harness.stop().await;
 }
