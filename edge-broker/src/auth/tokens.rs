@@ -75,9 +75,13 @@ pub(crate) struct Tokens<E> {
 impl<E: Engine> Tokens<E> {
     /// Reads the token file and what the node keeps.
     pub(crate) fn open(engine: E, file: Option<&Path>) -> Result<Self, DoorError> {
-        let mut tokens = file.map(read_file).transpose()?.unwrap_or_default();
-        for (key, value) in engine.scan_state(Table::Tokens, b"") {
-            tokens.push(decode(&key, &value).map_err(DoorError::State)?);
+        let state = engine.scan_state(Table::Tokens, b"").into_iter();
+        let mut tokens =
+            state.map(|(key, value)| decode(&key, &value)).collect::<Result<Vec<_>, _>>().map_err(DoorError::State)?;
+        if let Some(file) = file {
+            let listed = read_file(file)?;
+            check_names(file, &listed, &tokens)?;
+            tokens.extend(listed);
         }
         let by_hash = tokens.into_iter().map(|t| (t.hash, Arc::new(t))).collect();
         Ok(Self { engine, by_hash: parking_lot::RwLock::new(by_hash), changing: tokio::sync::Mutex::new(()) })
@@ -85,7 +89,10 @@ impl<E: Engine> Tokens<E> {
 
     /// What the token file says now.
     pub(crate) fn read(&self, file: Option<&Path>) -> Result<Vec<Token>, DoorError> {
-        Ok(file.map(read_file).transpose()?.unwrap_or_default())
+        let Some(file) = file else { return Ok(Vec::new()) };
+        let listed = read_file(file)?;
+        check_names(file, &listed, self.by_hash.read().values().map(Arc::as_ref))?;
+        Ok(listed)
     }
 
     /// Lets these stand for the token file from now on.
@@ -120,7 +127,7 @@ impl<E: Engine> Tokens<E> {
     /// All tokens, by name.
     pub(crate) fn list(&self) -> Vec<Arc<Token>> {
         let mut tokens: Vec<_> = self.by_hash.read().values().cloned().collect();
-        tokens.sort_by(|a, b| a.name.cmp(&b.name));
+        tokens.sort_by(|a, b| (&a.name, a.from).cmp(&(&b.name, b.from)));
         tokens
     }
 
@@ -151,8 +158,10 @@ impl<E: Engine> Tokens<E> {
     /// Revokes a token that was created on this node, durable when this returns.
     pub(crate) async fn revoke(&self, name: &str) -> Result<(), Status> {
         let _changing = self.changing.lock().await;
-        let found = self.by_hash.read().values().find(|t| t.name == name).cloned();
-        let found = found.ok_or_else(|| errors::not_found(format!("there is no token named {name}")))?;
+        // One that was made here goes before one of the file's that came with the same name meanwhile.
+        let named =
+            self.by_hash.read().values().filter(|t| t.name == name).max_by_key(|t| t.from == FROM_NODE).cloned();
+        let found = named.ok_or_else(|| errors::not_found(format!("there is no token named {name}")))?;
         if found.from == FROM_FILE {
             let text = format!("token {name} comes from the token file; take it out there, and send the node SIGHUP");
             return Err(errors::invalid(text));
@@ -270,10 +279,35 @@ pub(crate) fn check_file(path: &Path) -> Result<(), DoorError> {
     read_file(path).map(drop)
 }
 
+/// No token of the file may have the name of one that was made on this node: which of the two is meant could not be said.
+fn check_names<'a>(path: &Path, listed: &[Token], known: impl IntoIterator<Item = &'a Token>) -> Result<(), DoorError> {
+    let twin = known.into_iter().find(|k| k.from == FROM_NODE && listed.iter().any(|l| l.name == k.name));
+    twin.map_or(Ok(()), |twin| {
+        Err(DoorError::Tokens(format!(
+            "the token file {} names token {:?}, and one of that name was made on this node; name it otherwise, or revoke the \
+             node's first",
+            path.display(),
+            twin.name
+        )))
+    })
+}
+
+/// Where and why a token file is not understood, without a word of the line: it may hold a secret.
+fn mistake(text: &str, error: &toml::de::Error) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    let line = before.matches('\n').count() + 1;
+    // Of a value in the wrong place serde says what it is.
+    let why = match error.message().rsplit_once(", expected ") {
+        Some((found, expected)) if found.starts_with("invalid ") => format!("expected {expected}"),
+        _ => error.message().to_owned(),
+    };
+    format!("is not as expected in line {line}: {why}")
+}
+
 fn read_file(path: &Path) -> Result<Vec<Token>, DoorError> {
     let fail = |why: String| DoorError::Tokens(format!("the token file {} {why}", path.display()));
     let text = std::fs::read_to_string(path).map_err(|error| fail(format!("cannot be read: {error}")))?;
-    let file: File = toml::from_str(&text).map_err(|error| fail(format!("is not as expected: {error}")))?;
+    let file: File = toml::from_str(&text).map_err(|error| fail(mistake(&text, &error)))?;
     let mut tokens: Vec<Token> = Vec::new();
     for entry in file.token {
         let name = entry.name.clone();
@@ -316,4 +350,26 @@ fn parse_hex(text: &str) -> Option<Hash> {
         *byte = u8::from_str_radix(text.get(at..at.checked_add(2)?)?, 16).ok()?;
     }
     Some(hash)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_in_a_token_file_is_told_by_its_line_and_without_the_secret() {
+        let file = |line: &str| format!("[[token]]\nname = \"shop\"\n{line}\nadmin = true\n");
+        for line in [
+            "token = \"secret-secret-secret",
+            "token = secret-secret-secret",
+            "token = [\"secret-secret-secret\"]",
+            "publish = \"secret-secret-secret\"",
+            "expires = [\"secret\"]",
+            "token = \"secret-secret-secret\" \"twice\"",
+        ] {
+            let text = file(line);
+            let told = mistake(&text, &toml::from_str::<File>(&text).err().unwrap());
+            assert!(told.contains("line 3") && !told.contains("secret") && !told.contains('\n'), "{line}: {told}");
+        }
+    }
 }

@@ -110,7 +110,7 @@ async fn created_tokens_work_survive_a_restart_and_can_be_revoked() {
     let mut client = harness.messages().await;
     client.publish(with_token(request("a/b", "x"), &token)).await.unwrap();
     let mut admin = harness.admin().await;
-    let listed = admin.list_tokens(with_token(api::ListTokensRequest {}, "admin-admin-admin")).await.unwrap();
+    let listed = admin.list_tokens(with_token(api::ListTokensRequest::default(), "admin-admin-admin")).await.unwrap();
     let listed: Vec<_> = listed.into_inner().tokens.into_iter().map(|t| (t.name, t.from)).collect();
     assert_eq!(listed.len(), 4);
     assert!(listed.contains(&("fresh".into(), "node".into())) && listed.contains(&("admin".into(), "file".into())));
@@ -300,4 +300,33 @@ async fn health_needs_no_token_and_reflection_does() {
     let status = reflection.server_reflection_info(tokio_stream::empty()).await.unwrap_err();
     assert_eq!(status.code(), Code::Unauthenticated);
     harness.stop().await;
+}
+
+#[tokio::test]
+async fn a_token_file_with_the_name_of_a_token_that_was_made_here_is_refused_whole() {
+    const ADMIN: &str = "[[token]]\nname='admin'\ntoken='admin-admin-admin'\nadmin=true\n";
+    let twin = format!("{ADMIN}[[token]]\nname='made'\ntoken='another-secret-of-it'\npublish=['#']\n");
+    let engine = TestEngine::new();
+    let file = token_file(ADMIN);
+    let mut config = DoorConfig::new(([127, 0, 0, 1], 0).into());
+    config.auth.token_file = Some(file.clone());
+    let door = Door::open(config.clone(), engine.clone()).await.unwrap();
+    let (address, handle) = (door.address(), door.handle());
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let serving = tokio::spawn(door.serve(async move { drop(stopped.await) }));
+    let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+    let mut admin = api::admin_client::AdminClient::new(channel);
+    let create = api::CreateTokenRequest { name: "made".into(), ..Default::default() };
+    admin.create_token(with_token(create, "admin-admin-admin")).await.unwrap();
+
+    std::fs::write(&file, &twin).unwrap();
+    let refused = handle.reload(|| Ok::<(), DoorError>(())).unwrap_err().to_string();
+    assert!(refused.contains("\"made\"") && refused.contains("made on this node"), "{refused}");
+    config.listen = ([127, 0, 0, 1], 0).into();
+    assert!(Door::open(config, engine).await.is_err(), "nor does a node start with it");
+    let revoke = with_token(api::RevokeTokenRequest { name: "made".into() }, "admin-admin-admin");
+    admin.revoke_token(revoke).await.unwrap();
+    handle.reload(|| Ok::<(), DoorError>(())).unwrap();
+    drop((admin, stop));
+    soon("the door's end", serving).await.unwrap().unwrap();
 }
