@@ -8,20 +8,19 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{Stream, StreamExt};
+use futures_util::{FutureExt, Stream, StreamExt};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinSet,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_util::sync::CancellationToken;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
 use super::tls::Certificates;
-use crate::{
-    grpc::shared::DoorCounters,
-    limits::{CONNECTIONS_MAX, HANDSHAKE_TIMEOUT},
-};
+use crate::{grpc::shared::DoorCounters, limits::HANDSHAKE_TIMEOUT};
 
 /// How long to wait after the system refused to give a connection (no file descriptors left, mostly).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -62,27 +61,44 @@ pub(super) fn connections(
     })
 }
 
-/// The same connections behind TLS, each with the certificates in use when it came. Handshakes run beside each other; one that
-/// fails, or takes too long, ends its own connection.
+/// The same connections behind TLS, each with the certificates in use when it came. Each handshake is a task of its own, as many as
+/// there may be connections: many clients that come back at once keep all cores busy, and not the one task that accepts. They end
+/// when the door drains.
 pub(super) fn secured(
     connections: impl Stream<Item = io::Result<ClientStream>>,
     certificates: Arc<Certificates>,
+    drain: CancellationToken,
 ) -> impl Stream<Item = io::Result<TlsStream<ClientStream>>> {
-    let handshakes = connections.map(move |connection| {
-        let acceptor = TlsAcceptor::from(certificates.current());
-        async move {
-            let tcp = connection.ok()?;
-            let address = tcp.tcp.peer_addr().ok();
-            let why = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await {
-                Ok(Ok(stream)) => return Some(Ok(stream)),
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => format!("it took longer than {HANDSHAKE_TIMEOUT:?}"),
-            };
-            tracing::info!(?address, why, "a client's TLS handshake failed");
-            None
+    let state = (Box::pin(connections), JoinSet::new(), certificates, drain);
+    futures_util::stream::unfold(state, |(mut connections, mut handshakes, certificates, drain)| async move {
+        loop {
+            tokio::select! {
+                Some(done) = handshakes.join_next() => {
+                    if let Ok(Some(stream)) = done {
+                        return Some((Ok(stream), (connections, handshakes, certificates, drain)));
+                    }
+                }
+                connection = connections.next() => {
+                    if let Ok(tcp) = connection? {
+                        let handshake = handshake(TlsAcceptor::from(certificates.current()), tcp);
+                        handshakes.spawn(drain.clone().run_until_cancelled_owned(handshake).map(Option::flatten));
+                    }
+                }
+            }
         }
-    });
-    handshakes.buffer_unordered(CONNECTIONS_MAX).filter_map(std::future::ready)
+    })
+}
+
+/// A handshake that fails, or takes too long, ends its own connection.
+async fn handshake(acceptor: TlsAcceptor, tcp: ClientStream) -> Option<TlsStream<ClientStream>> {
+    let address = tcp.tcp.peer_addr().ok();
+    let why = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await {
+        Ok(Ok(stream)) => return Some(stream),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("it took longer than {HANDSHAKE_TIMEOUT:?}"),
+    };
+    tracing::info!(?address, why, "a client's TLS handshake failed");
+    None
 }
 
 impl Connected for ClientStream {

@@ -136,7 +136,8 @@ impl<E: Engine> Door<E> {
         let serving = async {
             match certificates {
                 Some(certificates) => {
-                    router.serve_with_incoming_shutdown(incoming::secured(connections, certificates), drained).await
+                    let secured = incoming::secured(connections, certificates, drain.clone());
+                    router.serve_with_incoming_shutdown(secured, drained).await
                 }
                 None => router.serve_with_incoming_shutdown(connections, drained).await,
             }
