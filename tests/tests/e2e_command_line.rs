@@ -183,6 +183,20 @@ fn sighup_reads_certificates_and_tokens_anew_and_keeps_what_stands() {
 }
 
 #[test]
+fn a_file_that_never_comes_to_its_end_keeps_no_node_from_stopping() {
+    let mut federation = Federation::one_edge("");
+    let file = federation.cluster.dir.join("eu-edge.pem");
+    std::fs::remove_file(&file).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success());
+    let eu = federation.cluster.member("eu/edge").unwrap();
+    wait_for("the files are being read", || {
+        signal("HUP", eu.pid().unwrap());
+        eu.logged().contains("are being read at present")
+    });
+    assert_eq!(federation.cluster.member_mut("eu/edge").unwrap().stop(), Some(0));
+}
+
+#[test]
 fn positions_of_a_group_survive_a_restart() {
     let mut federation = Federation::one_edge("");
     federation.run_with("eu/edge", &["pub", "jobs"], lines(10, "job").as_bytes()).ok();

@@ -139,9 +139,7 @@ impl Signals {
                 _ = self.terminate.recv() => "SIGTERM",
                 _ = self.interrupt.recv() => "SIGINT",
                 _ = self.hang_up.recv() => {
-                    let reload = self.reload.clone();
-                    // It reads files. Whatever comes of it is logged there.
-                    let _ = tokio::task::spawn_blocking(move || reload.run()).await;
+                    Reload::begin(&self.reload);
                     continue;
                 }
             };
