@@ -87,7 +87,11 @@ fn status_text(view: &StatusView) -> String {
 
 pub(crate) async fn links(args: ListArgs) -> Result<Exit, CliError> {
     let mut admin = Servers::of(&args.client)?.admin().await?;
-    let links = admin.list_links(ListLinksRequest {}).await?.into_inner().links;
+    let links = all(async |page_token| {
+        let reply = admin.list_links(ListLinksRequest { page_size: 0, page_token }).await?.into_inner();
+        Ok((reply.links, reply.next_page_token))
+    })
+    .await?;
     let views: Vec<LinkView> = links.into_iter().map(LinkView::from).collect();
     print(args.output, &views, links_table)
 }
@@ -126,54 +130,67 @@ fn links_table(links: &[LinkView]) -> Table {
     table
 }
 
-/// All pages of the topics, or of one.
+/// All pages of a list; `page` gives the one that follows a token, and the token of the next.
+async fn all<T>(
+    mut page: impl AsyncFnMut(String) -> Result<(Vec<T>, String), tonic::Status>,
+) -> Result<Vec<T>, CliError> {
+    let (mut all, mut token) = (Vec::new(), String::new());
+    loop {
+        let (items, next) = page(token).await?;
+        all.extend(items);
+        if next.is_empty() {
+            return Ok(all);
+        }
+        token = next;
+    }
+}
+
+/// The topics, or one.
 async fn all_topics(args: &ListArgs, topic: &str) -> Result<Vec<TopicStatus>, CliError> {
     let mut admin = Servers::of(&args.client)?.admin().await?;
-    let mut request = ListTopicsRequest { topic: topic.to_string(), ..ListTopicsRequest::default() };
-    let mut topics = Vec::new();
-    loop {
-        let reply = admin.list_topics(request.clone()).await?.into_inner();
-        topics.extend(reply.topics);
-        if reply.next_page_token.is_empty() {
-            return Ok(topics);
-        }
-        request.page_token = reply.next_page_token;
-    }
+    all(async |page_token| {
+        let request = ListTopicsRequest { topic: topic.to_string(), page_size: 0, page_token };
+        let reply = admin.list_topics(request).await?.into_inner();
+        Ok((reply.topics, reply.next_page_token))
+    })
+    .await
 }
 
-/// All pages of the groups, or one.
+/// The groups, or one, each in one piece.
 async fn all_groups(args: &ListArgs, group: &str) -> Result<Vec<Group>, CliError> {
     let mut admin = Servers::of(&args.client)?.admin().await?;
-    let mut request = ListGroupsRequest { group: group.to_string(), ..ListGroupsRequest::default() };
-    let mut groups = Vec::new();
-    loop {
-        let reply = admin.list_groups(request.clone()).await?.into_inner();
-        groups.extend(reply.groups);
-        if reply.next_page_token.is_empty() {
-            return Ok(groups);
+    let parts = all(async |page_token| {
+        let request = ListGroupsRequest { group: group.to_string(), page_size: 0, page_token };
+        let reply = admin.list_groups(request).await?.into_inner();
+        Ok((reply.groups, reply.next_page_token))
+    })
+    .await?;
+    let mut groups: Vec<Group> = Vec::new();
+    for part in parts {
+        match groups.last_mut() {
+            Some(last) if last.name == part.name => last.positions.extend(part.positions),
+            _ => groups.push(part),
         }
-        request.page_token = reply.next_page_token;
     }
+    Ok(groups)
 }
 
-/// All pages of the sites, each site in one piece.
+/// The sites, each in one piece.
 async fn all_sites(args: &ListArgs) -> Result<Vec<SiteInfo>, CliError> {
     let mut admin = Servers::of(&args.client)?.admin().await?;
-    let mut request = ListSitesRequest::default();
+    let parts = all(async |page_token| {
+        let reply = admin.list_sites(ListSitesRequest { page_size: 0, page_token }).await?.into_inner();
+        Ok((reply.sites, reply.next_page_token))
+    })
+    .await?;
     let mut sites: Vec<SiteInfo> = Vec::new();
-    loop {
-        let reply = admin.list_sites(request.clone()).await?.into_inner();
-        for site in reply.sites {
-            match sites.last_mut() {
-                Some(last) if last.site == site.site => last.held.extend(site.held),
-                _ => sites.push(site),
-            }
+    for part in parts {
+        match sites.last_mut() {
+            Some(last) if last.site == part.site => last.held.extend(part.held),
+            _ => sites.push(part),
         }
-        if reply.next_page_token.is_empty() {
-            return Ok(sites);
-        }
-        request.page_token = reply.next_page_token;
     }
+    Ok(sites)
 }
 
 pub(crate) async fn topics(args: ListArgs) -> Result<Exit, CliError> {
@@ -313,7 +330,11 @@ pub(crate) async fn sites(args: ListArgs) -> Result<Exit, CliError> {
 
 pub(crate) async fn tokens(args: ListArgs) -> Result<Exit, CliError> {
     let mut admin = Servers::of(&args.client)?.admin().await?;
-    let tokens = admin.list_tokens(ListTokensRequest {}).await?.into_inner().tokens;
+    let tokens = all(async |page_token| {
+        let reply = admin.list_tokens(ListTokensRequest { page_size: 0, page_token }).await?.into_inner();
+        Ok((reply.tokens, reply.next_page_token))
+    })
+    .await?;
     let views: Vec<TokenView> = tokens.into_iter().map(TokenView::from).collect();
     print(args.output, &views, |tokens| {
         let mut table = Table::new(&["TOKEN", "PUBLISH", "SUBSCRIBE", "ADMIN", "EXPIRES", "FROM"]);

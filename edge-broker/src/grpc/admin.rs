@@ -4,7 +4,12 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use tonic::{Request, Response, Status};
 
-use super::{errors, pages::page, shared::Shared, status};
+use super::{
+    errors,
+    pages::{page, split},
+    shared::Shared,
+    status,
+};
 use crate::{
     api::{self, admin_server::Admin},
     auth::{Caller, tokens},
@@ -55,7 +60,10 @@ impl<E: Engine> Admin for AdminService<E> {
         request: Request<api::ListLinksRequest>,
     ) -> Result<Response<api::ListLinksReply>, Status> {
         self.check_see(&request)?;
-        Ok(Response::new(api::ListLinksReply { links: status::links(&self.shared.engine) }))
+        let request = request.into_inner();
+        let links = status::keyed_links(&self.shared.engine);
+        let (links, next_page_token) = page(links, &request.page_token, request.page_size);
+        Ok(Response::new(api::ListLinksReply { links, next_page_token }))
     }
 
     async fn list_topics(
@@ -75,7 +83,10 @@ impl<E: Engine> Admin for AdminService<E> {
     ) -> Result<Response<api::ListGroupsReply>, Status> {
         self.check_see(&request)?;
         let request = request.into_inner();
-        let groups = self.shared.groups.list(&request.group).await.into_iter().map(|group| (group.name.clone(), group));
+        let groups = self.shared.groups.list(&request.group).await.into_iter().flat_map(|mut whole| {
+            let positions = std::mem::take(&mut whole.positions);
+            split(&whole.name, positions, |positions| api::Group { positions, ..whole.clone() })
+        });
         let (groups, next_page_token) = page(groups, &request.page_token, request.page_size);
         Ok(Response::new(api::ListGroupsReply { groups, next_page_token }))
     }
@@ -121,8 +132,11 @@ impl<E: Engine> Admin for AdminService<E> {
         request: Request<api::ListTokensRequest>,
     ) -> Result<Response<api::ListTokensReply>, Status> {
         self.check_steer(&request)?;
-        let tokens = self.shared.tokens.list().iter().map(|token| status::token(token)).collect();
-        Ok(Response::new(api::ListTokensReply { tokens }))
+        let request = request.into_inner();
+        let tokens =
+            self.shared.tokens.list().into_iter().map(|t| (format!("{}\u{1}{}", t.name, t.from), status::token(&t)));
+        let (tokens, next_page_token) = page(tokens, &request.page_token, request.page_size);
+        Ok(Response::new(api::ListTokensReply { tokens, next_page_token }))
     }
 
     async fn revoke_token(

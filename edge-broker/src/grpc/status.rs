@@ -16,7 +16,7 @@ use seaway_relay::{log::contract::LogStats, node::LinkStatus};
 
 use super::{
     convert::place,
-    pages::page,
+    pages::{page, split},
     shared::{PERMIT_BYTES, Shared},
 };
 use crate::{
@@ -37,8 +37,6 @@ const WORST_FIRST: [TopicState; 6] = [
 ];
 /// Holes of a queue that a list gives.
 const HOLES_SHOWN_MAX: usize = 64;
-/// Logs held by a site that one item of a list gives.
-const HELD_SHOWN_MAX: usize = 1024;
 
 /// Everything at once.
 pub(crate) fn status<E: Engine>(shared: &Shared<E>) -> api::StatusReply {
@@ -119,8 +117,16 @@ fn to_u64(count: usize) -> u64 {
     u64::try_from(count).unwrap_or(u64::MAX)
 }
 
+/// The links with their keys for pages.
+pub(crate) fn keyed_links<E: Engine>(engine: &E) -> impl Iterator<Item = (String, api::LinkStatus)> {
+    let key = |l: &api::LinkStatus| format!("{}\u{1}{}\u{1}{}", l.peer, l.direction, l.address);
+    let mut links: Vec<_> = links(engine).into_iter().map(|link| (key(&link), link)).collect();
+    links.sort_by(|a, b| a.0.cmp(&b.0));
+    links.into_iter()
+}
+
 /// The links.
-pub(crate) fn links<E: Engine>(engine: &E) -> Vec<api::LinkStatus> {
+fn links<E: Engine>(engine: &E) -> Vec<api::LinkStatus> {
     engine.links().into_iter().map(link).collect()
 }
 
@@ -254,16 +260,8 @@ pub(crate) fn sites<E: Engine>(engine: &E) -> impl Iterator<Item = (String, api:
     sites.sort_by(|a, b| a.site.cmp(&b.site));
     let parts = sites.into_iter().flat_map(move |site| {
         let mut whole = site_info(engine, site, &own);
-        let mut held = std::mem::take(&mut whole.held).into_iter();
-        let mut parts = Vec::new();
-        loop {
-            let part: Vec<_> = held.by_ref().take(HELD_SHOWN_MAX).collect();
-            if part.is_empty() && !parts.is_empty() {
-                return parts;
-            }
-            let key = format!("{}\u{1}{:08}", whole.site, parts.len());
-            parts.push((key, api::SiteInfo { held: part, ..whole.clone() }));
-        }
+        let held = std::mem::take(&mut whole.held);
+        split(&whole.site, held, |held| api::SiteInfo { held, ..whole.clone() })
     });
     parts.collect::<Vec<_>>().into_iter()
 }

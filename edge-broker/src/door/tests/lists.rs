@@ -27,3 +27,27 @@ async fn a_list_is_given_whole_in_pages_of_the_size_asked_for() {
     assert!(status.topics.len() == 7 && !status.topics_left_out);
     harness.stop().await;
 }
+
+#[tokio::test]
+async fn tokens_come_in_pages_too() {
+    let engine = TestEngine::new();
+    let secret = "secret-secret-secret";
+    let admin = format!("[[token]]\nname='admin'\ntoken='{secret}'\nadmin=true\n");
+    let others = (0..5).map(|n| format!("[[token]]\nname='token-{n}'\ntoken='{secret}-{n}'\n"));
+    let file = super::rights::token_file(&others.fold(admin, |all, one| all + &one));
+    let harness = Harness::start_with(&engine, |config| config.auth.token_file = Some(file)).await;
+    let mut admin = harness.admin().await;
+    let (mut seen, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let request = with_token(api::ListTokensRequest { page_size: 4, page_token }, secret);
+        let reply = soon("a page", admin.list_tokens(request)).await.unwrap().into_inner();
+        assert!(reply.tokens.len() <= 4);
+        seen.extend(reply.tokens.into_iter().map(|t| t.name));
+        page_token = reply.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(seen, ["admin", "token-0", "token-1", "token-2", "token-3", "token-4"]);
+    harness.stop().await;
+}
