@@ -99,8 +99,10 @@ impl Pending {
 enum Pumped {
     /// All input is settled.
     Done,
-    /// Broken, or the server takes no more; another may be tried.
+    /// Broken; another may be tried.
     Broken(CliError),
+    /// The server says that it takes nothing at present.
+    NotNow(CliError),
     /// The producer must begin a new epoch; nothing is in doubt.
     NewEpoch,
 }
@@ -126,8 +128,9 @@ pub(crate) struct Publisher {
     refused: usize,
     doubtful: usize,
     settled: u64,
-    /// Since when nothing is settled although streams open, and how many messages were then.
-    stalled: Option<(Instant, u64)>,
+    /// Since when nothing is settled although streams open, how many messages were then, and whether that is because the server
+    /// refuses them.
+    stalled: Option<(Instant, (u64, bool))>,
     pause: Duration,
     /// When the stream in use was opened.
     opened: Instant,
@@ -171,14 +174,17 @@ impl Publisher {
     pub(crate) async fn run(&mut self, mut batches: mpsc::Receiver<Batch>) -> Result<(), CliError> {
         let mut stream = match self.open_once(false).await {
             // A frozen node takes the connection and answers no call; nothing was sent yet.
-            Err(e) if e.exit() == Exit::Failed && self.servers.len() > 1 => self.open_once(true).await?,
+            Err(e) if matches!(e.exit(), Exit::Failed | Exit::TimedOut) && self.servers.len() > 1 => {
+                self.open_once(true).await?
+            }
             opened => opened?,
         };
         loop {
-            let broken = match self.pump(&mut stream, &mut batches).await {
+            let (broken, answers) = match self.pump(&mut stream, &mut batches).await {
                 Ok(Pumped::Done) => return Ok(()),
-                Ok(Pumped::NewEpoch) => None,
-                Ok(Pumped::Broken(why)) => Some(why),
+                Ok(Pumped::NewEpoch) => (None, true),
+                Ok(Pumped::NotNow(why)) => (Some(why), true),
+                Ok(Pumped::Broken(why)) => (Some(why), false),
                 Err(e) => {
                     self.tally.in_doubt = self.unanswered() as u64;
                     return Err(e);
@@ -189,14 +195,22 @@ impl Publisher {
                 self.restamp();
             }
             self.tally.in_doubt = self.doubtful as u64;
-            stream = self.reopen(broken).await?;
+            stream = self.reopen(broken, answers).await?;
             self.tally.in_doubt = 0;
         }
     }
 
-    /// For how long a server that does not answer, or takes nothing, is tried: no longer than a message may take.
-    fn patience(&self) -> Duration {
-        self.template.deadline.map_or(RECONNECT_FOR, |deadline| deadline.min(RECONNECT_FOR))
+    /// For how long a server is tried: one that answers that it takes nothing as long as a message may take, one that is away
+    /// for a time of its own.
+    fn patience(&self, answers: bool) -> Duration {
+        self.template.deadline.filter(|_| answers).unwrap_or(RECONNECT_FOR)
+    }
+
+    /// What is said when that time is over.
+    fn gave_up(&self, broken: Option<&CliError>, answers: bool) -> CliError {
+        let text = broken.map_or_else(|| "the server does not answer".into(), ToString::to_string);
+        let in_time = !answers || self.template.deadline.is_none();
+        CliError::new(if in_time { Exit::Failed } else { Exit::TimedOut }, text)
     }
 
     fn unanswered(&self) -> usize {
@@ -260,29 +274,33 @@ impl Publisher {
         ))
     }
 
-    /// Opens a stream after one broke, trying until nothing was settled for [`RECONNECT_FOR`]: a server that opens
-    /// streams and takes nothing counts as one that does not answer.
-    async fn reopen(&mut self, broken: Option<CliError>) -> Result<Stream, CliError> {
-        let was_good = self.opened.elapsed() >= GOOD_STREAM;
-        if was_good || self.stalled.is_none_or(|(_, settled)| settled != self.settled) {
-            self.stalled = Some((Instant::now(), self.settled));
+    /// Opens a stream after one broke, trying until nothing was settled for so long as patience lasts; whether the server
+    /// `answers` that it takes nothing is known only until it is asked again.
+    async fn reopen(&mut self, broken: Option<CliError>, mut answers: bool) -> Result<Stream, CliError> {
+        let refuses = answers && broken.is_some();
+        // One that refuses may take its time for that.
+        let was_good = !refuses && self.opened.elapsed() >= GOOD_STREAM;
+        if was_good || self.stalled.is_none_or(|(_, before)| before != (self.settled, refuses)) {
+            self.stalled = Some((Instant::now(), (self.settled, refuses)));
             self.pause = if broken.is_some() { RETRY_MIN } else { Duration::ZERO };
             if let Some(why) = &broken {
-                let patience = humantime::format_duration(self.patience());
+                let patience = humantime::format_duration(self.patience(answers));
                 self.progress.suspend(|| output::note(&format!("seaway: {why}; trying again for {patience}")));
             }
         }
-        let until = self.stalled.map_or_else(Instant::now, |(since, _)| since + self.patience());
+        let since = self.stalled.map_or_else(Instant::now, |(since, _)| since);
         let mut next = false;
         loop {
-            if Instant::now() >= until {
-                return Err(broken.unwrap_or_else(|| CliError::failed("the server does not answer")));
+            if Instant::now() >= since + self.patience(answers) {
+                return Err(self.gave_up(broken.as_ref(), answers));
             }
             tokio::select! {
                 () = tokio::time::sleep(self.pause) => {}
                 () = crate::cli::node::interrupted() => return Err(interrupted()),
             }
             self.pause = (self.pause * 2).clamp(RETRY_MIN, RETRY_MAX);
+            // It may be away by now.
+            let until = since + self.patience(answers).max(RECONNECT_FOR);
             let tried = tokio::time::timeout_at(until, self.open_once(next)).await;
             match tried {
                 Ok(Ok(stream)) => {
@@ -291,8 +309,8 @@ impl Publisher {
                 }
                 Ok(Err(e)) if e.exit() == Exit::Refused => return Err(e),
                 Ok(Err(e)) if Instant::now() + RETRY_MIN >= until => return Err(e),
-                Err(_) => return Err(broken.unwrap_or_else(|| CliError::failed("the server does not answer"))),
-                Ok(Err(_)) => {}
+                Err(_) => return Err(self.gave_up(broken.as_ref(), false)),
+                Ok(Err(_)) => answers = false,
             }
             next = self.doubtful == 0 && !next;
         }
@@ -495,7 +513,7 @@ impl Publisher {
             // Not stored, and another time it may be. What follows it in its topic is out of sequence until then.
             F::Unavailable => {
                 self.refused += 1;
-                Ok(Some(Pumped::Broken(CliError::failed(text))))
+                Ok(Some(Pumped::NotNow(CliError::failed(text))))
             }
             F::ProducerSequence if self.refused > 0 => {
                 self.refused += 1;
