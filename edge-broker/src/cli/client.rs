@@ -1,9 +1,19 @@
 //! Connecting to a door.
 
-use std::{path::Path, path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use tonic::{
     Request, Status,
+    codegen::Service,
     metadata::{Ascii, MetadataValue},
     service::Interceptor,
     service::interceptor::InterceptedService,
@@ -28,7 +38,65 @@ const CONNECTION_WINDOW: u32 = 16 << 20;
 const REPLY_BYTES_MAX: usize = 64 << 20;
 
 /// A connection that shows our token with every call.
-pub(crate) type Door = InterceptedService<Channel, ShowToken>;
+pub(crate) type Door = FirstAnswer<InterceptedService<Channel, ShowToken>>;
+
+type AnyError = Box<dyn std::error::Error + Send + Sync>;
+
+/// What to do where a door may not accept the certificate that was shown.
+const CERTIFICATE_ADVICE: &str = "the server may not accept the certificate (--cert): check that it has not expired (openssl x509 \
+     -enddate -noout -in FILE) and comes from an authority of the door's client_ca_file; the server's log says why";
+
+/// Tells a connection that broke before anything was answered, where we show a certificate: a door refuses one only after the
+/// handshake has ended for its client, so a refusal looks like any connection that is lost.
+#[derive(Debug, Clone)]
+pub(crate) struct FirstAnswer<S> {
+    inner: S,
+    shows_certificate: bool,
+    answered: Arc<AtomicBool>,
+}
+
+impl<S> FirstAnswer<S> {
+    /// The error as it is to be told.
+    fn tell(shows_certificate: bool, answered: &AtomicBool, error: AnyError) -> AnyError {
+        if !shows_certificate || answered.load(Ordering::Relaxed) {
+            return error;
+        }
+        let cause = deepest(&*error);
+        Status::unavailable(format!(
+            "the server ended the connection before it answered ({cause}); {CERTIFICATE_ADVICE}"
+        ))
+        .into()
+    }
+}
+
+impl<S, R> Service<R> for FirstAnswer<S>
+where
+    S: Service<R>,
+    S::Error: Into<AnyError>,
+    S::Future: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = AnyError;
+    type Future = Pin<Box<dyn Future<Output = Result<S::Response, AnyError>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), AnyError>> {
+        let ready = self.inner.poll_ready(context);
+        ready.map_err(|error| Self::tell(self.shows_certificate, &self.answered, error.into()))
+    }
+
+    fn call(&mut self, request: R) -> Self::Future {
+        let (answer, shows, answered) = (self.inner.call(request), self.shows_certificate, self.answered.clone());
+        Box::pin(async move {
+            match answer.await {
+                Ok(answer) => {
+                    answered.store(true, Ordering::Relaxed);
+                    Ok(answer)
+                }
+                Err(error) => Err(Self::tell(shows, &answered, error.into())),
+            }
+        })
+    }
+}
 
 /// Adds the token to calls.
 #[derive(Debug, Clone)]
@@ -58,6 +126,7 @@ pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, CliError>>) -> 
 pub(crate) struct Servers {
     endpoints: Vec<(String, Endpoint)>,
     token: ShowToken,
+    shows_certificate: bool,
 }
 
 impl Servers {
@@ -82,7 +151,7 @@ impl Servers {
         if endpoints.is_empty() {
             return Err(CliError::usage("no server is named; give --server URL or set SEAWAY_SERVER"));
         }
-        Ok(Self { endpoints, token: ShowToken(token) })
+        Ok(Self { endpoints, token: ShowToken(token), shows_certificate: connection.cert.is_some() })
     }
 
     /// As [`Servers::new`], from the arguments of most commands.
@@ -97,17 +166,25 @@ impl Servers {
 
     /// Connects to the first server that answers, beginning with number `first`; gives its number, too.
     pub(crate) async fn connect(&self, first: usize) -> Result<(usize, Door), CliError> {
-        let mut failures = Vec::new();
+        let (mut failures, mut timed_out) = (Vec::new(), 0);
         for step in 0..self.endpoints.len() {
             let number = (first + step) % self.endpoints.len();
             let Some((name, endpoint)) = self.endpoints.get(number) else { continue };
             // The endpoint's own bound ends with the connection; a frozen node accepts that, and no handshake.
             match tokio::time::timeout(CONNECT_TIMEOUT, endpoint.connect()).await {
-                Ok(Ok(channel)) => return Ok((number, InterceptedService::new(channel, self.token.clone()))),
+                Ok(Ok(channel)) => {
+                    let inner = InterceptedService::new(channel, self.token.clone());
+                    let (shows_certificate, answered) = (self.shows_certificate, Arc::default());
+                    return Ok((number, FirstAnswer { inner, shows_certificate, answered }));
+                }
                 Ok(Err(e)) => failures.push(format!("{name} ({})", deepest(&e))),
-                Err(_) => failures.push(format!("{name} (no answer within {} s)", CONNECT_TIMEOUT.as_secs())),
+                Err(_) => {
+                    timed_out += 1;
+                    failures.push(format!("{name} (no answer within {} s)", CONNECT_TIMEOUT.as_secs()));
+                }
             }
         }
+        let exit = if timed_out == failures.len() { Exit::TimedOut } else { Exit::Failed };
         let advice = if failures.iter().any(|why| why.contains("InvalidContentType")) {
             "the door speaks no TLS; write http:// and leave --tls-ca and --cert out"
         } else if failures.iter().any(|why| why.contains("invalid peer certificate")) {
@@ -117,7 +194,7 @@ impl Servers {
             "check --server and that the node runs"
         };
         let text = format!("cannot reach {}; {advice}", failures.join(", nor "));
-        Err(CliError::failed(text))
+        Err(CliError::new(exit, text))
     }
 
     /// The admin service of the first server that answers.

@@ -98,7 +98,7 @@ impl From<Status> for CliError {
             }
             // So ends a connection that the server gave up right after the handshake.
             (Code::Cancelled | Code::Unknown | Code::Unavailable, text) if text.contains("operation was canceled") => {
-                format!("the server closed the connection before it answered; {CERTIFICATE_ADVICE}")
+                "the connection to the server was lost before it answered; check the server".into()
             }
             (Code::Unimplemented, "") => {
                 "the server has no such service; a relay shows its status, and clients publish and subscribe at an edge"
@@ -111,15 +111,9 @@ impl From<Status> for CliError {
     }
 }
 
-/// What to do where a door may not accept the certificate that was shown.
-const CERTIFICATE_ADVICE: &str = "where a client certificate is shown (--cert), the server may not accept it: check that it has \
-     not expired (openssl x509 -enddate -noout -in FILE) and comes from an authority of the door's client_ca_file; the server's log \
-     says why";
-
 fn connection_lost(cause: &str) -> String {
-    // So a door refuses a certificate, after the handshake has ended for its client.
     if cause.contains("fatal alert") {
-        return format!("the server refused the connection ({cause}); {CERTIFICATE_ADVICE}");
+        return format!("the server refused the connection ({cause}); its log says why");
     }
     format!("the connection to the server was lost ({cause}); check the server, and whether its door wants https://")
 }
