@@ -26,6 +26,7 @@ fn wrong_usage_is_answered_without_a_server() {
     seaway(&["pub", "a/+", "x"]).failed(2, "wildcards");
     seaway(&["sub", ""]).failed(2, "'#'");
     seaway(&["sub", "a/#/b"]).failed(2, "last level");
+    seaway(&["sub", "a", "--group", "g", "--until-end"]).failed(2, "--until-end");
     seaway(&["sub", "a", "--from", "yesterday"]).failed(2, "earliest, latest, a time");
     seaway(&["pub", "a", "--ack", "everyone", "x"]).failed(2, "sites=a,b");
     seaway(&["pub", "a", "--mode", "async", "--ack", "all", "x"]).failed(2, "--mode sync");

@@ -314,6 +314,7 @@ pub(crate) struct SubArgs {
     #[arg(default_value = "", hide_default_value = true)]
     pub(crate) pattern: String,
     /// A durable subscription of this name at this site: goes on where it was confirmed. A message is confirmed once written.
+    /// It has no end, so not with --until-end.
     #[arg(long, value_name = "G")]
     pub(crate) group: Option<String>,
     /// Where to begin (a group: when it is new; after that it goes on where it was confirmed): earliest, latest (so
@@ -329,8 +330,9 @@ pub(crate) struct SubArgs {
     /// Ends after so many messages.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) count: Option<u64>,
-    /// Ends when all that was there at the start is written.
-    #[arg(long)]
+    /// Ends when all that was there at the start is written; with exit code 1 where some of it could not be read now. Not with
+    /// --group.
+    #[arg(long, conflicts_with = "group")]
     pub(crate) until_end: bool,
     /// Ends after this time, with exit code 4.
     #[arg(long, value_name = "D", value_parser = duration)]

@@ -5,7 +5,11 @@
 //! ahead; with `--count` never more than is still wanted, so that a group's other members get the rest. A connection that
 //! breaks is made anew where it is certain where to go on: in a group, and after `--from earliest` or positions.
 
-use std::{collections::BTreeMap, io::Write, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Write,
+    time::Duration,
+};
 
 use seaway_federation_proto::ids::{Pattern, Site};
 use tokio::{sync::mpsc, time::Instant};
@@ -22,7 +26,7 @@ use super::{
 };
 use crate::{
     api::{
-        Message, MessageId, Place, Position, SubscribeReply, SubscribeRequest,
+        GapReason, Message, MessageId, Place, Position, SubscribeReply, SubscribeRequest,
         subscribe_reply::{Gap, Kind},
         subscribe_request::{self, Confirm, Credit, Open, Positions, open::From},
     },
@@ -32,6 +36,8 @@ use crate::{
 /// What the server may send ahead of us, in messages and bytes.
 const CREDIT_MESSAGES: u32 = 16_384;
 const CREDIT_BYTES: u64 = 16 << 20;
+/// Ranges that are missing are told apart up to so many.
+const MISSING_KEPT_MAX: usize = 65_536;
 /// Between two attempts to connect again.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(2);
@@ -170,6 +176,8 @@ struct Subscriber {
     /// The place after the last message written of each log, where the start makes it certain that no more is needed
     /// to go on: from the begin of what is there, or positions.
     reached: Option<BTreeMap<(String, String, u32), Position>>,
+    /// Where it is to end at the end: the begins of ranges that did not come and may yet. So much is kept of them.
+    missing: Option<BTreeSet<String>>,
 }
 
 impl Subscriber {
@@ -193,6 +201,7 @@ impl Subscriber {
             unanswered: 0,
             written: 0,
             reached: begins.map(|positions| positions.into_iter().map(|p| (key(&p), p)).collect()),
+            missing: args.until_end.then(BTreeSet::new),
         }
     }
 
@@ -240,12 +249,30 @@ impl Subscriber {
                         output::note(&format!("seaway: a confirmation was refused: {}", answer.refused));
                     }
                 }
-                Some(Kind::Gap(gap)) => report(&gap),
+                Some(Kind::Gap(gap)) => self.note_gap(&gap),
                 Some(Kind::AtEnd(_)) => at_end = true,
                 None => return Err(Ended::Broken(CliError::failed("the server ended the subscription"))),
             }
         }
-        Ok(Exit::Done)
+        match self.missing.as_ref().filter(|_| at_end).map_or(0, |missing| missing.len() as u64) {
+            0 => Ok(Exit::Done),
+            some => Err(Ended::Failed(CliError::failed(format!(
+                "{} written, and {} could not be read now (see above); subscribe again to get what is missing",
+                output::count(self.written, "message"),
+                output::count(some, "range"),
+            )))),
+        }
+    }
+
+    /// Tells of a gap, and keeps that something is missing where it is not for good.
+    fn note_gap(&mut self, gap: &Gap) {
+        let from = gap.from.as_ref().map(super::json::position_text).unwrap_or_default();
+        let to = gap.to.unwrap_or_default();
+        output::note(&format!("seaway: a gap: from {from} to offset {}: {}", to.offset, gap.text));
+        let for_good = matches!(gap.why(), GapReason::NotWanted | GapReason::Lost | GapReason::Retention);
+        if let Some(missing) = self.missing.as_mut().filter(|missing| !for_good && missing.len() < MISSING_KEPT_MAX) {
+            missing.insert(from);
+        }
     }
 
     fn ended_by(&self, status: tonic::Status) -> Ended {
@@ -332,8 +359,29 @@ fn message_bytes(message: &Message) -> u64 {
     (message.payload.len() + message.path.len() + headers + key) as u64
 }
 
-fn report(gap: &Gap) {
-    let from = gap.from.as_ref().map(super::json::position_text).unwrap_or_default();
-    let to = gap.to.unwrap_or_default();
-    output::note(&format!("seaway: a gap: from {from} to offset {}: {}", to.offset, gap.text));
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::args::{Cli, Command};
+
+    #[test]
+    fn ranges_that_may_come_yet_are_counted_once_where_the_end_is_waited_for() {
+        for (more, expected) in [(&["--until-end"][..], Some(2)), (&[], None)] {
+            let Command::Sub(args) = Cli::parse_from([&["seaway", "sub", "a"], more].concat()).command else {
+                panic!("another command");
+            };
+            let mut subscriber = Subscriber::new(&args);
+            let reasons =
+                [GapReason::Pending, GapReason::Lost, GapReason::NotWanted, GapReason::Retention, GapReason::Damaged];
+            for offset in (0..5).chain(0..5) {
+                let place = Some(Place { offset, ..Place::default() });
+                let from = Some(MessageId { topic: "a".into(), place, ..MessageId::default() });
+                let why = reasons[offset as usize].into();
+                subscriber.note_gap(&Gap { from, why, ..Gap::default() });
+            }
+            assert_eq!(subscriber.missing.map(|missing| missing.len()), expected);
+        }
+    }
 }
