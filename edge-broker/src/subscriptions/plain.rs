@@ -127,7 +127,7 @@ impl<E: Engine> Plain<E> {
                     info.end
                 )),
                 None => Some(format!(
-                    "{log} never had the place {place}, as far as is known here; it is read from where it goes on after that"
+                    "{log} does not have the place {place} here (any more); it is read from where it goes on after that"
                 )),
             }
         };

@@ -74,7 +74,10 @@ pub fn decide(asked: &Acknowledgement, registered: &Arc<[Site]>) -> Result<Optio
                 return nobody("the list of acknowledging sites is empty; publish with --ack local to wait for none".to_owned());
             }
             if let Some(stranger) = sites.iter().find(|s| registered.binary_search(s).is_err()) {
-                return nobody(format!("site {stranger} is not registered for this topic and so cannot acknowledge"));
+                return nobody(format!(
+                    "site {stranger} cannot acknowledge this topic: it is this site itself, has not registered for the topic, or is \
+                     left out of the topic's replicate list here"
+                ));
             }
             let count = sites.len();
             Ok(Some(Need { sites: sites.into(), count, all: false }))
