@@ -6,20 +6,21 @@
 
 use std::time::Duration;
 
-use seaway_tests::sim::{self, Outcome, Sabotage, Scenario};
+use seaway_tests::sim::{self, Disasters, Outcome, Sabotage, Scenario};
 
 /// Seeds of the normal run. More by `cargo run --release -p seaway-tests --bin sim -- --seeds N`.
 const SEEDS: u64 = 150;
 
-/// Seeds that once failed, kept for ever.
+/// Seeds that once failed, kept for ever; with disasters apart, and together.
 const KEPT: &[u64] =
     &[13, 101, 171, 180, 278, 307, 385, 409, 413, 424, 450, 517, 578, 727, 771, 829, 848, 851, 919, 932, 941];
+const KEPT_TOGETHER: &[u64] = &[11, 50, 54, 190, 243, 919];
 
 fn check(seed: u64, outcome: &Outcome) -> Result<(), String> {
     match outcome.violations.first() {
         None => Ok(()),
         Some(first) => Err(format!(
-            "seed {seed}: {} violations, the first of invariant {}: {}; replay: cargo run --release -p seaway-tests --bin sim -- --seed {seed}",
+            "seed {seed}: {} violations, the first of invariant {}: {}; replay: cargo run --release -p seaway-tests --bin sim -- --seed {seed}, and --apart where disasters were apart",
             outcome.violations.len(),
             first.invariant,
             first.what
@@ -34,15 +35,17 @@ fn trees_under_faults_keep_the_invariants_and_become_whole() {
     let mut alarms = std::collections::BTreeSet::new();
     let mut remote_receipts = 0;
     let mut bad = Vec::new();
-    for seed in KEPT.iter().copied().chain(1..=SEEDS) {
-        let outcome = sim::run(Scenario::random(seed));
+    let kept = KEPT.iter().map(|seed| (*seed, Disasters::Apart));
+    let together = KEPT_TOGETHER.iter().copied().chain(1..=SEEDS).map(|seed| (seed, Disasters::Together));
+    for (seed, disasters) in kept.chain(together) {
+        let outcome = sim::run(Scenario::random_with(seed, disasters));
         deaths += outcome.deaths;
         tried_again += outcome.tried_again;
         for alarm in outcome.alarms.keys() {
             alarms.insert(*alarm);
         }
         remote_receipts += outcome.remote_receipts;
-        bad.extend(check(seed, &outcome).err());
+        bad.extend(check(seed, &outcome).map_err(|broken| format!("{broken} ({disasters:?})")).err());
     }
     assert!(bad.is_empty(), "{}", bad.join("\n"));
     assert!(deaths > SEEDS / 4, "the faults must really come: {deaths} deaths");

@@ -51,14 +51,6 @@ fn status_text(view: &StatusView) -> String {
     for damage in &log.damage {
         text.push_str(&format!("damage: {damage}\n"));
     }
-    for (title, table) in [("links", links_table(&view.links)), ("topics", topics_table(&view.topics))] {
-        if !table.is_empty() {
-            text.push_str(&format!("\n{title}\n{}", table.render()));
-        }
-    }
-    if view.topics_left_out {
-        text.push_str("and more topics: 'seaway topic ls' lists all\n");
-    }
     let mut alarms = Table::new(&["ALARM", ">COUNT", "SINCE", "LAST", "WHAT"]);
     for alarm in &view.alarms {
         alarms.row([
@@ -69,6 +61,16 @@ fn status_text(view: &StatusView) -> String {
             alarm.text.clone(),
         ]);
     }
+    // What people should know first; there may be thousands of topics.
+    let tables = [("", alarms), ("links\n", links_table(&view.links)), ("topics\n", topics_table(&view.topics))];
+    for (title, table) in tables {
+        if !table.is_empty() {
+            text.push_str(&format!("\n{title}{}", table.render()));
+        }
+    }
+    if view.topics_left_out {
+        text.push_str("and more topics: 'seaway topic ls' lists all\n");
+    }
     let mut counters = Table::new(&["COUNTER", "OF", ">VALUE"]);
     for counter in &view.counters {
         counters.row([counter.name.clone(), counter.label.clone(), counter.value.to_string()]);
@@ -77,7 +79,7 @@ fn status_text(view: &StatusView) -> String {
     for queue in view.queues.iter().filter(|queue| queue.bytes > 0) {
         queues.row([queue.name.clone(), size(queue.bytes as f64), size(queue.bytes_max as f64)]);
     }
-    for table in [alarms, counters, queues] {
+    for table in [counters, queues] {
         if !table.is_empty() {
             text.push_str(&format!("\n{}", table.render()));
         }

@@ -19,9 +19,9 @@ struct Arguments {
     /// Number of seeds.
     #[arg(long, default_value_t = 100)]
     seeds: u64,
-    /// Let an origin's disk be lost in the same run in which retention or damage takes ranges away.
+    /// Let no origin's disk be lost in a run in which retention or damage takes ranges away.
     #[arg(long)]
-    together: bool,
+    apart: bool,
 }
 
 fn run(seed: u64, disasters: Disasters, verbose: bool) -> bool {
@@ -58,7 +58,7 @@ fn run(seed: u64, disasters: Disasters, verbose: bool) -> bool {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let disasters = if arguments.together { Disasters::Together } else { Disasters::Apart };
+    let disasters = if arguments.apart { Disasters::Apart } else { Disasters::Together };
     let (seeds, verbose) = match arguments.seed {
         Some(seed) => (seed..seed.saturating_add(1), true),
         None => (arguments.from..arguments.from.saturating_add(arguments.seeds), false),

@@ -106,8 +106,7 @@ pub enum Disasters {
 }
 
 impl Scenario {
-    /// A random tree of two to five nodes, at least two of them edges, with every kind of fault, disasters apart: where an
-    /// origin lost what others hold beyond a range that nobody holds any more, the two do not always join yet.
+    /// A random tree of two to five nodes, at least two of them edges, with every kind of fault, disasters apart.
     pub fn random(seed: u64) -> Self {
         Self::random_with(seed, Disasters::Apart)
     }
