@@ -260,7 +260,7 @@ async fn a_long_history_for_one_site_holds_up_nobody_elses_live_traffic() {
     }
     let (here, there) = (held(&berlin), held(&osaka));
     println!("all live messages had arrived when {there} of {here} of the history had");
-    assert!(there < here, "the history was as fast as the live traffic");
+    assert!(there * 4 < here, "the live traffic waited for the history");
     let log = LogName { topic: "readings".parse().unwrap(), ..history.clone() };
     let live: Vec<_> = (0..LIVE).map(|number| format!("live {number}")).collect();
     assert_eq!(contents(&tokyo, &log).await, live);

@@ -127,6 +127,8 @@ pub(crate) struct Servers {
     endpoints: Vec<(String, Endpoint)>,
     token: ShowToken,
     shows_certificate: bool,
+    /// Of each, whether it ever answered.
+    answered: Vec<Arc<AtomicBool>>,
 }
 
 impl Servers {
@@ -151,7 +153,8 @@ impl Servers {
         if endpoints.is_empty() {
             return Err(CliError::usage("no server is named; give --server URL or set SEAWAY_SERVER"));
         }
-        Ok(Self { endpoints, token: ShowToken(token), shows_certificate: connection.cert.is_some() })
+        let answered = endpoints.iter().map(|_| Arc::default()).collect();
+        Ok(Self { endpoints, token: ShowToken(token), shows_certificate: connection.cert.is_some(), answered })
     }
 
     /// As [`Servers::new`], from the arguments of most commands.
@@ -174,7 +177,8 @@ impl Servers {
             match tokio::time::timeout(CONNECT_TIMEOUT, endpoint.connect()).await {
                 Ok(Ok(channel)) => {
                     let inner = InterceptedService::new(channel, self.token.clone());
-                    let (shows_certificate, answered) = (self.shows_certificate, Arc::default());
+                    let answered = self.answered.get(number).cloned().unwrap_or_default();
+                    let shows_certificate = self.shows_certificate;
                     return Ok((number, FirstAnswer { inner, shows_certificate, answered }));
                 }
                 Ok(Err(e)) => failures.push(format!("{name} ({})", deepest(&e))),

@@ -98,7 +98,7 @@ fn text(view: &VerifyView<'_>) -> String {
     );
     if let Some(at) = &view.torn_at {
         text.push_str(&format!(
-            "torn at {at}: the next start cuts {} that never were durable\n",
+            "torn at {at}: the next start cuts {}, of which nothing was acknowledged unless the files were cut short\n",
             output::size(view.torn_bytes as f64)
         ));
     }

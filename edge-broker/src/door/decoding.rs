@@ -158,9 +158,16 @@ impl MeteredBody {
                 let text = format!("the request has {length} bytes, more than the {} that it may have", self.bytes_max);
                 return Err(errors::too_many(text));
             }
-            if length > DECODING_SMALL_BYTES && self.held.is_none() {
-                self.claim = Some(self.room.claim(length));
-                break;
+            if length > DECODING_SMALL_BYTES {
+                match &self.held {
+                    None => {
+                        self.claim = Some(self.room.claim(length));
+                        break;
+                    }
+                    // That is the message before, whose room goes back once more is asked for.
+                    Some(held) if held.all.is_none() => break,
+                    Some(_) => {}
+                }
             }
             (self.seen, self.left) = (0, length);
             self.parts.begin();
@@ -178,7 +185,7 @@ impl MeteredBody {
 
     /// Whether data may flow: room that is waited for has come, a held message is not too slow.
     fn poll_room(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Status>> {
-        if self.left == 0 && self.rest.is_empty() && self.claim.is_none() {
+        if self.left == 0 && self.held.as_ref().is_some_and(|held| held.all.is_none()) {
             self.held = None; // asked for more: what was passed on has been taken in
         }
         if let Some(claim) = &mut self.claim {
@@ -307,6 +314,18 @@ mod tests {
                 assert_eq!(room.available_permits(), 100_000_usize.div_ceil(PERMIT_BYTES));
             }
         }
+    }
+
+    #[tokio::test]
+    async fn large_messages_in_one_frame_have_room_each_by_itself() {
+        let room = rooms(200_000);
+        let mut body = metered(&[message(150_000), message(150_000)].concat(), 1 << 20, &room);
+        let mut lengths = Vec::new();
+        while let Some(data) = next(&mut body).await {
+            lengths.push(data.unwrap().len());
+        }
+        let before_its_length = FRAMING_BYTES - 1;
+        assert_eq!(lengths, [before_its_length, 1 + 150_000 + before_its_length, 1 + 150_000]);
     }
 
     #[tokio::test]

@@ -9,6 +9,8 @@
 //! incarnation: counter u64, random u64      place: incarnation, offset u64      chain value: 16 B
 //! ```
 
+use std::sync::Arc;
+
 use super::{
     Hole, HoleKind, LogCopy,
     forgotten::{FORGOTTEN_MAX, Forgotten},
@@ -173,7 +175,7 @@ impl LogCopy {
         let count = reader.len(FORGOTTEN_MAX)?;
         let named = (0..count).map(|_| reader.incarnation()).collect::<Result<Vec<_>, _>>()?;
         let up_to = if reader.u8()? == 0 { None } else { Some(reader.incarnation()?) };
-        let forgotten = Forgotten { named, up_to };
+        let forgotten = Arc::new(Forgotten { named, up_to });
         let copy = Self { incarnations, holes, forgotten, messages, bytes, newest_origin_time_us };
         if !reader.0.is_empty() {
             return Err(DecodeError("bytes are left over"));

@@ -12,6 +12,8 @@
 //!
 //! An incarnation is never accepted again once it was held and forgotten; see [`Forgotten`].
 
+use std::sync::Arc;
+
 use super::{AppendRefusal, Boundaries, Boundary, Facts, Forgotten, Hole, HoleKind, Impossible};
 use crate::{
     envelope::Chain,
@@ -63,7 +65,7 @@ pub struct LogCopy {
     pub(super) incarnations: Vec<Held>,
     /// In order of (incarnation, from); never overlapping, never empty.
     pub(super) holes: Vec<Edged>,
-    pub(super) forgotten: Forgotten,
+    pub(super) forgotten: Arc<Forgotten>,
     pub(super) messages: u64,
     pub(super) bytes: u64,
     pub(super) newest_origin_time_us: u64,
@@ -113,7 +115,7 @@ impl LogCopy {
         Self {
             incarnations: vec![held],
             holes: Vec::new(),
-            forgotten: Forgotten::default(),
+            forgotten: Arc::default(),
             messages: 0,
             bytes: 0,
             newest_origin_time_us: 0,
@@ -635,11 +637,11 @@ impl LogCopy {
         gone += to.offset - held.begin;
         let lacking: u64 = self.holes.iter().map(|e| missing_below(&e.hole, to)).sum();
         let forgotten: Vec<Incarnation> = self.incarnations.drain(..index).map(|h| h.incarnation).collect();
-        self.forgotten.remember(forgotten.iter().copied());
+        Arc::make_mut(&mut self.forgotten).remember(forgotten.iter().copied());
         // What it names lies below the begin from now on, even if it was never held.
         let above = |p: &Place| p.offset < to.offset;
         let named = self.incarnations.first().and_then(|held| held.previous).filter(above);
-        self.forgotten.remember(named.map(|p| p.incarnation).into_iter());
+        Arc::make_mut(&mut self.forgotten).remember(named.map(|p| p.incarnation).into_iter());
         if let Some(held) = self.incarnations.first_mut() {
             held.begin = to.offset;
             held.chain_at_begin = known;

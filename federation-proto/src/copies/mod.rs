@@ -19,7 +19,7 @@ mod log_copy;
 mod tests;
 mod view;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 pub use self::{
     codec::DecodeError,
@@ -93,7 +93,7 @@ pub struct LogInfo {
     /// Origin time of the newest batch held, microseconds since 1970.
     pub newest_origin_time_us: u64,
     /// Incarnations that were retained once.
-    pub forgotten: Forgotten,
+    pub forgotten: Arc<Forgotten>,
 }
 
 /// Why a batch is not accepted at this moment.

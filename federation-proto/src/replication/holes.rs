@@ -210,8 +210,11 @@ pub(super) fn offered_apart<'a>(offers: impl IntoIterator<Item = &'a Offer>, inf
 
 #[cfg(test)]
 mod tests {
-    use super::{super::lines::View, *};
-    use crate::copies::{Forgotten, IncarnationInfo};
+    use super::{
+        super::{lines::View, logs::LogState},
+        *,
+    };
+    use crate::copies::IncarnationInfo;
 
     fn held(begin: u64, end: u64) -> LogInfo {
         let incarnation = Incarnation { counter: 3, random: 7 };
@@ -225,8 +228,24 @@ mod tests {
             messages: end - begin,
             bytes: 100,
             newest_origin_time_us: 1,
-            forgotten: Forgotten::default(),
+            forgotten: Default::default(),
         }
+    }
+
+    #[test]
+    fn in_a_full_list_an_offer_that_helps_takes_the_place_of_one_that_does_not() {
+        let mut state = LogState { submitted: Some(held(0, 10)), ..LogState::default() };
+        let offer = |site: usize, begin, end| Offer {
+            holder: format!("s{site}/edge").parse().unwrap(),
+            view: View::of(&held(begin, end)),
+        };
+        for site in 0..40 {
+            state.keep_offer(offer(site, 18, 24));
+        }
+        let full = state.offers.len();
+        state.keep_offer(offer(40, 0, 18));
+        assert_eq!(state.offers.len(), full);
+        assert!(full < 40 && state.offers.iter().any(|o| o.holder.to_string() == "s40/edge"));
     }
 
     #[test]

@@ -160,13 +160,22 @@ impl Replication {
         }
     }
 
-    /// Its asker was sent more, or has more room.
-    pub(super) fn pass_went_on(&mut self, asker: Asker, passed: u64, room: u64) {
+    /// Its asker was sent more, or has more room. One that has given all that is known to be there is lent at once, and may
+    /// always bring a little more: however many logs trickle, none waits for another's turn.
+    pub(super) fn pass_went_on(&mut self, asker: Asker, passed: u64, room: u64, at_end: bool) {
         let Some(served) = self.served.get_mut(&asker) else { return };
         let key = (asker.0, served.order.lane);
         let Mode::Pass(pass) = &mut served.mode else { return };
         pass.passed = pass.passed.max(passed);
         pass.room = room;
+        if at_end {
+            pass.lent = true;
+            let more = room.min(PASS_AT_END_BYTES).saturating_sub(pass.promised());
+            if more > 0 {
+                pass.allowance = pass.allowance.max(pass.arrived).saturating_add(more);
+                self.out.push_back(Output::RaiseAllowance(pass.link, pass.number, pass.allowance));
+            }
+        }
         if let Some(pool) = self.pools.0.get_mut(&key) {
             pool.recount(pass);
         }

@@ -148,6 +148,29 @@ impl Questions {
 }
 
 impl super::logs::LogState {
+    /// In a full list, one that helps takes the place of one that does not.
+    pub(super) fn keep_offer(&mut self, offer: Offer) {
+        if self.offers.len() < OFFERS_MAX {
+            return self.offers.push(offer);
+        }
+        if !self.helps(&offer.view) {
+            return;
+        }
+        let useless = self.offers.iter().position(|o| !self.helps(&o.view));
+        match useless.and_then(|at| self.offers.get_mut(at)) {
+            Some(other) => *other = offer,
+            // It counts as an answer only when it is given again and there is room for it.
+            None => self.ask_again(),
+        }
+    }
+
+    /// Whether a holder with this view has what can be taken here, or lies in a pending hole.
+    fn helps(&self, view: &View) -> bool {
+        let holes = self.submitted.iter().flat_map(|i| &i.holes).filter(|h| h.kind == HoleKind::Pending);
+        let fills = |h: &Hole| view.edge(h.incarnation).is_some_and(|e| e.begin < h.to && h.from < e.end);
+        holes.into_iter().any(fills) || !self.missing_anywhere(view).is_empty()
+    }
+
     /// What is sought of the log is asked for anew.
     fn ask_again(&mut self) {
         if let Some(gap) = &mut self.gap {
@@ -252,7 +275,7 @@ impl Replication {
         for log in self.open_questions() {
             let Some(state) = self.logs.get(&log) else { continue };
             // While there is no room for further offers, those that are there are used first.
-            if state.offers.len() >= OFFERS_MAX {
+            if state.offers.len() >= OFFERS_MAX && state.offers.iter().all(|o| state.helps(&o.view)) {
                 continue;
             }
             let stale = |asked: Asked| asked.is_none_or(|(_, at)| self.now.saturating_sub(at) >= GAP_ASK_AGAIN);
@@ -382,12 +405,7 @@ impl Replication {
         if !pending && !above && state.submitted.is_some() && !joins {
             return;
         }
-        if state.offers.len() < OFFERS_MAX {
-            state.offers.push(offer);
-        } else {
-            // It counts as an answer only when it is given again and there is room for it.
-            state.ask_again();
-        }
+        state.keep_offer(offer);
         self.evaluate(log);
     }
 
@@ -528,7 +546,10 @@ impl Replication {
             let filling = !state.fetches.is_empty();
             let offered = state.offers.iter().any(|o| !state.missing_anywhere(&o.view).is_empty());
             let waited = self.now.saturating_sub(gap.since) >= self.config.lost_after;
-            if !filling && (waited || (!offered && self.all_answered(&log.origin, gap.asked))) {
+            // Who offered and went away is waited for as who did not answer.
+            let reachable = state.offers.iter().filter(|o| self.routing.towards(&o.holder).is_some());
+            let lowest = offered_above(reachable, &info, &gap) == offered_above(&state.offers, &info, &gap);
+            if !filling && (waited || (lowest && !offered && self.all_answered(&log.origin, gap.asked))) {
                 self.lose(&log, &info, &gap);
             }
         }

@@ -65,14 +65,14 @@ impl Replication {
     pub(super) fn served_room(&mut self, asker: Asker, next: Place, passed: u64, room: u64) {
         let Some(served) = self.served.get(&asker) else { return };
         let Mode::Pass(_) = served.mode else { return };
-        let log = served.order.log.clone();
-        let line = served.order.line;
+        let (log, line) = (served.order.log.clone(), served.order.line);
         let untried = served.tried != Some(next);
         if served.order.towards.is_none() && untried && self.readable(&log, next, line, true) {
             self.stop_passing(asker);
             return self.serve(asker, Some(next));
         }
-        self.pass_went_on(asker, passed, room);
+        let at_end = self.is_at_known_end(&log, next);
+        self.pass_went_on(asker, passed, room, at_end);
     }
 
     pub(super) fn served_over(&mut self, asker: Asker) {
@@ -253,9 +253,14 @@ impl Replication {
         let through = FetchOrder { number, from: at, passing: true, hops, allowance, until, ..order.clone() };
         self.out.push_back(Output::StartFetch(way, through));
         self.out.push_back(Output::Pass((way, number), asker));
-        let tip = self.logs.get(&order.log).and_then(|s| s.remote.as_ref()).map(|r| r.tip());
-        let at_end = tip.is_some_and(|tip| tip.incarnation == at.incarnation && tip.offset <= at.offset);
+        let at_end = self.is_at_known_end(&order.log, at);
         self.begin_passing(asker, (way, number), room, at_end);
+    }
+
+    /// Whether the upstream has announced nothing above this place.
+    fn is_at_known_end(&self, log: &LogName, at: Place) -> bool {
+        let tip = self.logs.get(log).and_then(|s| s.remote.as_ref()).map(|r| r.tip());
+        tip.is_some_and(|tip| tip.incarnation == at.incarnation && tip.offset <= at.offset)
     }
 
     /// Where our own copy can take over from a fetch that stands below its begin, on the main line.

@@ -288,7 +288,7 @@ impl Publisher {
                 self.progress.suspend(|| output::note(&format!("seaway: {why}; trying again for {patience}")));
             }
         }
-        let since = self.stalled.map_or_else(Instant::now, |(since, _)| since);
+        let mut since = self.stalled.map_or_else(Instant::now, |(since, _)| since);
         let mut next = false;
         loop {
             if Instant::now() >= since + self.patience(answers) {
@@ -310,7 +310,12 @@ impl Publisher {
                 Ok(Err(e)) if e.exit() == Exit::Refused => return Err(e),
                 Ok(Err(e)) if Instant::now() + RETRY_MIN >= until => return Err(e),
                 Err(_) => return Err(self.gave_up(broken.as_ref(), false)),
-                Ok(Err(_)) => answers = false,
+                // From here on it is away, for which it has time of its own.
+                Ok(Err(_)) => {
+                    if std::mem::replace(&mut answers, false) {
+                        since = Instant::now();
+                    }
+                }
             }
             next = self.doubtful == 0 && !next;
         }

@@ -140,6 +140,45 @@ fn what_stands_at_its_logs_end_is_read_through_at_once_however_much_there_is() {
     assert!(passes[&ours].allowance > 20_000);
 }
 
+/// A batch a second in each of many logs, for minutes: none ever stands because of another.
+#[test]
+fn logs_that_trickle_do_not_wait_for_each_other() {
+    const LOGS: u64 = 200;
+    const BATCH: u64 = 5000;
+    let mut net = three(1);
+    net.want(2, want("w", "#", WantStart::Earliest));
+    for number in 1..=LOGS {
+        net.publish(0, &format!("t{number}"), 1, 1);
+    }
+    net.run(20);
+    let (from, mut now) = (net.link_of(1, 2), net.now);
+    let name = |number: u64| log(&format!("t{number}"), "a", 1);
+    let ends: Vec<Place> = (1..=LOGS).map(|number| net.info(0, &name(number)).unwrap().end).collect();
+    let machine = &mut net.nodes[1].machine;
+    machine.handle_stopped(now, "the disk failed");
+    let mut passes = BTreeMap::new();
+    for (number, end) in (1..=LOGS).zip(&ends) {
+        machine.handle_fetch_requested(now, from, order(1000 + number, name(number), *end));
+    }
+    drain(machine, &mut passes);
+    for second in 1..=180 {
+        now += Duration::from_secs(1);
+        machine.handle_timeout(now, 1);
+        for (ours, asker) in
+            passes.iter().map(|(ours, p)| (*ours, p.asker)).filter(|(_, a)| *a > 1000).collect::<Vec<_>>()
+        {
+            drain(machine, &mut passes);
+            let pass = passes.get_mut(&ours).unwrap();
+            assert!(pass.allowance > pass.arrived, "log {} stands in second {second}", asker - 1000);
+            pass.arrived += BATCH;
+            machine.handle_pass_arrived(now, from, asker, BATCH);
+            let arrived = pass.arrived;
+            let next = Place { offset: 1 + second, ..ends[(asker - 1001) as usize] };
+            machine.handle_served_room(now, from, asker, next, arrived, 2 * MIB);
+        }
+    }
+}
+
 fn at_zero() -> Place {
     Place { incarnation: Incarnation { counter: 1, random: 1 }, offset: 0 }
 }
