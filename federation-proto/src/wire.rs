@@ -7,7 +7,7 @@
 use bytes::Bytes;
 
 use crate::{
-    copies::{Hole, HoleKind},
+    copies::{Hole, HoleKind, Jump},
     envelope::Chain,
     ids::{Incarnation, InvalidName, LogName, NodeName, Place, Queue, Site, Start},
     session::{FetchEnded, FetchLine, FetchOrder, Lane, NodeKind},
@@ -103,6 +103,8 @@ pub struct HeldLog {
     pub holes: Vec<Hole>,
     /// Ends of forks.
     pub fork_tips: Vec<Place>,
+    /// Incarnations into which the copy jumped, in their order.
+    pub jumps: Vec<Jump>,
 }
 
 impl TryFrom<link::LogName> for LogName {
@@ -230,6 +232,23 @@ impl From<Hole> for link::Hole {
     }
 }
 
+impl TryFrom<link::Jump> for Jump {
+    type Error = WireError;
+    fn try_from(found: link::Jump) -> Result<Self, WireError> {
+        Ok(Self {
+            incarnation: required(found.incarnation, "jump.incarnation")?,
+            begin: found.begin,
+            from: found.from.map(TryInto::try_into).transpose()?,
+        })
+    }
+}
+
+impl From<Jump> for link::Jump {
+    fn from(jump: Jump) -> Self {
+        Self { incarnation: Some(jump.incarnation.into()), begin: jump.begin, from: jump.from.map(Into::into) }
+    }
+}
+
 /// A chain value as a field holds it: empty where it is not known.
 ///
 /// # Errors
@@ -250,6 +269,8 @@ pub fn chain_to_wire(chain: Option<Chain>) -> Bytes {
 impl TryFrom<link::HeldLog> for HeldLog {
     type Error = WireError;
     fn try_from(found: link::HeldLog) -> Result<Self, WireError> {
+        let mut jumps: Vec<Jump> = all(found.jumps)?;
+        jumps.sort_unstable_by_key(|j| j.incarnation);
         Ok(Self {
             log: required(found.log, "held.log")?,
             from: found.from.map(TryInto::try_into).transpose()?,
@@ -257,6 +278,7 @@ impl TryFrom<link::HeldLog> for HeldLog {
             chain: chain_from_wire(&found.chain)?,
             holes: all(found.holes)?,
             fork_tips: all(found.fork_tips)?,
+            jumps,
         })
     }
 }
@@ -270,6 +292,7 @@ impl From<HeldLog> for link::HeldLog {
             chain: chain_to_wire(held.chain),
             holes: held.holes.into_iter().map(Into::into).collect(),
             fork_tips: held.fork_tips.into_iter().map(Into::into).collect(),
+            jumps: held.jumps.into_iter().map(Into::into).collect(),
         }
     }
 }

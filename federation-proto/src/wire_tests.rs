@@ -34,13 +34,17 @@ prop_compose! {
     fn held()(
         log in logs(), from in prop::option::of(places()), below in places(), chain in prop::option::of(any::<[u8; 16]>()),
         holes in prop::collection::vec((places(), 1..1000u64, 0..3usize), 0..4), fork_tips in prop::collection::vec(places(), 0..4),
+        jumps in prop::collection::btree_map(1..100u64, (0..1000u64, prop::option::of(places())), 0..4),
     ) -> HeldLog {
         let kinds = [HoleKind::Pending, HoleKind::NotWanted, HoleKind::Lost];
         let hole = |(at, len, kind): (Place, u64, usize)| {
             let from = at.offset / 2;
             Hole { incarnation: at.incarnation, from, to: from + len, kind: kinds[kind] }
         };
-        HeldLog { log, from, below, chain: chain.map(Chain), holes: holes.into_iter().map(hole).collect(), fork_tips }
+        let holes = holes.into_iter().map(hole).collect();
+        let jump = |(counter, (begin, from))| Jump { incarnation: Incarnation { counter, random: 7 }, begin, from };
+        let jumps = jumps.into_iter().map(jump).collect();
+        HeldLog { log, from, below, chain: chain.map(Chain), holes, fork_tips, jumps }
     }
 }
 
@@ -115,6 +119,7 @@ fn what_is_stored_stays_as_it_is() {
         holes: vec![link::Hole { incarnation, from: 2, to: 4, kind: 1 }],
         fork_tips: vec![link::Place { incarnation, offset: 12 }],
         from: place(1),
+        jumps: vec![link::Jump { incarnation, begin: 2, from: place(1) }],
     };
     let node =
         store::NodeStart { time_us: 8, random: 9, federation: "acme".into(), site: "eu".into(), node: "edge".into() };

@@ -310,7 +310,7 @@ mod tests {
     }
 
     fn held(counter: u64, previous: Option<Place>, begin: u64, end: u64) -> IncarnationInfo {
-        IncarnationInfo { incarnation: incarnation(counter), previous, begin, end, chain_at_end: None }
+        IncarnationInfo { incarnation: incarnation(counter), previous, jumped: false, begin, end, chain_at_end: None }
     }
 
     fn info(incarnations: Vec<IncarnationInfo>, end: Place, fork_tips: Vec<Place>) -> LogInfo {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! version u8 = 1 | messages u64 | bytes u64 | newest origin time u64
-//! incarnations u32, each: incarnation | flags u8 (1 previous, 2 chain at begin, 4 chain at end)
+//! incarnations u32, each: incarnation | flags u8 (1 previous, 2 chain at begin, 4 chain at end, 8 jumped)
 //!                         | begin u64 | end u64 | what the flags say, in that order
 //! holes u32, each: incarnation | from u64 | to u64 | kind u8 | flags u8 (1 below, 2 above) | chain values
 //! forgotten u32, each: incarnation | fence flag u8, incarnation
@@ -106,7 +106,7 @@ impl Reader<'_> {
         if begin > end {
             return Err(DecodeError("an incarnation ends before it begins"));
         }
-        Ok(Held { incarnation, previous, begin, end, chain_at_begin, chain_at_end })
+        Ok(Held { incarnation, previous, jumped: flags & 8 != 0, begin, end, chain_at_begin, chain_at_end })
     }
     fn hole(&mut self) -> Result<Edged, DecodeError> {
         let incarnation = self.incarnation()?;
@@ -131,7 +131,8 @@ impl LogCopy {
         put_len(into, self.incarnations.len());
         for held in &self.incarnations {
             put_incarnation(into, held.incarnation);
-            into.push(flags(&[held.previous.is_some(), held.chain_at_begin.is_some(), held.chain_at_end.is_some()]));
+            let chains = [held.chain_at_begin.is_some(), held.chain_at_end.is_some()];
+            into.push(flags(&[held.previous.is_some(), chains[0], chains[1], held.jumped]));
             put_u64(into, held.begin);
             put_u64(into, held.end);
             if let Some(previous) = held.previous {

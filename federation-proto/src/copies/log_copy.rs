@@ -35,6 +35,8 @@ pub const INCARNATIONS_MANY: usize = INCARNATIONS_MAX / 4 * 3;
 pub(super) struct Held {
     pub(super) incarnation: Incarnation,
     pub(super) previous: Option<Place>,
+    /// Opened by a jump: `previous` is where the copy stood, not what the first batch names.
+    pub(super) jumped: bool,
     pub(super) begin: Offset,
     pub(super) end: Offset,
     pub(super) chain_at_begin: Option<Chain>,
@@ -107,6 +109,7 @@ impl LogCopy {
         let held = Held {
             incarnation: at.incarnation,
             previous: None,
+            jumped: false,
             begin: at.offset,
             end: at.offset,
             chain_at_begin: chain,
@@ -219,9 +222,9 @@ impl LogCopy {
         if held.chain_at_end.is_some_and(|chain| chain != facts.chain_before) {
             return Err(AppendRefusal::BrokenChain { at });
         }
-        // After a hole the copy joins what it jumped from, not what the batch names.
+        // After a hole the copy stays joined to what it jumped from, not to what the batch names.
         if facts.first_of_incarnation && empty {
-            held.previous = facts.previous;
+            (held.previous, held.jumped) = (facts.previous, false);
         }
         if empty {
             held.chain_at_begin = Some(facts.chain_before);
@@ -289,7 +292,7 @@ impl LogCopy {
             held.begin = at.offset;
             held.chain_at_begin = Some(facts.chain_before);
             if opens {
-                held.previous = facts.previous;
+                (held.previous, held.jumped) = (facts.previous, false);
             }
         }
         Ok(self.fill(index, hole_at, facts, boundaries))
@@ -433,6 +436,7 @@ impl LogCopy {
         let held = Held {
             incarnation: at.incarnation,
             previous: facts.previous,
+            jumped: false,
             begin: at.offset,
             end: facts.end,
             chain_at_begin: Some(facts.chain_before),
@@ -545,6 +549,7 @@ impl LogCopy {
                     incarnation: hole.incarnation,
                     previous: Some(Place { incarnation: jump.incarnation, offset: hole.from })
                         .filter(|p| p.incarnation < hole.incarnation),
+                    jumped: true,
                     begin: hole.from,
                     end: hole.to,
                     chain_at_begin: None,

@@ -56,15 +56,35 @@ pub struct Hole {
     pub kind: HoleKind,
 }
 
+impl Hole {
+    /// Whether a place lies in it.
+    pub fn contains(&self, place: Place) -> bool {
+        self.incarnation == place.incarnation && (self.from..self.to).contains(&place.offset)
+    }
+}
+
+/// An incarnation into which a copy came otherwise than its first batch says: by a jump over what it could not have, or
+/// without what that batch names. Nothing of the incarnation below `begin` is held, nor anything between `from` and there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Jump {
+    /// The incarnation.
+    pub incarnation: Incarnation,
+    /// The lowest offset that the copy has of it, or states as a hole.
+    pub begin: Offset,
+    /// Where the copy stood before; `None` where it holds nothing below that it knows to join.
+    pub from: Option<Place>,
+}
+
 /// One incarnation as a holder has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IncarnationInfo {
     /// Which.
     pub incarnation: Incarnation,
-    /// What its first batch names as the place before it, or where this copy jumped from when it
-    /// opened the incarnation with a stated hole; `None` for a log's very first incarnation and
-    /// where the first batch is not held and never was.
+    /// What its first batch names as the place before it, or where this copy jumped from; `None` for a log's very first
+    /// incarnation and where the first batch is not held and never was.
     pub previous: Option<Place>,
+    /// The copy jumped into it: `previous` is where the copy stood.
+    pub jumped: bool,
     /// Lowest offset held (or stated as a hole).
     pub begin: Offset,
     /// Offset after the last one held (or stated as a hole).
@@ -94,6 +114,27 @@ pub struct LogInfo {
     pub newest_origin_time_us: u64,
     /// Incarnations that were retained once.
     pub forgotten: Arc<Forgotten>,
+}
+
+impl LogInfo {
+    /// The incarnations into which the copy came otherwise than their first batches say, in their order. What lies below the
+    /// oldest one is told by `begin`, unless it is a fork's.
+    pub fn jumps(&self) -> Vec<Jump> {
+        let find = |incarnation| {
+            let at = self.incarnations.binary_search_by_key(&incarnation, |i| i.incarnation).ok()?;
+            self.incarnations.get(at)
+        };
+        let jump = |i: &IncarnationInfo| {
+            let joined = |p: &Place| {
+                i.begin == p.offset && find(p.incarnation).is_some_and(|b| (b.begin..=b.end).contains(&p.offset))
+            };
+            let from = i.previous.filter(joined);
+            (i.jumped || from.is_none()).then_some(Jump { incarnation: i.incarnation, begin: i.begin, from })
+        };
+        let told = |i: &&IncarnationInfo| i.incarnation == self.begin.incarnation && i.begin == self.begin.offset;
+        let told = usize::from(self.incarnations.first().as_ref().is_some_and(told));
+        self.incarnations.iter().skip(told).filter_map(jump).collect()
+    }
 }
 
 /// Why a batch is not accepted at this moment.

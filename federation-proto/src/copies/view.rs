@@ -196,6 +196,7 @@ impl LogCopy {
                 .map(|held| IncarnationInfo {
                     incarnation: held.incarnation,
                     previous: held.previous,
+                    jumped: held.jumped,
                     begin: held.begin,
                     end: held.end,
                     chain_at_end: held.chain_at_end,

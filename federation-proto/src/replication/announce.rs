@@ -68,6 +68,7 @@ fn message(log: Option<&LogName>, view: &View) -> link::Announce {
                 previous: e.previous.map(Into::into),
                 begin: e.begin,
                 end: e.end,
+                jumped: e.jumped,
             })
             .collect(),
         facts: view.facts.clone(),
@@ -104,6 +105,7 @@ pub(super) fn view_from(announce: &link::Announce) -> Checked<View> {
         edges.push(Edge {
             incarnation: convert::incarnation_from(e.incarnation)?,
             previous,
+            jumped: e.jumped,
             begin: e.begin,
             end: e.end,
         });

@@ -287,7 +287,10 @@ impl Replication {
                 | link::FetchEnd::NotHere
                 | link::FetchEnd::Lost
                 | link::FetchEnd::UnknownPlace,
-            ) => self.offer_used(log, incarnation, holder.as_ref()),
+            ) => {
+                let above = ended.at.filter(|_| ended.end == link::FetchEnd::Lost);
+                self.offer_used(log, incarnation, holder.as_ref(), above);
+            }
             (FetchKey::Hole(_), link::FetchEnd::Done) => self.evaluate(log),
             (
                 FetchKey::Hole(_),

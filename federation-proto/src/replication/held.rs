@@ -18,7 +18,7 @@ use super::{
     lines,
 };
 use crate::{
-    copies::Hole,
+    copies::{Hole, Jump, LogInfo},
     envelope::Chain,
     ids::{LogName, Place, Site, Start},
     session::NodeKind,
@@ -58,6 +58,7 @@ struct Stated {
     from: Place,
     tips: Vec<Place>,
     holes: Vec<Hole>,
+    jumps: Vec<Jump>,
     /// Its chain value was found equal to ours at the place it named.
     compared: bool,
     /// To be stored with the next tick.
@@ -66,8 +67,34 @@ struct Stated {
 
 impl Stated {
     fn parts(&self) -> usize {
-        self.tips.len().saturating_add(self.holes.len())
+        self.tips.len().saturating_add(self.holes.len()).saturating_add(self.jumps.len())
     }
+
+    /// Whether it says that the site holds a message of our log, of which `info` tells.
+    fn covers(&self, info: &LogInfo, place: Place) -> bool {
+        let below_begin = place.incarnation <= self.from.incarnation && place.offset < self.from.offset;
+        let in_hole = self.holes.iter().any(|h| h.contains(place));
+        !below_begin && !in_hole && lines::covers(info, &self.tips, &self.jumps, place)
+    }
+}
+
+/// What a site states to hold of a log of this node's own; see [`Output::RemoteHeld`].
+#[derive(Debug, Clone)]
+pub struct RemoteHeld {
+    /// The site.
+    pub site: Site,
+    /// The log.
+    pub log: LogName,
+    /// Where its copy begins: below it the site does not count.
+    pub from: Place,
+    /// All below on the main line is held, holes aside.
+    pub below: Place,
+    /// What it lacks below.
+    pub holes: Vec<Hole>,
+    /// Ends of forks that it holds.
+    pub fork_tips: Vec<Place>,
+    /// Incarnations into which its copy jumped, in their order.
+    pub jumps: Vec<Jump>,
 }
 
 /// A statement beyond what we hold ourselves; told to people when it still stands at the next tick.
@@ -121,6 +148,7 @@ impl Held {
             from: log.from.unwrap_or(log.below),
             tips,
             holes: log.holes,
+            jumps: log.jumps,
             compared: false,
             dirty: false,
         };
@@ -168,9 +196,8 @@ impl Held {
         }
     }
 
-    pub(super) fn holds(&self, site: &Site, log: &LogName) -> Option<(Place, &[Place], &[Hole])> {
-        let stated = self.sites.get(log)?.get(site)?;
-        Some((stated.from, &stated.tips, &stated.holes))
+    fn stated(&self, site: &Site, log: &LogName) -> Option<&Stated> {
+        self.sites.get(log)?.get(site)
     }
 }
 
@@ -248,6 +275,7 @@ impl Replication {
             chain: newest.and_then(|i| i.chain_at_end),
             holes: info.holes.clone(),
             fork_tips: info.fork_tips.clone(),
+            jumps: info.jumps(),
         };
         Some(held.into())
     }
@@ -320,7 +348,7 @@ impl Replication {
         }
         let mut tips = vec![held.below];
         tips.extend(&held.fork_tips);
-        let more = tips.len().saturating_add(held.holes.len());
+        let more = tips.len().saturating_add(held.holes.len()).saturating_add(held.jumps.len());
         let more = more.saturating_sub(before.as_ref().map_or(0, Stated::parts));
         if !self.held.has_room(site, more, self.config.logs_max) {
             let text = format!(
@@ -353,17 +381,19 @@ impl Replication {
             from: held.from.unwrap_or(held.below),
             tips: tips.clone(),
             holes: held.holes.clone(),
+            jumps: held.jumps.clone(),
             compared,
             dirty: true,
         };
-        self.out.push_back(Output::RemoteHeld {
+        self.out.push_back(Output::RemoteHeld(RemoteHeld {
             site: site.clone(),
             log: log.clone(),
             from: stated.from,
             below: held.below,
             holes: stated.holes.clone(),
+            jumps: stated.jumps.clone(),
             fork_tips: tips.iter().skip(1).copied().collect(),
-        });
+        }));
         self.held.put(&log, site, stated);
         self.held.changed.insert((log.clone(), site.clone()));
         // An empty copy is begun at a place that was announced once: nothing of it can be fetched.
@@ -466,6 +496,7 @@ impl Replication {
                 chain: None,
                 holes: stated.holes.clone(),
                 fork_tips: stated.tips.iter().skip(1).copied().collect(),
+                jumps: stated.jumps.clone(),
             };
             let by = link::StoredHeld {
                 site: site.to_string(),
@@ -494,11 +525,12 @@ impl Replication {
 
     /// Whether a site's statement covers a message of our own.
     pub(super) fn is_held_by(&self, site: &Site, log: &LogName, place: Place) -> bool {
-        let Some((from, tips, holes)) = self.held.holds(site, log) else { return false };
+        let Some(stated) = self.held.stated(site, log) else { return false };
         let Some(info) = self.logs.get(log).and_then(|s| s.submitted.as_ref()) else { return false };
-        let below_begin = place.incarnation <= from.incarnation && place.offset < from.offset;
-        let in_hole =
-            holes.iter().any(|h| h.incarnation == place.incarnation && h.from <= place.offset && place.offset < h.to);
-        !below_begin && !in_hole && lines::covers(info, tips, place)
+        stated.covers(info, place)
     }
 }
+
+#[cfg(test)]
+#[path = "tests/held.rs"]
+mod tests;

@@ -145,7 +145,7 @@ impl Replication {
         if !state.fetches.is_empty() || !(answered || gap.waited(self.now) >= self.config.lost_after) {
             return;
         }
-        let Some(hole) = jump(info, resume, HoleKind::Lost) else { return };
+        let Some(hole) = state.jump(resume, HoleKind::Lost) else { return };
         let text = format!(
             "{log}: {} to {} of incarnation {} was lost here and is held by no site that can be reached; it is recorded as lost, and what others hold above it is fetched",
             hole.from, hole.to, hole.incarnation
@@ -223,7 +223,14 @@ mod tests {
             begin: at(begin),
             end: at(end),
             fork_tips: Vec::new(),
-            incarnations: vec![IncarnationInfo { incarnation, previous: None, begin, end, chain_at_end: None }],
+            incarnations: vec![IncarnationInfo {
+                incarnation,
+                previous: None,
+                jumped: false,
+                begin,
+                end,
+                chain_at_end: None,
+            }],
             holes: Vec::new(),
             messages: end - begin,
             bytes: 100,

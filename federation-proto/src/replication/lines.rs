@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use crate::{
-    copies::{Hole, IncarnationInfo, LogInfo},
+    copies::{Hole, IncarnationInfo, Jump, LogInfo},
     ids::{Incarnation, Offset, Place},
     session::FetchLine,
 };
@@ -16,6 +16,8 @@ use crate::{
 pub(super) struct Edge {
     pub(super) incarnation: Incarnation,
     pub(super) previous: Option<Place>,
+    /// `previous` is where the holder jumped from.
+    pub(super) jumped: bool,
     pub(super) begin: Offset,
     pub(super) end: Offset,
 }
@@ -164,7 +166,13 @@ pub(super) fn is_forgotten(own: &[Edge], place: Place) -> bool {
 pub(super) fn edges_of(info: &LogInfo) -> Vec<Edge> {
     info.incarnations
         .iter()
-        .map(|i| Edge { incarnation: i.incarnation, previous: i.previous, begin: i.begin, end: i.end })
+        .map(|i| Edge {
+            incarnation: i.incarnation,
+            previous: i.previous,
+            jumped: i.jumped,
+            begin: i.begin,
+            end: i.end,
+        })
         .collect()
 }
 
@@ -201,8 +209,7 @@ pub(super) fn locate(info: &LogInfo, place: Place, line: FetchLine) -> Where {
         if at.offset == own.end {
             return Where::AtEnd;
         }
-        let hole =
-            info.holes.iter().find(|h| h.incarnation == at.incarnation && h.from <= at.offset && at.offset < h.to);
+        let hole = info.holes.iter().find(|h| h.contains(at));
         return hole.map_or(Where::Held, |hole| Where::Hole(*hole));
     }
     Where::Outside
@@ -225,16 +232,26 @@ fn leaves(info: &LogInfo, incarnation: Incarnation) -> Option<Place> {
     None
 }
 
-/// Whether a holder with these tips has everything of the main line (or fork) up to and including the message at `place`,
-/// as told by the incarnations of `info`.
-pub(super) fn covers(info: &LogInfo, tips: &[Place], place: Place) -> bool {
+/// Whether a holder with these tips has the message at `place`, holes of its incarnation aside: whether it lies on the way
+/// back from one of them. The way is that of the incarnations of `info`, and of `jumps` (in their order) where the holder
+/// came into an incarnation otherwise.
+pub(super) fn covers(info: &LogInfo, tips: &[Place], jumps: &[Jump], place: Place) -> bool {
+    let jump_into = |incarnation| {
+        let at = jumps.binary_search_by_key(&incarnation, |j| j.incarnation).ok()?;
+        jumps.get(at)
+    };
     tips.iter().any(|tip| {
         let mut at = *tip;
         for _ in 0..=info.incarnations.len() {
+            let jump = jump_into(at.incarnation);
             if at.incarnation == place.incarnation {
-                return place.offset < at.offset;
+                return place.offset < at.offset && jump.is_none_or(|j| j.begin <= place.offset);
             }
-            match held_in(info, at.incarnation).and_then(|e| e.previous) {
+            let before = match jump {
+                Some(jump) => jump.from,
+                None => held_in(info, at.incarnation).and_then(|e| e.previous),
+            };
+            match before {
                 Some(previous) => at = previous,
                 None => return false,
             }

@@ -7,10 +7,10 @@ use super::{
     holes::Seeking,
     lines::{self, Edge, View},
     marks::Marked,
-    questions::{Gap, Offer},
+    questions::{Gap, Offer, jump},
 };
 use crate::{
-    copies::LogInfo,
+    copies::{Hole, HoleKind, LogInfo},
     ids::{Incarnation, LogName, NodeName, Pattern, Place, Site},
     session::{FetchNumber, Lane},
 };
@@ -97,6 +97,19 @@ impl LogState {
         let mut missing = view.missing_anywhere(&self.edges());
         missing.retain(|place| !self.is_forgotten(place));
         missing
+    }
+
+    /// The hole after which the copy goes on at `resume`. Its incarnation is left where that of `resume` went on from it, if
+    /// somebody told: what the copy holds above that is a fork's, and not what stands at those offsets of the other.
+    pub(super) fn jump(&self, resume: Place, kind: HoleKind) -> Option<Hole> {
+        let info = self.submitted.as_ref()?;
+        let hole = jump(info, resume, kind)?;
+        let newest = info.incarnations.last()?;
+        let opens = info.incarnations.iter().all(|i| i.incarnation != resume.incarnation);
+        let views = self.remote.iter().chain(self.offers.iter().map(|o| &o.view));
+        let named = views.filter_map(|v| v.edge(resume.incarnation)).filter(|e| !e.jumped).find_map(|e| e.previous);
+        let left = named.filter(|p| opens && p.incarnation == newest.incarnation && newest.begin <= p.offset);
+        Some(Hole { from: left.map_or(hole.from, |p| p.offset.min(hole.from)), ..hole })
     }
 
     pub(super) fn end(&self) -> Option<Place> {

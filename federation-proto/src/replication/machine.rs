@@ -535,6 +535,11 @@ impl Replication {
         }
     }
 
+    /// Whether a session with this neighbour is up.
+    pub fn is_linked_with(&self, node: &NodeName) -> bool {
+        self.links.values().any(|link| link.peer.node == *node)
+    }
+
     /// The edge broker that counts for this node's site, where it is another one: then this one must take no messages.
     pub fn outdone_by(&self) -> Option<NodeName> {
         self.routing.outdone_by(&self.config.node).cloned()

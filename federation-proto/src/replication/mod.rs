@@ -36,7 +36,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-pub use self::{machine::Replication, passes::PASS_POOL_BYTES};
+pub use self::{held::RemoteHeld, machine::Replication, passes::PASS_POOL_BYTES};
 use crate::{
     copies::{Hole, HoleKind},
     envelope::Chain,
@@ -228,20 +228,7 @@ pub enum Output {
     /// Change durable state, as one unit.
     Store(Vec<Change>),
     /// A site states to hold a log of ours up to a place (lower than before: believed).
-    RemoteHeld {
-        /// The site.
-        site: Site,
-        /// Our log.
-        log: LogName,
-        /// Where its copy begins: below it the site does not count.
-        from: Place,
-        /// All below on the main line is held, holes aside.
-        below: Place,
-        /// Stated holes and forks' tips.
-        holes: Vec<Hole>,
-        /// See above.
-        fork_tips: Vec<Place>,
-    },
+    RemoteHeld(RemoteHeld),
     /// The sites registered with this origin changed; see [`Replication::registered`].
     RegistrationsChanged,
     /// Close a link for cause.

@@ -445,8 +445,15 @@ impl Replication {
         }
     }
 
-    /// A fetch from a holder that offered is over: what it gave is there now, or it has nothing more of this incarnation.
-    pub(super) fn offer_used(&mut self, log: &LogName, incarnation: Incarnation, holder: Option<&NodeName>) {
+    /// A fetch from a holder that offered is over: what it gave is there now, or it has nothing more of this incarnation, or
+    /// (`above`) it has nothing below that place of what is missing here.
+    pub(super) fn offer_used(
+        &mut self,
+        log: &LogName,
+        incarnation: Incarnation,
+        holder: Option<&NodeName>,
+        above: Option<Place>,
+    ) {
         let own = self.config.is_origin_of(&log.origin);
         let Some(state) = self.logs.get_mut(log) else { return };
         let end = state
@@ -456,8 +463,11 @@ impl Replication {
             .map(|i| i.end);
         for offer in state.offers.iter_mut().filter(|o| Some(&o.holder) == holder) {
             for edge in offer.view.edges.iter_mut().filter(|e| e.incarnation == incarnation) {
-                // What was given cannot be less than what is there; what was promised and did not come is given up.
-                edge.end = edge.end.min(end.unwrap_or(edge.begin));
+                match above.filter(|p| p.incarnation == incarnation && edge.begin < p.offset && p.offset < edge.end) {
+                    Some(above) => edge.begin = above.offset,
+                    // What was given cannot be less than what is there; what was promised and did not come is given up.
+                    None => edge.end = edge.end.min(end.unwrap_or(edge.begin)),
+                }
             }
         }
         let mut offers = std::mem::take(&mut state.offers);
@@ -469,6 +479,9 @@ impl Replication {
         };
         offers.retain(|o| holes || above(o) || !state.missing_anywhere(&o.view).is_empty());
         state.offers = offers;
+        if own {
+            self.notice_parted(log);
+        }
         self.evaluate(log);
     }
 
@@ -490,8 +503,7 @@ impl Replication {
     }
 
     fn resume_cache(&mut self, log: &LogName, resume: Place) {
-        let info = self.logs.get(log).and_then(|s| s.submitted.as_ref());
-        let Some(hole) = info.and_then(|i| jump(i, resume, HoleKind::NotWanted)) else {
+        let Some(hole) = self.logs.get(log).and_then(|s| s.jump(resume, HoleKind::NotWanted)) else {
             // Nothing joins: the next fetch asked begins another copy.
             self.out.push_back(Output::Store(vec![Change::Drop { log: log.clone() }]));
             return self.retry_later(log, None);
@@ -584,7 +596,8 @@ impl Replication {
         let offers = self.logs.get(log).map(|s| s.offers.as_slice()).unwrap_or_default();
         let reachable = offers.iter().filter(|o| self.routing.towards(&o.holder).is_some());
         let part = offered_above(reachable, info, gap);
-        let Some(hole) = jump(info, part.unwrap_or(gap.resume), HoleKind::Lost) else {
+        let resume = part.unwrap_or(gap.resume);
+        let Some(hole) = self.logs.get(log).and_then(|s| s.jump(resume, HoleKind::Lost)) else {
             let text = format!(
                 "{log}: the origin begins anew at {}, below what is held here; nothing joins the two",
                 gap.resume
@@ -662,6 +675,7 @@ fn known(log: &LogName, info: Option<&LogInfo>) -> Option<link::HeldLog> {
         chain: None,
         holes: info.holes.iter().filter(|h| h.kind == HoleKind::Pending).copied().collect(),
         fork_tips: others.map(|i| Place { incarnation: i.incarnation, offset: i.end }).collect(),
+        jumps: Vec::new(),
     };
     Some(held.into())
 }

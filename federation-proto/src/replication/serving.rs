@@ -13,7 +13,7 @@ use super::{
     passes::Passing,
 };
 use crate::{
-    copies::HoleKind,
+    copies::{Hole, HoleKind},
     ids::{LogName, Offset, Place},
     session::{FetchEnded, FetchLine, FetchNumber, FetchOrder, NodeKind},
     wire::link::FetchEnd,
@@ -120,6 +120,10 @@ impl Replication {
         if self.config.is_origin_of(&order.log.origin) && (order.towards.is_none() || named_me) {
             return self.answer_as_origin(asker, &order, at);
         }
+        if named_me && let Some(hole) = self.lost_hole(&order.log, at, order.line) {
+            let above = Place { incarnation: hole.incarnation, offset: hole.to };
+            return self.end_served(asker, FetchEnd::Lost, Some(above), "it was lost here too");
+        }
         if named_me {
             let end = self.logs.get(&order.log).and_then(|s| s.end()).unwrap_or(at);
             return self.end_served(asker, FetchEnd::AtEnd, Some(end), "");
@@ -136,6 +140,15 @@ impl Replication {
             return self.begin_cache(asker, &order.log, begin);
         }
         self.pass(asker, &order, at, way, room);
+    }
+
+    /// The hole of our copy in which a reader stands, if nothing will fill it.
+    fn lost_hole(&self, log: &LogName, at: Place, line: FetchLine) -> Option<Hole> {
+        let info = self.logs.get(log)?.submitted.as_ref()?;
+        match lines::locate(info, at, line) {
+            Where::Hole(hole) => Some(hole).filter(|h| h.kind != HoleKind::Pending),
+            Where::Held | Where::AtEnd | Where::Outside => None,
+        }
     }
 
     fn serve(&mut self, asker: Asker, at: Option<Place>) {

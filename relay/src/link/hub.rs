@@ -17,11 +17,12 @@ use std::{
 
 use parking_lot::{Mutex, MutexGuard};
 use seaway_federation_proto::{
-    copies::{AppendRefusal, Hole},
+    copies::AppendRefusal,
     envelope::Batch,
     ids::{LogName, NodeName, Place, Site, Topic},
     replication::{
-        Change, CopyStatus, LinkId, Output, Replication, ReplicationConfig, Report, SiteStatus, StateTable, Want,
+        Change, CopyStatus, LinkId, Output, RemoteHeld, Replication, ReplicationConfig, Report, SiteStatus, StateTable,
+        Want,
     },
     session::{CloseReason, FetchEnded, FetchNumber, FetchOrder, Lane, PeerInfo},
     wire::link,
@@ -38,23 +39,6 @@ use crate::{
     log::contract::{Advanced, CommitLog},
     node::Alarm,
 };
-
-/// What a site states to hold of a log of this node's own; see [`Output::RemoteHeld`].
-#[derive(Debug, Clone)]
-pub struct RemoteHeld {
-    /// The site.
-    pub site: Site,
-    /// The log.
-    pub log: LogName,
-    /// Where its copy begins: below it the site does not count.
-    pub from: Place,
-    /// All below on the main line is held, holes aside.
-    pub below: Place,
-    /// What it lacks below.
-    pub holes: Vec<Hole>,
-    /// Ends of forks that it holds.
-    pub fork_tips: Vec<Place>,
-}
 
 /// What the hub tells its node. Called without any lock of the hub's, in the machine's order; must not wait.
 pub trait NodePort: Send + Sync {
@@ -337,6 +321,11 @@ impl Hub {
         self.alarms.clear(name);
     }
 
+    /// Takes the alarm of one subject away.
+    pub fn clear_one(&self, name: &'static str, subject: &str) {
+        self.alarms.clear_one(name, subject);
+    }
+
     /// State of a log.
     pub fn copy_status(&self, now: Duration, log: &LogName) -> Option<CopyStatus> {
         self.core.lock().machine.copy_status(now, log)
@@ -365,6 +354,11 @@ impl Hub {
     /// The edge broker that counts for this node's site, where it is another one; see [`Replication::outdone_by`].
     pub fn outdone_by(&self) -> Option<NodeName> {
         self.core.lock().machine.outdone_by()
+    }
+
+    /// Whether a session with this neighbour is up.
+    pub fn is_linked_with(&self, node: &NodeName) -> bool {
+        self.core.lock().machine.is_linked_with(node)
     }
 
     /// Alarms since the start.
@@ -479,9 +473,7 @@ impl Core {
                 self.post(link, LinkCommand::EndServed(ended));
             }
             Output::Store(changes) => self.actions.push(Action::Store(changes)),
-            Output::RemoteHeld { site, log, from, below, holes, fork_tips } => {
-                self.actions.push(Action::Held(RemoteHeld { site, log, from, below, holes, fork_tips }));
-            }
+            Output::RemoteHeld(held) => self.actions.push(Action::Held(held)),
             Output::RegistrationsChanged => self.actions.push(Action::RegistrationsChanged),
             Output::CloseLink(link, reason, text) => {
                 self.post(link, LinkCommand::Close(CloseReason::Refused { reason, text }));

@@ -105,7 +105,13 @@ fn announcements(a: &NodeName) -> Vec<link::control::Kind> {
         neighbours: vec![link::Neighbour { node: Some((&config().node).into()), cost: 1 }],
         ..Default::default()
     };
-    let edge = link::IncarnationEdge { incarnation: Some(at(0).incarnation.into()), previous: None, begin: 0, end: 5 };
+    let edge = link::IncarnationEdge {
+        incarnation: Some(at(0).incarnation.into()),
+        previous: None,
+        begin: 0,
+        end: 5,
+        jumped: false,
+    };
     vec![
         Kind::Record(link::Record { body: body.encode_to_vec().into(), ..Default::default() }),
         Kind::Announce(link::Announce {

@@ -11,7 +11,7 @@ use seaway_federation_proto::{
     envelope::{Batch, Chain, Codec, Placement},
     ids::{Incarnation, LogName, Place, Queue, Start},
     message::{BodyBuilder, Message},
-    replication::{CopyStatus, LinkId, ReplicationConfig, Want, WantStart},
+    replication::{CopyStatus, LinkId, RemoteHeld, ReplicationConfig, Want, WantStart},
     session::{Channel, LANES, Lane, NodeKind, SessionConfig},
     wire::link,
 };
@@ -19,7 +19,7 @@ use seaway_federation_proto::{
 use super::{
     command::{LinkCommand, Mailbox},
     driver::LinkDriver,
-    hub::{Hub, NodePort, RemoteHeld},
+    hub::{Hub, NodePort},
 };
 use crate::log::{
     contract::{CommitLog, Entry, Role, Unit},

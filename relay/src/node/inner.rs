@@ -10,10 +10,11 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use seaway_federation_proto::{
     copies::LogInfo,
-    ids::{LogName, Place, Start, Topic},
-    replication::{Report, Want},
+    ids::{LogName, NodeName, Place, Start, Topic},
+    replication::{RemoteHeld, Report, Want},
     session::{Lane, NodeKind, SessionConfig},
 };
 use tokio::sync::{Notify, Semaphore, broadcast, oneshot};
@@ -28,12 +29,13 @@ use super::{
     retention::{self, Keep},
     room::Room,
     threads::{Threads, Wake},
+    twins::{self, Twins},
     wants,
 };
 use crate::{
     link::{
         driver::LinkDriver,
-        hub::{Hub, NodePort, RemoteHeld},
+        hub::{Hub, NodePort},
     },
     log::contract::{CommitLog, Damage, Entry, Line, Read, ReadError, RejectReason, Table, Unit},
     transport::{
@@ -71,6 +73,8 @@ enum Unavailable {
     Stopped = 2,
     /// Another edge broker of this site was there before.
     Outdone = 3,
+    /// Another process has this node's name.
+    Twin = 4,
 }
 
 /// What the hub tells, spread to whom it concerns.
@@ -125,6 +129,7 @@ pub(super) struct NodeInner {
     pub(super) unavailable: ArcSwapOption<String>,
     /// Which [`Unavailable`] that is, 0 for none.
     pub(super) not_taking: AtomicU8,
+    pub(super) twins: Mutex<Twins>,
     /// How many of the commit log's damages were reported.
     pub(super) damage_reported: AtomicUsize,
     /// Bytes the commit log had accepted when upkeep last looked.
@@ -193,6 +198,7 @@ impl NodeInner {
                 (Unavailable::Outdone, text)
             }),
         };
+        let why = self.look_at_twins().filter(|_| why.is_none()).map(|text| (Unavailable::Twin, text)).or(why);
         self.accepted.store(stats.accepted_bytes, Ordering::Relaxed);
         self.note_availability(why);
         self.note_damage(&stats.damage);
@@ -217,6 +223,21 @@ impl NodeInner {
             self.retain();
         }
         UPKEEP_INTERVAL
+    }
+
+    /// Tells of processes that share a name; answers why this one takes no messages, if it is the second of its own.
+    fn look_at_twins(&self) -> Option<String> {
+        let mut twins = self.twins.lock();
+        let told = twins.look(self.clock.now(), |peer| self.hub.is_linked_with(peer));
+        let taken = twins.taken().map(ToOwned::to_owned);
+        drop(twins);
+        for report in told.raise {
+            self.hub.report(report, self.clock.wall_us());
+        }
+        for subject in told.over {
+            self.hub.clear_one(twins::TWO_NODES, &subject);
+        }
+        taken
     }
 
     /// `why` names the reason; `text` says it with the figures of this moment. It was logged where it was found.
@@ -402,7 +423,7 @@ pub(super) struct Opener(pub(super) std::sync::Weak<NodeInner>);
 impl LinkOpener for Opener {
     fn open_link(
         &self,
-        peer: &seaway_federation_proto::ids::NodeName,
+        peer: &NodeName,
         _dialled: bool,
         mailbox: LinkMailbox,
         now: Duration,
@@ -429,6 +450,18 @@ impl LinkOpener for Opener {
         let link = node.hub.attach(mailbox.clone());
         let driver = LinkDriver::new(link, session, node.log.clone(), node.hub.clone(), mailbox, now);
         Ok(Box::new(LoggedDriver::new(driver, node.log.clone())))
+    }
+
+    fn dial_ended(&self, peer: &NodeName, name_taken: bool) {
+        let Some(node) = self.0.upgrade() else { return };
+        let mut twins = node.twins.lock();
+        if name_taken { twins.refused_here(peer, node.clock.now()) } else { twins.not_refused_here(peer) }
+    }
+
+    fn refused_twin(&self, peer: &NodeName, text: &str) {
+        if let Some(node) = self.0.upgrade() {
+            node.twins.lock().refused_there(peer, text.to_owned(), node.clock.now());
+        }
     }
 }
 

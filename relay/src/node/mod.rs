@@ -20,6 +20,7 @@ mod retention;
 mod room;
 mod start;
 mod threads;
+mod twins;
 mod types;
 mod wants;
 

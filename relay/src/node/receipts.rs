@@ -16,11 +16,13 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use seaway_federation_proto::ids::{LogName, Place, Site};
+use seaway_federation_proto::{
+    ids::{LogName, Place, Site},
+    replication::RemoteHeld,
+};
 use smallvec::SmallVec;
 
 use super::{Acknowledgement, OnDeadline, PublishError, Receipt, origin::Stored};
-use crate::link::hub::RemoteHeld;
 
 /// Most messages that wait for other sites at once.
 pub const RECEIPTS_WAITING_MAX: usize = 262_144;
@@ -190,10 +192,9 @@ struct LogWaiters {
 /// Whether the statement says that the site holds a place of the incarnation in which it ends, or of a fork's.
 fn holds(held: &RemoteHeld, place: Place) -> bool {
     let within = |tip: &Place| tip.incarnation == place.incarnation && place.offset < tip.offset;
-    let hole = |h: &seaway_federation_proto::copies::Hole| {
-        h.incarnation == place.incarnation && (h.from..h.to).contains(&place.offset)
-    };
-    (within(&held.below) || held.fork_tips.iter().any(within)) && !is_below(held, place) && !held.holes.iter().any(hole)
+    let lacks = held.holes.iter().any(|h| h.contains(place))
+        || held.jumps.iter().any(|j| j.incarnation == place.incarnation && place.offset < j.begin);
+    (within(&held.below) || held.fork_tips.iter().any(within)) && !is_below(held, place) && !lacks
 }
 
 fn is_below(held: &RemoteHeld, place: Place) -> bool {
@@ -407,7 +408,8 @@ impl LogWaiters {
         let before = self.held.insert(held.site.clone(), held.clone());
         // Usually only the place moved up: then only what it passed is looked at.
         let plain = before.filter(|b| {
-            let shape = b.from == held.from && b.holes == held.holes && b.fork_tips == held.fork_tips;
+            let shape =
+                b.from == held.from && b.holes == held.holes && b.fork_tips == held.fork_tips && b.jumps == held.jumps;
             shape && b.below.incarnation == held.below.incarnation && b.below.offset <= held.below.offset
         });
         let range = match plain {
@@ -471,6 +473,7 @@ mod tests {
             below: place(below),
             holes: holes.iter().map(hole).collect(),
             fork_tips: Vec::new(),
+            jumps: Vec::new(),
         }
     }
 

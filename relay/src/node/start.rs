@@ -254,6 +254,7 @@ impl NodeInner {
             draining: false.into(),
             unavailable: ArcSwapOption::empty(),
             not_taking: 0.into(),
+            twins: parking_lot::Mutex::default(),
             damage_reported: 0.into(),
             accepted: 0.into(),
             accepted_at_retention: 0.into(),

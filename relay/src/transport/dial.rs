@@ -61,10 +61,11 @@ pub(super) async fn run(shared: Arc<Shared>, endpoint: Endpoint, target: Target)
             () = shared.stop.cancelled() => break,
             connected = connect(&shared, &endpoint, &target) => match connected {
                 Ok(connection) => shared.run_link(connection, &target.peer, true, target.board.clone()).await,
-                Err(reason) => LinkEnd { reason, lived: None },
+                Err(reason) => LinkEnd { reason, lived: None, name_taken: false },
             },
         };
         target.board.failed(end.reason.clone());
+        shared.opener.dial_ended(&target.peer, end.name_taken);
         if shared.stop.is_cancelled() {
             break;
         }

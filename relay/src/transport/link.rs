@@ -16,7 +16,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use quinn::Connection;
+use quinn::{Connection, ConnectionError};
 use seaway_federation_proto::{
     session::{Channel, CloseReason, FetchNumber, PeerInfo, Transmit},
     wire::link::RefuseReason,
@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     channels::{CHANNELS, ChannelError, Datagrams, OneWaySender, Readers, Received, Writers},
     mailbox::{LinkMailbox, MailboxReceiver},
-    reason::{CLOSE_GOODBYE, CLOSE_REFUSED, describe},
+    reason::{CLOSE_GOODBYE, CLOSE_NAME_TAKEN, CLOSE_REFUSED, describe},
     status::LinkBoard,
 };
 use crate::{
@@ -171,6 +171,8 @@ pub struct LinkEnd {
     pub reason: String,
     /// How long its session was up, if it ever was.
     pub lived: Option<Duration>,
+    /// The peer refused it: it is linked with another process of this node's name.
+    pub name_taken: bool,
 }
 
 struct LinkTask {
@@ -229,9 +231,12 @@ pub async fn run(connection: Connection, parts: LinkParts) -> LinkEnd {
     })
     .await;
     let lived = task.up_since.map(|since| since.elapsed());
+    // Before this side closes it too.
+    let closed = task.connection.close_reason();
     let reason = task.end(lost).await;
+    let name_taken = matches!(&closed, Some(ConnectionError::ApplicationClosed(c)) if c.error_code == CLOSE_NAME_TAKEN);
     board.down(number, reason.clone());
-    LinkEnd { reason, lived }
+    LinkEnd { reason, lived, name_taken }
 }
 
 impl LinkTask {

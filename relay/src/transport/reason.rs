@@ -16,6 +16,9 @@ pub const CLOSE_GOODBYE: VarInt = VarInt::from_u32(0);
 /// Closed for cause; the text says which.
 pub const CLOSE_REFUSED: VarInt = VarInt::from_u32(1);
 
+/// Closed since another connection of the same node's name is alive; the text says which.
+pub const CLOSE_NAME_TAKEN: VarInt = VarInt::from_u32(2);
+
 /// Longest text taken from a peer, characters.
 const PEER_TEXT_MAX: usize = 400;
 /// The same sentence is logged again after this.

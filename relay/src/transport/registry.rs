@@ -28,6 +28,15 @@ struct Peers {
 #[derive(Debug, Clone, Default)]
 pub struct Registry(Arc<Mutex<Peers>>);
 
+/// Why a peer cannot be claimed.
+#[derive(Debug)]
+pub enum Unclaimed {
+    /// Another process of the peer's name is linked; a sentence.
+    NameTaken(String),
+    /// The link stands already, dialled from the other side; a sentence.
+    Dialled(String),
+}
+
 /// A peer's one link; given up when dropped.
 #[derive(Debug)]
 pub struct Claim {
@@ -55,7 +64,7 @@ impl Registry {
         connection: &Connection,
         dialled: bool,
         patience: Duration,
-    ) -> Result<Claim, String> {
+    ) -> Result<Claim, Unclaimed> {
         loop {
             let Some((older, older_dialled)) = self.older(peer) else {
                 if let Some(claim) = self.insert(peer, connection, dialled) {
@@ -109,15 +118,15 @@ async fn is_alive(connection: &Connection, patience: Duration) -> bool {
     false
 }
 
-fn refusal(peer: &NodeName, older: &Connection, older_dialled: bool, dialled: bool) -> String {
+fn refusal(peer: &NodeName, older: &Connection, older_dialled: bool, dialled: bool) -> Unclaimed {
     let address = older.remote_address();
     if older_dialled == dialled {
-        format!(
+        Unclaimed::NameTaken(format!(
             "two connections claim to be node {peer}: the one from {address} is alive, so this one is refused; give each node a name and certificate of its own"
-        )
+        ))
     } else {
-        format!(
+        Unclaimed::Dialled(format!(
             "a link with {peer} stands already ({address}), dialled from the other side; configure `dial` on one side only"
-        )
+        ))
     }
 }

@@ -22,8 +22,8 @@ use super::{
     link::{self, Drive, LinkEnd, LinkParts},
     listen,
     mailbox::{LinkMailbox, mailbox},
-    reason::{CLOSE_GOODBYE, CLOSE_REFUSED, Quiet},
-    registry::Registry,
+    reason::{CLOSE_GOODBYE, CLOSE_NAME_TAKEN, CLOSE_REFUSED, Quiet},
+    registry::{Registry, Unclaimed},
     status::LinkBoard,
     tls::Credentials,
 };
@@ -67,6 +67,13 @@ pub trait LinkOpener: Send + Sync {
         mailbox: LinkMailbox,
         now: Duration,
     ) -> Result<Box<dyn Drive>, String>;
+
+    /// An attempt to dial a peer ended, or the link that it made; `name_taken`: the peer refused it, since another process of
+    /// this node's name is linked there.
+    fn dial_ended(&self, peer: &NodeName, name_taken: bool);
+
+    /// A connection was refused, since another process of the peer's name is linked; `text` says which.
+    fn refused_twin(&self, peer: &NodeName, text: &str);
 }
 
 /// What all tasks of the transport share.
@@ -99,7 +106,7 @@ impl Shared {
     ) -> LinkEnd {
         let refuse = |reason: String| {
             connection.close(CLOSE_REFUSED, reason.as_bytes());
-            LinkEnd { reason, lived: None }
+            LinkEnd { reason, lived: None, name_taken: false }
         };
         if *peer == self.settings.node {
             return refuse(format!("the peer has this node's own name, {peer}; give each node a name of its own"));
@@ -107,7 +114,12 @@ impl Shared {
         let patience = self.settings.timing.probe_interval * 3;
         let claim = match self.registry.claim(peer, &connection, dialled, patience).await {
             Ok(claim) => claim,
-            Err(reason) => return refuse(reason),
+            Err(Unclaimed::Dialled(reason)) => return refuse(reason),
+            Err(Unclaimed::NameTaken(reason)) => {
+                connection.close(CLOSE_NAME_TAKEN, reason.as_bytes());
+                self.opener.refused_twin(peer, &reason);
+                return LinkEnd { reason, lived: None, name_taken: false };
+            }
         };
         let (sender, receiver) = mailbox();
         let now = self.settings.epoch.elapsed();

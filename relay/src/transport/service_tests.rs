@@ -46,6 +46,8 @@ struct Seen {
     one_way: Vec<Bytes>,
     reads: usize,
     lost: Vec<String>,
+    name_taken: usize,
+    twins: Vec<NodeName>,
 }
 
 /// Says a word on control at each interval, is up when it hears one; sends what it is told by `Send` on every channel.
@@ -159,6 +161,14 @@ impl LinkOpener for Opener {
             next_beat: now,
             closed: None,
         }))
+    }
+
+    fn dial_ended(&self, _: &NodeName, name_taken: bool) {
+        self.0.lock().name_taken += usize::from(name_taken);
+    }
+
+    fn refused_twin(&self, peer: &NodeName, _: &str) {
+        self.0.lock().twins.push(peer.clone());
     }
 }
 
@@ -275,6 +285,10 @@ async fn two_nodes_of_one_name_are_told_apart_and_the_newer_is_refused() {
     assert_eq!(first.transport.links()[0].state, "live");
     assert_eq!(relay.transport.links()[0].state, "live");
     assert_eq!(relay.seen.lock().opened.len(), 1);
+    // Both the second one and who refused it are told.
+    eventually(|| second.seen.lock().name_taken >= 1).await;
+    assert_eq!(relay.seen.lock().twins[0].to_string(), "berlin/edge");
+    assert_eq!(first.seen.lock().name_taken, 0);
 }
 
 #[tokio::test]

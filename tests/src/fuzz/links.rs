@@ -94,6 +94,7 @@ fn messages() -> Vec<Kind> {
             previous: None,
             begin: 0,
             end: 36,
+            jumped: false,
         }],
         facts: Bytes::new(),
     };
@@ -104,6 +105,7 @@ fn messages() -> Vec<Kind> {
         holes: vec![link::Hole { incarnation: place(0).incarnation, from: 3, to: 5, kind: 1 }],
         fork_tips: vec![place(40)],
         from: Some(place(0)),
+        jumps: vec![link::Jump { incarnation: place(0).incarnation, begin: 2, from: Some(place(1)) }],
     };
     let record = link::RecordBody {
         node: node("a"),

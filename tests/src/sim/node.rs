@@ -14,7 +14,7 @@ use seaway_federation_proto::{
     copies::{Hole, HoleKind},
     envelope::Codec,
     ids::{Incarnation, LogName, NodeName, Offset, Place, Site, Start, Topic},
-    replication::{ReplicationConfig, Want, WantStart},
+    replication::{RemoteHeld, ReplicationConfig, Want, WantStart},
     session::{Channel, CloseReason, Lane, NodeKind, SessionConfig, Transmit},
     wire::link,
 };
@@ -23,7 +23,7 @@ use seaway_relay::{
         alarms::Alarms,
         command::{LinkCommand, Mailbox},
         driver::LinkDriver,
-        hub::{Hub, NodePort, RemoteHeld},
+        hub::{Hub, NodePort},
     },
     log::{
         contract::{CommitLog, Entry, Line, Outside, Read, Retention, Unit},

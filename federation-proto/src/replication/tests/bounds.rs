@@ -17,6 +17,7 @@ fn info(starts: usize) -> LogInfo {
     let held = |n: usize| IncarnationInfo {
         incarnation: place(n).incarnation,
         previous: (n > 1).then(|| place(n - 1)),
+        jumped: false,
         begin: n as u64 - 1,
         end: n as u64,
         chain_at_end: None,

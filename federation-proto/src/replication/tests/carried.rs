@@ -413,6 +413,7 @@ fn announcements_come_as_fast_as_the_neighbour_takes_them() {
             previous: (counter > 1).then(|| place(counter - 1)),
             begin: counter - 1,
             end: counter,
+            jumped: false,
         };
         Kind::Announce(link::Announce {
             log: Some(log(&format!("t{number}"), "a", 1).into()),

@@ -225,6 +225,42 @@ fn an_origin_goes_on_above_what_nobody_has_of_its_own_log() {
     }
 }
 
+/// The origin lost its disk, and the only site that has its log could not read a range in the middle of it either.
+#[test]
+fn an_origin_gets_back_what_lies_above_a_range_that_its_only_holder_lost() {
+    for seed in SEEDS {
+        let mut net = Net::new(seed);
+        net.lost_after = Duration::from_secs(60);
+        for name in ["a/edge", "r/relay", "b/edge"] {
+            net.add(name, if name == "r/relay" { NodeKind::Relay } else { NodeKind::Edge });
+        }
+        net.connect(0, 1);
+        net.connect(1, 2);
+        net.want(2, want("w", "t", WantStart::Earliest));
+        publish(&mut net, 10);
+        net.run(5);
+        net.complete(0, 2, &name());
+        let old = net.info(0, &name()).unwrap().end;
+        net.cut(0, 1);
+        restart_empty(&mut net, 1);
+        net.damage(2, &name(), Place { offset: 4, ..old }, 5);
+        net.run(5);
+        restart_empty(&mut net, 0);
+        net.connect(0, 1);
+        net.run(240);
+        let hole = Hole { incarnation: old.incarnation, from: 4, to: 5, kind: HoleKind::Lost };
+        for node in [2, 0] {
+            assert_eq!(net.info(node, &name()).unwrap().holes, [hole], "seed {seed}, node {node}");
+        }
+        assert!(lost(&net, 0), "seed {seed}");
+        publish(&mut net, 3);
+        net.run(60);
+        net.complete(0, 2, &name());
+        net.complete(2, 0, &name());
+        assert_eq!(net.refusals.len(), 0, "seed {seed}");
+    }
+}
+
 /// As above, but d has what lies between, says so, and goes away before it was fetched: it is waited for.
 #[test]
 fn what_a_holder_offered_is_not_called_lost_while_it_is_away() {

@@ -133,7 +133,7 @@ fn as_many_incarnations_as_there_may_be_make_one_line() {
     assert_eq!(view.continue_main(&[]), Some(place(1, 0)));
     assert!(view.missing_beside(&behind).is_empty());
     assert_eq!(view.missing_anywhere(&behind), [place(3, 2)]);
-    assert!(covers(&info, &[place(max, max)], place(1, 0)));
+    assert!(covers(&info, &[place(max, max)], &[], place(1, 0)));
     assert_eq!(locate(&info, place(1, 1), FetchLine::Main), Where::Held);
     // One more is refused, and says what to do.
     let more = Facts {
