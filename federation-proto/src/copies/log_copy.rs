@@ -433,6 +433,13 @@ impl LogCopy {
             });
         }
         self.check_previous(facts, boundaries)?;
+        // The log never came to the incarnation at which the copy was begun: its origin lost its data before.
+        let index = if facts.previous.is_none() && self.is_blank() {
+            self.incarnations.clear();
+            0
+        } else {
+            index
+        };
         let held = Held {
             incarnation: at.incarnation,
             previous: facts.previous,
@@ -519,7 +526,8 @@ impl LogCopy {
 
     /// States that the copy will lack a range. It begins at the end of an incarnation that is held; or it
     /// opens one that is not, so that the copy goes on there: then `from` is a place of the newest
-    /// incarnation from which the copy jumps, and `to` may equal `from`.
+    /// incarnation from which the copy jumps, and `to` may equal `from`. Where nothing held reaches so low, both are the
+    /// place at which the log goes on: what was held is a fork from then on.
     pub fn hole(&mut self, hole: Hole) -> Result<(), Impossible> {
         if self.holes.len() >= HOLES_MAX {
             return Err(Impossible("the copy has as many holes as it may"));
@@ -542,13 +550,14 @@ impl LogCopy {
                     return Err(Impossible("the copy has as many incarnations as it may"));
                 }
                 let jump = self.incarnations.last().ok_or(Impossible("the copy is empty"))?;
-                if hole.to < hole.from || hole.from < jump.begin || hole.from > jump.end {
+                let apart = hole.from == hole.to && hole.from < jump.begin;
+                if !apart && (hole.to < hole.from || hole.from < jump.begin || hole.from > jump.end) {
                     return Err(Impossible("a hole that opens an incarnation must begin where the copy stands"));
                 }
                 let held = Held {
                     incarnation: hole.incarnation,
                     previous: Some(Place { incarnation: jump.incarnation, offset: hole.from })
-                        .filter(|p| p.incarnation < hole.incarnation),
+                        .filter(|p| !apart && p.incarnation < hole.incarnation),
                     jumped: true,
                     begin: hole.from,
                     end: hole.to,

@@ -117,6 +117,12 @@ pub struct LogInfo {
 }
 
 impl LogInfo {
+    /// Whether the copy stands at the beginning of a log of which nothing has come yet, in whatever incarnation it comes.
+    pub fn is_blank(&self) -> bool {
+        let blank = |i: &IncarnationInfo| i.end == 0 && i.previous.is_none() && !i.jumped;
+        self.incarnations.len() == 1 && self.incarnations.iter().all(blank) && self.forgotten.is_empty()
+    }
+
     /// The incarnations into which the copy came otherwise than their first batches say, in their order. What lies below the
     /// oldest one is told by `begin`, unless it is a fork's.
     pub fn jumps(&self) -> Vec<Jump> {

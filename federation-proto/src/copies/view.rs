@@ -116,11 +116,25 @@ impl LogCopy {
         None
     }
 
+    /// Whether the main line does not run through an incarnation that is held: a fork's.
+    pub fn is_beside(&self, incarnation: Incarnation) -> bool {
+        !self.is_newest(incarnation) && self.leaves(incarnation).is_none()
+    }
+
+    /// Whether the copy stands at the beginning of a log of which nothing has come yet, in whatever incarnation it comes.
+    pub(super) fn is_blank(&self) -> bool {
+        let blank = |held: &Held| held.end == 0 && held.previous.is_none() && !held.jumped;
+        self.incarnations.len() == 1 && self.incarnations.iter().all(blank) && self.forgotten.is_empty()
+    }
+
     /// Where a reader that stands at `place` reads, or why it cannot.
     pub fn locate(&self, place: Place, line: OnLine) -> Located {
         let mut at = place;
         loop {
             let Some(held) = self.held(at.incarnation) else {
+                if at.offset == 0 && self.is_blank() {
+                    return Located::AtEnd(at);
+                }
                 let older = self.incarnations.first().is_some_and(|h| at.incarnation < h.incarnation);
                 return if older || self.is_forgotten(at.incarnation) {
                     Located::Below(self.begin_place())

@@ -196,7 +196,8 @@ pub(super) fn locate(info: &LogInfo, place: Place, line: FetchLine) -> Where {
     for _ in 0..=info.incarnations.len() {
         let Some(own) = held_in(info, at.incarnation) else {
             // An empty copy that was just begun has a place but perhaps no incarnation yet.
-            return if info.end == at { Where::AtEnd } else { Where::Outside };
+            let blank = at.offset == 0 && info.is_blank();
+            return if blank || info.end == at { Where::AtEnd } else { Where::Outside };
         };
         if at.offset < own.begin || at.offset > own.end {
             return Where::Outside;

@@ -598,18 +598,20 @@ impl Replication {
         let part = offered_above(reachable, info, gap);
         let resume = part.unwrap_or(gap.resume);
         let Some(hole) = self.logs.get(log).and_then(|s| s.jump(resume, HoleKind::Lost)) else {
-            let text = format!(
-                "{log}: the origin begins anew at {}, below what is held here; nothing joins the two",
-                gap.resume
-            );
-            self.report_of("history-diverged", log, text);
+            // It was held by the time everybody had answered.
             if let Some(state) = self.logs.get_mut(log) {
                 state.gap = None;
             }
             self.gaps.remove(log);
-            return self
-                .retry_later(log, Some("the origin's history and the copy's have nothing in common".to_owned()));
+            return self.retry_later(log, None);
         };
+        if info.incarnations.last().is_some_and(|newest| hole.to < newest.begin) {
+            let text = format!(
+                "{log}: the origin goes on at {resume}, below what is held here, and nothing joins the two; the copy goes on there, \
+                 and what it holds stays as a fork"
+            );
+            self.report_of("history-diverged", log, text);
+        }
         if hole.to > hole.from {
             let text = format!(
                 "{log}: {} to {} is held by no site that can be reached any more; it is recorded as lost and the copy goes on above",
@@ -655,13 +657,15 @@ pub(super) fn jump(info: &LogInfo, resume: Place, kind: HoleKind) -> Option<Hole
     let newest = info.incarnations.last()?;
     let from = match same {
         Some(held) => held.end,
+        // Below all that is held there is nothing to jump from: the log goes on apart from it.
         None => newest.end.min(resume.offset),
     };
-    let fits = match same {
-        Some(held) => resume.offset > held.end,
-        None => from >= newest.begin && resume.offset >= from,
-    };
-    fits.then_some(Hole { incarnation: resume.incarnation, from, to: resume.offset, kind })
+    (same.is_none() || resume.offset > from).then_some(Hole {
+        incarnation: resume.incarnation,
+        from,
+        to: resume.offset,
+        kind,
+    })
 }
 
 /// What is held of a log, with the ends of all its incarnations, as a question states it.

@@ -101,7 +101,8 @@ impl Replication {
             // The end of an incarnation that is not the main line's end does not grow by the main fetch.
             Where::AtEnd if line == FetchLine::Incarnation => !held_only,
             Where::AtEnd => {
-                at == info.end && (self.needs(log) || (!held_only && self.routing.upstream(&log.origin).is_none()))
+                (at == info.end || info.is_blank())
+                    && (self.needs(log) || (!held_only && self.routing.upstream(&log.origin).is_none()))
             }
         }
     }

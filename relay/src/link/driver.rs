@@ -438,23 +438,26 @@ impl LinkDriver {
                 self.session.handle_read(number, ReadOutcome::Batches(batches, next));
             }
             Ok(Read::AtEnd { .. }) if self.is_final(number) => self.served_outside(now, number),
-            Ok(Read::AtEnd { at }) => self.session.handle_read(number, ReadOutcome::AtEnd(at)),
+            // What the fetch follows became a fork: its asker finds the way from what it holds by then.
+            Ok(Read::AtEnd { at, beside: true }) => {
+                self.end_served(now, number, FetchEnd::AtEnd, Some(at), String::new())
+            }
+            Ok(Read::AtEnd { at, .. }) => self.session.handle_read(number, ReadOutcome::AtEnd(at)),
             Ok(Read::Outside(_)) => self.served_outside(now, number),
             Err(error) => {
                 if self.session.served_at(number).is_none() {
                     return;
                 }
                 tracing::warn!(%error, "a fetch of another node ends, since it could not be read for");
-                self.session.end_served(FetchEnded {
-                    number,
-                    end: FetchEnd::Failed,
-                    at: None,
-                    answered_by: self.site.to_string(),
-                    text: error.to_string(),
-                });
-                self.hub.on_served_over(now, self.link, number);
+                self.end_served(now, number, FetchEnd::Failed, None, error.to_string());
             }
         }
+    }
+
+    fn end_served(&mut self, now: Duration, number: FetchNumber, end: FetchEnd, at: Option<Place>, text: String) {
+        let answered_by = self.site.to_string();
+        self.session.end_served(FetchEnded { number, end, at, answered_by, text });
+        self.hub.on_served_over(now, self.link, number);
     }
 
     fn served_outside(&mut self, now: Duration, number: FetchNumber) {

@@ -271,6 +271,8 @@ pub enum Read {
     AtEnd {
         /// The end, as a place of the newest incarnation reached.
         at: Place,
+        /// The reader follows the main line, which does not run through there (any more): it is a fork's end.
+        beside: bool,
     },
     /// Not in this copy.
     Outside(Outside),

@@ -398,7 +398,10 @@ impl NodeInner {
         let is_durable = |info: &LogInfo, place: Place| {
             info.incarnations.iter().any(|i| i.incarnation == place.incarnation && place.offset <= i.end)
         };
-        let Some(info) = durable else { return Read::AtEnd { at: batches.first().map_or(next, |b| b.begin()) } };
+        let Some(info) = durable else {
+            let at = batches.first().map_or(next, |b| b.begin());
+            return Read::AtEnd { at, beside: false };
+        };
         let keep = batches.iter().take_while(|b| is_durable(&info, b.end())).count();
         if keep == batches.len() {
             return Read::Batches { batches, next };
@@ -406,7 +409,7 @@ impl NodeInner {
         batches.truncate(keep);
         match batches.last().map(|b| b.end()) {
             Some(next) => Read::Batches { batches, next },
-            None => Read::AtEnd { at: info.end },
+            None => Read::AtEnd { at: info.end, beside: false },
         }
     }
 }

@@ -75,7 +75,7 @@ impl SabotagedLog {
             }
             (Sabotage::ServeNothing, Read::Batches { batches, .. }) => {
                 let at = batches.first().map_or_else(|| unreachable!("reads give batches"), Batch::begin);
-                Read::AtEnd { at }
+                Read::AtEnd { at, beside: false }
             }
             (_, read) => read,
         }

@@ -114,7 +114,7 @@ fn own_once_durable(harness: &mut dyn Harness) {
     assert_eq!(log.get(Table::Node, b"k").unwrap(), "v");
     harness.hold();
     let second = submit(&*log, vec![own(&batches[1])]).unwrap();
-    assert!(matches!(read(batches[0].end()), Read::AtEnd { at } if at == batches[0].end()));
+    assert!(matches!(read(batches[0].end()), Read::AtEnd { at, .. } if at == batches[0].end()));
     harness.release();
     second.wait().unwrap();
     assert!(matches!(read(batches[0].end()), Read::Batches { .. }));
@@ -240,7 +240,7 @@ fn forks(harness: &mut dyn Harness) {
         assert_eq!(info.end, newer[1].end());
         let (fork, end) = read_on(&*log, &name, lost[0].begin(), Line::Incarnation, 1 << 20);
         assert!(same(&fork, &lost), "the fork must be read in its own incarnation");
-        assert!(matches!(end, Read::AtEnd { at } if at == lost[2].end()));
+        assert!(matches!(end, Read::AtEnd { at, .. } if at == lost[2].end()));
     }
     // An origin that lost its disk begins anew; both histories are kept.
     let anew = Origin::new(name.clone(), 77).batches(2);

@@ -37,7 +37,7 @@ fn reading(harness: &mut dyn Harness) {
                 assert!(same(&found, &batches[n..]), "the first batch is the one that contains {at}");
             }
         }
-        let Read::AtEnd { at } = log.read(origin.log(), batches[5].end(), Line::Incarnation, 10).unwrap() else {
+        let Read::AtEnd { at, .. } = log.read(origin.log(), batches[5].end(), Line::Incarnation, 10).unwrap() else {
             panic!("reading in one incarnation stops at its end");
         };
         assert_eq!(at, batches[5].end());

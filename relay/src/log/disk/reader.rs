@@ -374,10 +374,10 @@ fn read_memory(cell: &Cell, from: Place, line: Line, bytes_max: usize) -> InMemo
                     (Role::Own, None, Some(durable)) => {
                         return InMemory::OnDisk { id: durable.id, at, until, batches };
                     }
-                    _ => Read::AtEnd { at },
+                    _ => Read::AtEnd { at, beside: false },
                 },
             },
-            Located::AtEnd(at) => Read::AtEnd { at },
+            Located::AtEnd(at) => Read::AtEnd { at, beside: line == Line::Main && copy.is_beside(at.incarnation) },
             Located::Hole { hole, at } => Read::Outside(match state.damaged_to(at) {
                 Some(to) => Outside::Damaged { to: to.min(hole.to) },
                 None => Outside::Hole { hole },
