@@ -115,6 +115,7 @@ impl Replication {
         for plan in missing {
             self.start_own_fetch(log, plan);
         }
+        self.decide_waiting(log);
     }
 
     /// Where the origin begins, when nothing of its main line joins what our copy holds.

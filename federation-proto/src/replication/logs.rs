@@ -59,8 +59,8 @@ pub(super) struct LogState {
     pub(super) went_back: bool,
     /// A copy was asked to be begun; it is not there yet.
     pub(super) beginning: bool,
-    /// Peers' fetches that wait for the copy to begin.
-    pub(super) waiting: Vec<(LinkId, FetchNumber)>,
+    /// Peers' fetches that wait for the copy to begin, or to go on from a place where its main fetch stands too.
+    pub(super) waiting: Vec<((LinkId, FetchNumber), Place)>,
     pub(super) fetches: BTreeMap<FetchKey, OwnFetch>,
     /// Attempts since the copy last grew.
     pub(super) failures: u32,

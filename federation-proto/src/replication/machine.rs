@@ -365,7 +365,7 @@ impl Replication {
             self.evaluate_origin(&origin);
             for log in self.logs.names_of_origin(&origin) {
                 // A copy that was to be begun never will be.
-                self.copy_appeared(&log);
+                self.decide_waiting(&log);
             }
         }
     }
@@ -428,7 +428,7 @@ impl Replication {
             self.durable_changed(&log, own, was_durable.as_ref());
         }
         if appeared {
-            self.copy_appeared(&log);
+            self.decide_waiting(&log);
         }
         if change.holes {
             self.holes_changed(&log);

@@ -77,7 +77,17 @@ impl Replication {
 
     pub(super) fn served_over(&mut self, asker: Asker) {
         self.stop_passing(asker);
-        self.served.remove(&asker);
+        self.forget_served(asker);
+    }
+
+    fn forget_served(&mut self, asker: Asker) -> bool {
+        let Some(served) = self.served.remove(&asker) else { return false };
+        if served.mode == Mode::Waiting
+            && let Some(state) = self.logs.get_mut(&served.order.log)
+        {
+            state.waiting.retain(|(waiting, _)| *waiting != asker);
+        }
+        true
     }
 
     pub(super) fn served_link_down(&mut self, link: LinkId) {
@@ -138,7 +148,10 @@ impl Replication {
             return self.end_served(asker, FetchEnd::CannotReach, None, &text);
         };
         if let Some(begin) = self.may_begin_cache(&order, at) {
-            return self.begin_cache(asker, &order.log, begin);
+            return self.begin_cache(asker, &order.log, begin, at);
+        }
+        if self.comes_anyway(&order, at) {
+            return self.wait(asker, &order.log, at);
         }
         self.pass(asker, &order, at, way, room);
     }
@@ -162,7 +175,7 @@ impl Replication {
 
     pub(super) fn end_served(&mut self, asker: Asker, end: FetchEnd, at: Option<Place>, text: &str) {
         self.stop_passing(asker);
-        if self.served.remove(&asker).is_some() {
+        if self.forget_served(asker) {
             let answered_by = self.config.node.site.to_string();
             let ended = FetchEnded { number: asker.1, end, at, answered_by, text: text.to_owned() };
             self.out.push_back(Output::EndServed(asker.0, ended));
@@ -220,26 +233,48 @@ impl Replication {
         (newest || at.offset <= edge.end).then(|| Place { offset: at.offset.min(edge.end), ..at })
     }
 
-    fn begin_cache(&mut self, asker: Asker, log: &LogName, at: Place) {
+    /// Whether this is the very place from which our copy goes on by itself: what follows is about to come into it, so that
+    /// it is not read through besides.
+    fn comes_anyway(&self, order: &FetchOrder, at: Place) -> bool {
+        let plain = !order.passing && !order.no_wait && order.towards.is_none() && order.line == FetchLine::Main;
+        if !plain || self.stopped.is_some() || !self.needs(&order.log) {
+            return false;
+        }
+        let Some(state) = self.logs.get(&order.log) else { return false };
+        let (Some(info), Some(remote), None) = (&state.submitted, &state.remote, &state.gap) else { return false };
+        let missing = match lines::locate(info, at, FetchLine::Main) {
+            Where::AtEnd => true,
+            Where::Outside => info.incarnations.iter().all(|i| i.incarnation != at.incarnation),
+            Where::Held | Where::Hole(_) => false,
+        };
+        missing && remote.continue_main(&state.edges()) == Some(at)
+    }
+
+    fn wait(&mut self, asker: Asker, log: &LogName, at: Place) {
         let Some(state) = self.logs.get_mut(log) else { return };
-        state.waiting.push(asker);
+        state.waiting.push((asker, at));
         if let Some(served) = self.served.get_mut(&asker) {
             served.mode = Mode::Waiting;
         }
+    }
+
+    fn begin_cache(&mut self, asker: Asker, log: &LogName, begin: Place, at: Place) {
+        self.wait(asker, log, at);
+        let Some(state) = self.logs.get_mut(log) else { return };
         if !state.beginning {
             state.beginning = true;
-            self.out.push_back(Output::Store(vec![Change::BeginCopy { log: log.clone(), at, chain: None }]));
+            self.out.push_back(Output::Store(vec![Change::BeginCopy { log: log.clone(), at: begin, chain: None }]));
         }
     }
 
-    /// Our copy is there now: those who waited for it are decided anew.
-    pub(super) fn copy_appeared(&mut self, log: &LogName) {
-        let waiting = self.logs.get_mut(log).map(|s| std::mem::take(&mut s.waiting)).unwrap_or_default();
-        for asker in waiting {
-            if let Some(served) = self.served.get(&asker)
-                && served.mode == Mode::Waiting
-            {
-                let at = served.order.from;
+    /// Our copy is there now, or what feeds it changed: those who waited for it are decided anew.
+    pub(super) fn decide_waiting(&mut self, log: &LogName) {
+        // One that is to begin may never do so once nothing is stored any more.
+        let stopped = self.stopped.is_some();
+        let state = self.logs.get_mut(log).filter(|s| stopped || s.submitted.is_some());
+        let waiting = state.map(|s| std::mem::take(&mut s.waiting)).unwrap_or_default();
+        for (asker, at) in waiting {
+            if self.served.get(&asker).is_some_and(|served| served.mode == Mode::Waiting) {
                 self.decide(asker, at, PASS_FIRST_BYTES);
             }
         }

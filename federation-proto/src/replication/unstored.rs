@@ -68,7 +68,7 @@ impl Replication {
         let Some(state) = self.logs.get_mut(log) else { return };
         state.beginning = false;
         let waiting = std::mem::take(&mut state.waiting);
-        for asker in waiting {
+        for (asker, _) in waiting {
             self.end_served(asker, FetchEnd::CannotReach, None, NO_ROOM);
         }
         if own {
