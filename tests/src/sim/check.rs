@@ -236,14 +236,21 @@ impl Holdings {
         }
     }
 
-    /// Whether an incarnation can no longer be joined to what a node holds: retention took away where it began, and the origin
-    /// began the log anew after it lost its disk.
+    /// Whether a fork can no longer be joined to what a node holds: retention took away where it began, and the origin began the
+    /// log anew after it lost its disk. What the main line runs through is jumped to.
     fn is_severed(&self, node: &str, holder: &str, log: &LogName, incarnation: Incarnation) -> bool {
-        let held = |node: &str| {
+        let held = |node: &str, incarnation: Incarnation| {
             let info = self.shapes.get(node).and_then(|logs| logs.get(log));
             info.and_then(|i| i.incarnations.iter().find(|i| i.incarnation == incarnation)).cloned()
         };
-        held(node).is_none() && held(holder).is_some_and(|i| i.previous.is_none() && i.begin > 0)
+        let end = self.shapes.get(holder).and_then(|logs| logs.get(log)).map(|info| info.end.incarnation);
+        let back = |from| std::iter::successors(held(holder, from), |i| held(holder, i.previous?.incarnation));
+        if end.is_some_and(|end| back(end).any(|i| i.incarnation == incarnation)) {
+            return false;
+        }
+        let line: Vec<_> = back(incarnation).collect();
+        line.iter().all(|i| held(node, i.incarnation).is_none())
+            && line.last().is_some_and(|i| i.previous.is_none() && i.begin > 0)
     }
 
     fn states_lost(&self, node: &str, log: &LogName, place: Place) -> bool {

@@ -12,13 +12,13 @@ use seaway_federation_proto::ids::LogName;
 use super::{
     check::Violation,
     net::{Conn, ConnId},
-    node::SimNode,
+    node::{OwnEnds, SimNode},
     scenario::Scenario,
 };
 
-/// How things stood at the beginning: batches in each origin's own logs, and batches that came on each connection, by side.
+/// How things stood at the beginning: the ends of each origin's own logs, and batches that came on each connection, by side.
 pub struct Crossings {
-    own: Vec<BTreeMap<LogName, (u64, u64)>>,
+    own: Vec<OwnEnds>,
     came: BTreeMap<ConnId, [u64; 2]>,
 }
 
@@ -43,7 +43,7 @@ pub fn reachable(from: usize, count: usize, conns: &BTreeMap<ConnId, Conn>) -> B
 impl Crossings {
     /// Counting begins.
     pub fn begin(nodes: &[SimNode], conns: &BTreeMap<ConnId, Conn>) -> Self {
-        Self { own: nodes.iter().map(SimNode::own_batches).collect(), came: came(nodes, conns) }
+        Self { own: nodes.iter().map(SimNode::own_ends).collect(), came: came(nodes, conns) }
     }
 
     /// Counting ends: everything that was published has arrived.
@@ -55,7 +55,8 @@ impl Crossings {
         found: &mut Vec<Violation>,
     ) {
         let now = came(nodes, conns);
-        let own: Vec<BTreeMap<LogName, (u64, u64)>> = nodes.iter().map(SimNode::own_batches).collect();
+        let own: Vec<BTreeMap<LogName, (u64, u64)>> =
+            nodes.iter().zip(&self.own).map(|(node, ends)| node.own_batches_above(ends)).collect();
         for (id, conn) in conns {
             let (Some(before), Some(after)) = (self.came.get(id), now.get(id)) else { continue };
             let mut others = conns.clone();
@@ -69,9 +70,8 @@ impl Crossings {
                         let wanted =
                             |node: &usize| nodes[*node].is_edge() && scenario.wants_topic(*node, log.topic.as_str());
                         if wanting.iter().any(wanted) {
-                            let before = self.own[origin].get(log).copied().unwrap_or_default();
-                            due += count - before.0;
-                            twice += first.saturating_sub(before.1);
+                            due += count;
+                            twice += first;
                         }
                     }
                 }

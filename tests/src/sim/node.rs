@@ -11,7 +11,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use rand::{Rng, rngs::StdRng};
 use seaway_federation_proto::{
-    copies::{Hole, HoleKind},
+    copies::{Hole, HoleKind, LogInfo},
     envelope::Codec,
     ids::{Incarnation, LogName, NodeName, Offset, Place, Site, Start, Topic},
     replication::{RemoteHeld, ReplicationConfig, Want, WantStart},
@@ -107,6 +107,9 @@ struct Running {
     start: Start,
     alarms: Arc<Alarms>,
 }
+
+/// Where the incarnations of an origin's logs end.
+pub type OwnEnds = BTreeMap<LogName, BTreeMap<Incarnation, Offset>>;
 
 /// See the module's documentation.
 pub struct SimNode {
@@ -546,11 +549,20 @@ impl SimNode {
         self.edge
     }
 
-    /// How many batches each of its own logs holds, and how many of them begin an incarnation beside a fork.
-    pub fn own_batches(&self) -> BTreeMap<LogName, (u64, u64)> {
-        let Some(running) = &self.running else { return BTreeMap::new() };
+    /// Where the incarnations of its own logs end.
+    pub fn own_ends(&self) -> OwnEnds {
+        let Some(running) = &self.running else { return OwnEnds::new() };
         let own = running.log.logs().into_iter().filter(|log| log.origin == self.name.site);
-        own.map(|log| (log.clone(), count_batches(&*running.log, &log))).collect()
+        let ends = |info: LogInfo| info.incarnations.iter().map(|i| (i.incarnation, i.end)).collect();
+        own.filter_map(|log| Some((log.clone(), ends(running.log.info(&log, true)?)))).collect()
+    }
+
+    /// Batches of its own logs that came above these ends; and how many first ones of an incarnation, where there are forks.
+    pub fn own_batches_above(&self, ends: &OwnEnds) -> BTreeMap<LogName, (u64, u64)> {
+        let Some(running) = &self.running else { return BTreeMap::new() };
+        let nothing = BTreeMap::new();
+        let own = running.log.logs().into_iter().filter(|log| log.origin == self.name.site);
+        own.map(|log| (log.clone(), count_batches(&*running.log, &log, ends.get(&log).unwrap_or(&nothing)))).collect()
     }
 
     /// Batches that came on a connection so far.
@@ -599,11 +611,12 @@ impl SimNode {
     }
 }
 
-fn count_batches(log: &dyn CommitLog, name: &LogName) -> (u64, u64) {
+fn count_batches(log: &dyn CommitLog, name: &LogName, above: &BTreeMap<Incarnation, Offset>) -> (u64, u64) {
     let Some(info) = log.info(name, true) else { return (0, 0) };
     let (mut count, mut first) = (0, 0);
     for held in &info.incarnations {
-        let mut at = Place { incarnation: held.incarnation, offset: held.begin };
+        let from = above.get(&held.incarnation).copied().unwrap_or(0).max(held.begin);
+        let mut at = Place { incarnation: held.incarnation, offset: from };
         while at.offset < held.end {
             at = match log.read(name, at, Line::Incarnation, 1 << 20) {
                 Ok(Read::Batches { batches, next }) => {
