@@ -69,10 +69,13 @@ impl Gap {
     }
 }
 
-/// What one node may flood at once, and how much more in each second: far above what any asks that keeps to [`ASK_INTERVAL`], and
-/// little enough that no node can keep the others busy with answers. Nodes that nobody knows share what one has.
+/// What one node may flood at once, and how much more in each second: little enough that no node can keep the others busy with
+/// answers. Nodes that nobody knows share what one has. Whoever asks keeps to it.
 const FLOODED_AT_ONCE_MAX: u32 = 256;
 const FLOODED_PER_SECOND_MAX: u32 = 8;
+/// What is asked about logs of others leaves so much for the questions about a node's own, which its publishing waits for; it also
+/// covers the difference between two clocks.
+const KEPT_FOR_OWN: u32 = 64;
 /// Nodes of which it is remembered how much they flooded; past it those that have been silent are forgotten.
 const FLOODERS_MAX: usize = 4096;
 
@@ -107,6 +110,8 @@ pub(super) struct Questions {
     asked_at: Option<Duration>,
     /// What each node may still flood.
     shares: BTreeMap<Option<NodeName>, Share>,
+    /// What this one may still.
+    own_share: Option<Share>,
 }
 
 impl Questions {
@@ -139,6 +144,13 @@ impl Questions {
         let may = share.left > 0;
         share.left = share.left.saturating_sub(1);
         may
+    }
+
+    /// What this node may still ask before others take no more of it.
+    fn own_share(&mut self, now: Duration) -> &mut Share {
+        let share = self.own_share.get_or_insert(Share { left: FLOODED_AT_ONCE_MAX, at: now });
+        share.refill(now);
+        share
     }
 
     /// The link that something flooded came on.
@@ -245,6 +257,8 @@ impl Replication {
     }
 
     fn ask(&mut self, origin: &Site, known: Vec<link::HeldLog>, patterns: Vec<String>) -> u64 {
+        let share = self.questions.own_share(self.now);
+        share.left = share.left.saturating_sub(1);
         self.questions.sequence += 1;
         let sequence = self.questions.sequence;
         let question = Kind::Question(link::Question { origin: origin.to_string(), known, patterns });
@@ -266,24 +280,32 @@ impl Replication {
         self.gaps.iter().chain(sought).cloned().collect()
     }
 
-    /// Each interval: asks about what was not asked about yet, or so long ago that the question may have been lost.
+    /// Each interval: asks about what was not asked about yet, or so long ago that the question may have been lost; no faster than
+    /// others take it.
     pub(super) fn ask_about_gaps(&mut self) {
         if self.links.is_empty() {
             return;
         }
-        let mut due: BTreeMap<Site, Vec<LogName>> = BTreeMap::new();
+        // By origin, with when the question about any of its logs was asked that was asked first.
+        let mut due: BTreeMap<Site, (Option<Duration>, Vec<LogName>)> = BTreeMap::new();
         for log in self.open_questions() {
             let Some(state) = self.logs.get(&log) else { continue };
             // While there is no room for further offers, those that are there are used first.
             if state.offers.len() >= OFFERS_MAX && state.offers.iter().all(|o| state.helps(&o.view)) {
                 continue;
             }
-            let stale = |asked: Asked| asked.is_none_or(|(_, at)| self.now.saturating_sub(at) >= GAP_ASK_AGAIN);
-            if state.gap.as_ref().is_some_and(|g| stale(g.asked)) || state.seeking.is_some_and(|s| stale(s.asked)) {
-                due.entry(log.origin.clone()).or_default().push(log);
+            let stale = |asked: &Asked| asked.is_none_or(|(_, at)| self.now.saturating_sub(at) >= GAP_ASK_AGAIN);
+            let asked = [state.gap.as_ref().map(|g| g.asked), state.seeking.map(|s| s.asked)];
+            if let Some(asked) = asked.into_iter().flatten().filter(stale).map(|a| a.map(|(_, at)| at)).min() {
+                let (oldest, logs) = due.entry(log.origin.clone()).or_insert((asked, Vec::new()));
+                *oldest = asked.min(*oldest);
+                logs.push(log);
             }
         }
-        for (origin, logs) in due {
+        // Where not all can be asked about now, those go first that have waited for longest.
+        let mut due: Vec<(Site, (Option<Duration>, Vec<LogName>))> = due.into_iter().collect();
+        due.sort_by_key(|(_, (oldest, _))| *oldest);
+        for (origin, (_, logs)) in due {
             self.ask_about_these(&origin, logs);
         }
     }
@@ -297,7 +319,8 @@ impl Replication {
         let mut names = names.into_iter();
         for part in carried::parts(stated) {
             let count = part.len();
-            if count == 0 {
+            // The rest is asked about when this node may again.
+            if count == 0 || self.questions.own_share(self.now).left <= KEPT_FOR_OWN {
                 return;
             }
             let asked = Some((self.ask(origin, part, Vec::new()), self.now));

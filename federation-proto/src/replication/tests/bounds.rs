@@ -89,3 +89,43 @@ fn one_origin_cannot_fill_the_table_with_names() {
     assert_eq!((0..100).filter(|n| logs.entry_held(&name("bad", *n), 100).is_some()).count(), 60);
     assert!(logs.entry(&name("good", 99), 100).is_none() && logs.count() == 100);
 }
+
+/// Gaps in the logs of more origins than others take questions for at once: all are asked about, none too fast.
+#[test]
+fn no_more_is_asked_than_others_take() {
+    use super::super::questions::Gap;
+    const ORIGINS: usize = 1000;
+    let mut net = Net::new(1);
+    net.add("a/edge", NodeKind::Edge);
+    net.add("r/relay", NodeKind::Relay);
+    net.connect(0, 1);
+    net.run(30);
+    let start = net.now;
+    let machine = &mut net.nodes[0].machine;
+    for n in 0..ORIGINS {
+        let name = log("t", &format!("o{n}"), 1);
+        machine.handle_log(start, name.clone(), Some(info(1)), Some(info(1)));
+        let resume = Place { offset: 9, ..info(1).end };
+        machine.logs.get_mut(&name).unwrap().gap = Some(Gap::new(resume, start));
+        machine.gaps.insert(name);
+    }
+    let mut hearer = super::super::questions::Questions::default();
+    let (mut asked, mut seconds) = (std::collections::BTreeSet::new(), 0);
+    while asked.len() < ORIGINS {
+        seconds += 1;
+        assert!(seconds < 200, "only {} were asked about", asked.len());
+        let now = start + Duration::from_secs(seconds);
+        machine.now = now;
+        let before = machine.questions.answered.last_key_value().map(|(n, _)| *n).unwrap_or(0);
+        machine.ask_about_gaps();
+        let sent = machine.questions.answered.range(before + 1..).count();
+        for _ in 0..sent {
+            assert!(hearer.may_ask(None, now), "a question would be dropped after {seconds} s");
+        }
+        let of_asked = machine.logs.origins().into_iter().flat_map(|o| machine.logs.names_of_origin(&o));
+        asked = of_asked
+            .filter(|l| machine.logs.get(l).is_some_and(|s| s.gap.as_ref().is_some_and(|g| g.asked.is_some())))
+            .collect();
+    }
+    assert!(seconds > 1, "they do not all go at once");
+}
