@@ -18,6 +18,7 @@ use seaway_federation_proto::limits::MESSAGE_BYTES_CEILING;
 use tokio::sync::Semaphore;
 
 use crate::{
+    api::{Header, publish_batch::Content},
     door::{ClientLimits, OnExceed},
     grpc::shared::PERMIT_BYTES,
 };
@@ -37,6 +38,18 @@ pub const DECODING_BYTES_MAX: usize = 128 * 1024 * 1024;
 /// Bytes of requests of one client that are being read, or were and wait for room further on: a client that waits holds
 /// nothing of the others'.
 pub const CLIENT_DECODING_BYTES_MAX: usize = DECODING_BYTES_MAX / 2;
+/// Of one client's subscribers: its confirmations do not wait for its publishes.
+pub const CLIENT_CONFIRMING_BYTES_MAX: usize = 8 * SUBSCRIBE_REQUEST_BYTES_MAX;
+/// What one part of a request takes in memory beyond its bytes: the larger of a message and a header, and as much again since a
+/// list grows by doubling.
+pub const PART_BYTES: usize = {
+    let (message, header) = (size_of::<Content>(), size_of::<Header>());
+    2 * if message > header { message } else { header }
+};
+/// Bytes that the parts of all clients' requests take while they are read.
+pub const PARTS_BYTES_MAX: usize = 512 * 1024 * 1024;
+/// Of these, of one client; a request that finds no room is refused.
+pub const CLIENT_PARTS_BYTES_MAX: usize = PARTS_BYTES_MAX / 2;
 /// Requests up to this many bytes are not counted there.
 pub const DECODING_SMALL_BYTES: usize = 4 * 1024;
 /// How long a request may take from its first byte to its last while it is counted there.
@@ -117,6 +130,10 @@ pub(crate) struct ClientRate {
     counters: Arc<RateCounters>,
     /// Its share of the bytes that are read, in permits of [`PERMIT_BYTES`].
     pub(crate) decoding: Arc<Semaphore>,
+    /// The same of its subscribers' requests.
+    pub(crate) confirming: Arc<Semaphore>,
+    /// The same of what the requests' parts take.
+    pub(crate) parts: Arc<Semaphore>,
     /// Its share of the bytes in flight, in permits of [`PERMIT_BYTES`].
     pub(crate) in_flight: Arc<Semaphore>,
     /// Its share of messages that wait for other sites.
@@ -171,6 +188,8 @@ impl ClientRate {
             on_exceed: limits.on_exceed,
             counters,
             decoding: Arc::new(Semaphore::new(CLIENT_DECODING_BYTES_MAX / PERMIT_BYTES)),
+            confirming: Arc::new(Semaphore::new(CLIENT_CONFIRMING_BYTES_MAX / PERMIT_BYTES)),
+            parts: Arc::new(Semaphore::new(CLIENT_PARTS_BYTES_MAX / PERMIT_BYTES)),
             in_flight: Arc::new(Semaphore::new(CLIENT_IN_FLIGHT_BYTES_MAX / PERMIT_BYTES)),
             receipts: Arc::new(Semaphore::new(limits.receipts_max)),
             receipts_max: limits.receipts_max,

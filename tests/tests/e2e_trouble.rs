@@ -24,7 +24,7 @@ fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
 
 /// A node on a disk of its own, of 64 MiB until `room` exists, which makes it 256 MiB; in a mount namespace, so that
 /// nothing stays behind. `None` where the machine allows no such thing.
-fn node_on_a_small_disk(federation: &Federation) -> Option<std::process::Child> {
+fn node_on_a_small_disk(federation: &Federation) -> Option<Ended> {
     let script = "mkdir -p \"$1\" && mount -t tmpfs -o size=64m none \"$1\" || exit 77
         \"$2\" edge --config \"$3\" --set node.data_dir=\"$1/data\" & node=$!
         trap 'kill $node; wait $node; exit' TERM
@@ -51,7 +51,19 @@ fn node_on_a_small_disk(federation: &Federation) -> Option<std::process::Child> 
         }
         std::thread::sleep(Duration::from_millis(100));
     }
-    Some(child)
+    Some(Ended(child))
+}
+
+/// Told to end when dropped: a test that fails leaves no node behind.
+struct Ended(std::process::Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        if self.0.try_wait().is_ok_and(|ended| ended.is_none()) {
+            signal("TERM", self.0.id());
+            let _ = self.0.wait();
+        }
+    }
 }
 
 #[test]
@@ -59,7 +71,7 @@ fn a_full_disk_refuses_publishers_and_goes_on_when_there_is_room() {
     let mut federation = Federation::empty();
     let more = "[log]\nsegment_size = \"4 MiB\"\ndisk_reserve = \"16 MiB\"\n";
     federation.cluster.add("eu/edge", Kind::Edge, &[], more).unwrap();
-    let Some(mut node) = node_on_a_small_disk(&federation) else {
+    let Some(_node) = node_on_a_small_disk(&federation) else {
         // tests/run.sh counts such lines, so that nobody takes it for passed.
         return seaway_tests::skipped("a full disk: this machine gives no user namespace with a disk of its own");
     };
@@ -98,8 +110,6 @@ fn a_full_disk_refuses_publishers_and_goes_on_when_there_is_room() {
     assert!(!status.contains("not-taking-messages"), "{status}");
     let now = federation.run("eu/edge", &args).ok().out;
     assert_eq!(now, stored + "after\n");
-    signal("TERM", node.id());
-    node.wait().unwrap();
 }
 
 #[test]

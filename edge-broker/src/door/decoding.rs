@@ -32,12 +32,15 @@ use crate::{
         shared::{PERMIT_BYTES, Shared},
     },
     limits::{
-        DECODING_SMALL_BYTES, REQUEST_BYTES_MAX, REQUEST_PARTS_MAX, REQUEST_TIME_MAX, SUBSCRIBE_REQUEST_BYTES_MAX,
+        DECODING_SMALL_BYTES, PART_BYTES, REQUEST_BYTES_MAX, REQUEST_PARTS_MAX, REQUEST_TIME_MAX,
+        SUBSCRIBE_REQUEST_BYTES_MAX,
     },
 };
 
 /// Bytes of framing before a message: a flag and its length.
 const FRAMING_BYTES: usize = 5;
+/// Room for parts is taken in steps of so many bytes.
+const PARTS_STEP_BYTES: usize = 256 * 1024;
 
 /// A service whose requests are metered.
 #[derive(Debug)]
@@ -73,8 +76,10 @@ impl<S: Service<http::Request<Body>>, E: Engine> Service<http::Request<Body>> fo
         };
         // Without a caller the service refuses the call by itself.
         let name = Caller::of(request.extensions()).map(|caller| caller.name.clone()).unwrap_or_default();
-        let own = self.shared.rates.of(&name, Instant::now()).decoding.clone();
-        let room = Rooms { own, all: self.shared.decoding.clone() };
+        let client = self.shared.rates.of(&name, Instant::now());
+        let own = if bytes_max == SUBSCRIBE_REQUEST_BYTES_MAX { &client.confirming } else { &client.decoding };
+        let parts = [client.parts.clone(), self.shared.parts.clone()];
+        let room = Rooms { own: own.clone(), all: self.shared.decoding.clone(), parts };
         self.inner.call(request.map(|body| Body::new(MeteredBody::new(body, bytes_max, fields, room))))
     }
 }
@@ -88,13 +93,23 @@ struct Rooms {
     own: Arc<Semaphore>,
     /// All clients'.
     all: Arc<Semaphore>,
+    /// For what the parts take beyond their bytes: the client's, and all clients'.
+    parts: [Arc<Semaphore>; 2],
 }
 
 impl Rooms {
     fn claim(&self, bytes: usize) -> Claim {
-        let Self { own, all } = self.clone();
+        let Self { own, all, .. } = self.clone();
         let permits = u32::try_from(bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
         Box::pin(async move { Ok([own.acquire_many_owned(permits).await?, all.acquire_many_owned(permits).await?]) })
+    }
+
+    /// Room for one step of parts. Not waited for: those who wait would hold what each other waits for.
+    fn try_parts(&self) -> Option<[OwnedSemaphorePermit; 2]> {
+        let permits = u32::try_from(PARTS_STEP_BYTES.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
+        let [own, all] = &self.parts;
+        let own = own.clone().try_acquire_many_owned(permits).ok()?;
+        Some([own, all.clone().try_acquire_many_owned(permits).ok()?])
     }
 }
 
@@ -104,8 +119,24 @@ struct Held {
     _own: OwnedSemaphorePermit,
     /// Until it has been passed on whole.
     all: Option<OwnedSemaphorePermit>,
+    /// For its parts: as long as the client's.
+    parts: Vec<[OwnedSemaphorePermit; 2]>,
     /// Until then it must have come.
     until: Pin<Box<Sleep>>,
+}
+
+impl Held {
+    /// Takes room for so many parts.
+    fn take_parts(&mut self, count: usize, room: &Rooms) -> Result<(), Status> {
+        while self.all.is_some() && count.saturating_mul(PART_BYTES) > self.parts.len() * PARTS_STEP_BYTES {
+            self.parts.push(room.try_parts().ok_or_else(|| {
+                errors::too_many(
+                    "there is no room for so many messages and headers at once; send fewer, or the same again later",
+                )
+            })?);
+        }
+        Ok(())
+    }
 }
 
 struct MeteredBody {
@@ -138,6 +169,9 @@ impl MeteredBody {
             if self.left > 0 {
                 let now = self.left.min(data.len() - at);
                 self.parts.read(data.get(at..at + now).unwrap_or_default()).map_err(refused)?;
+                if let Some(held) = &mut self.held {
+                    held.take_parts(self.parts.count(), &self.room)?;
+                }
                 self.left -= now;
                 at += now;
                 if self.left == 0 {
@@ -193,7 +227,7 @@ impl MeteredBody {
             self.claim = None;
             let [own, all] = granted.map_err(|_| errors::draining())?;
             let until = Box::pin(tokio::time::sleep(REQUEST_TIME_MAX));
-            self.held = Some(Held { _own: own, all: Some(all), until });
+            self.held = Some(Held { _own: own, all: Some(all), parts: Vec::new(), until });
         }
         if let Some(held) = &mut self.held
             && held.until.as_mut().poll(context).is_ready()
@@ -285,7 +319,7 @@ mod tests {
 
     fn rooms(bytes: usize) -> Rooms {
         let room = || Arc::new(Semaphore::new(bytes.div_ceil(PERMIT_BYTES)));
-        Rooms { own: room(), all: room() }
+        Rooms { own: room(), all: room(), parts: [room(), room()] }
     }
 
     fn metered(bytes: &[u8], piece: usize, room: &Rooms) -> MeteredBody {
@@ -362,6 +396,36 @@ mod tests {
             }
         };
         assert!(passed < request.len() && status.message().contains("several requests"), "{passed} {status:?}");
+    }
+
+    #[tokio::test]
+    async fn parts_find_room_or_the_request_is_refused_while_it_is_read() {
+        let parts = [0x0a, 0x00].repeat(100_000);
+        let mut request = vec![0];
+        request.extend(u32::try_from(parts.len()).unwrap().to_be_bytes());
+        request.extend(parts);
+        let takes = (100_000 * PART_BYTES).next_multiple_of(PARTS_STEP_BYTES);
+        for (bytes, fits) in [(takes, true), (takes - 1, false)] {
+            let room = rooms(1 << 20);
+            let room = Rooms { parts: rooms(bytes).parts, ..room };
+            let mut body = metered(&request, 10_000, &room);
+            let mut refused = None;
+            while let Some(data) = next(&mut body).await {
+                refused = data.err();
+                if refused.is_some() {
+                    break;
+                }
+            }
+            assert_eq!(
+                refused.map(|status| status.code()),
+                (!fits).then_some(tonic::Code::ResourceExhausted),
+                "{bytes}"
+            );
+            drop(body);
+            for room in &room.parts {
+                assert_eq!(room.available_permits(), bytes.div_ceil(PERMIT_BYTES));
+            }
+        }
     }
 
     #[tokio::test]

@@ -73,6 +73,11 @@ impl Parts {
         *self = Self::new(self.fields);
     }
 
+    /// How many parts the request has, as far as it was read.
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
     /// Reads on.
     pub(super) fn read(&mut self, mut bytes: &[u8]) -> Result<(), Refused> {
         loop {

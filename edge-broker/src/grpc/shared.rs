@@ -16,7 +16,7 @@ use crate::{
     door::{DoorConfig, DoorError},
     engine::Engine,
     groups::Groups,
-    limits::{CONNECTIONS_MAX, DECODING_BYTES_MAX, IN_FLIGHT_BYTES_MAX, Rates, SUBSCRIPTIONS_MAX},
+    limits::{CONNECTIONS_MAX, DECODING_BYTES_MAX, IN_FLIGHT_BYTES_MAX, PARTS_BYTES_MAX, Rates, SUBSCRIPTIONS_MAX},
     subscriptions::wants::PassingWants,
 };
 
@@ -71,6 +71,8 @@ pub(crate) struct Shared<E: Engine> {
     pub(crate) in_flight: Arc<Semaphore>,
     /// Bytes of requests that are being read, in permits of [`PERMIT_BYTES`].
     pub(crate) decoding: Arc<Semaphore>,
+    /// The same of what the requests' parts take.
+    pub(crate) parts: Arc<Semaphore>,
     /// Subscriptions that may still be opened.
     pub(crate) subscriptions: Arc<Semaphore>,
     /// Connections that may still be made.
@@ -97,6 +99,7 @@ impl<E: Engine> Shared<E> {
             groups,
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX / PERMIT_BYTES)),
             decoding: Arc::new(Semaphore::new(DECODING_BYTES_MAX / PERMIT_BYTES)),
+            parts: Arc::new(Semaphore::new(PARTS_BYTES_MAX / PERMIT_BYTES)),
             subscriptions: Arc::new(Semaphore::new(SUBSCRIPTIONS_MAX)),
             connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             drain,

@@ -303,9 +303,9 @@ impl Replication {
             }
         }
         // Where not all can be asked about now, those go first that have waited for longest.
-        let mut due: Vec<(Site, (Option<Duration>, Vec<LogName>))> = due.into_iter().collect();
-        due.sort_by_key(|(_, (oldest, _))| *oldest);
-        for (origin, (_, logs)) in due {
+        let mut due: Vec<_> = due.into_iter().map(|(origin, (oldest, logs))| (oldest, origin, logs)).collect();
+        due.sort();
+        for (_, origin, logs) in due {
             self.ask_about_these(&origin, logs);
         }
     }

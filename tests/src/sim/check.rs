@@ -236,8 +236,8 @@ impl Holdings {
         }
     }
 
-    /// Whether a fork can no longer be joined to what a node holds: retention took away where it began, and the origin began the
-    /// log anew after it lost its disk. What the main line runs through is jumped to.
+    /// Whether a fork can no longer be joined to what a node holds: retention took away where it began, or that is lost, and the
+    /// origin began the log anew after it lost its disk. What the main line runs through is jumped to.
     fn is_severed(&self, node: &str, holder: &str, log: &LogName, incarnation: Incarnation) -> bool {
         let held = |node: &str, incarnation: Incarnation| {
             let info = self.shapes.get(node).and_then(|logs| logs.get(log));
@@ -250,7 +250,10 @@ impl Holdings {
         }
         let line: Vec<_> = back(incarnation).collect();
         line.iter().all(|i| held(node, i.incarnation).is_none())
-            && line.last().is_some_and(|i| i.previous.is_none() && i.begin > 0)
+            && line.last().is_some_and(|i| {
+                let first = Place { incarnation: i.incarnation, offset: i.begin };
+                i.previous.is_none() && (i.begin > 0 || self.states_lost(holder, log, first))
+            })
     }
 
     fn states_lost(&self, node: &str, log: &LogName, place: Place) -> bool {
@@ -285,10 +288,10 @@ impl Holdings {
                 wanted
                     && !here.and_then(|logs| logs.get(log)).is_some_and(|b| b.contains_key(&(incarnation, offset)))
                     && !self.states_lost(&disk.name, log, place)
+                    && !self.is_severed(&disk.name, holder, log, incarnation)
                     && !(truth.was_trimmed(log)
                         && (self.is_below_begin(&disk.name, log, place)
-                            || origins.get(&log.origin).is_some_and(|o| self.is_below_begin(o, log, place))
-                            || self.is_severed(&disk.name, holder, log, incarnation)))
+                            || origins.get(&log.origin).is_some_and(|o| self.is_below_begin(o, log, place))))
             };
             let missing: Vec<_> =
                 everywhere.iter().filter(|((log, inc, offset), holder)| lacks(log, *inc, *offset, holder)).collect();
