@@ -387,7 +387,7 @@ mod tests {
         let mut request = vec![0];
         request.extend(u32::try_from(parts.len()).unwrap().to_be_bytes());
         request.extend(parts);
-        let mut body = metered(&request, 10_000, &rooms(1 << 20));
+        let mut body = metered(&request, 10_000, &rooms(1 << 28));
         let mut passed = 0;
         let status = loop {
             match next(&mut body).await.unwrap() {
@@ -405,7 +405,7 @@ mod tests {
         request.extend(u32::try_from(parts.len()).unwrap().to_be_bytes());
         request.extend(parts);
         let takes = (100_000 * PART_BYTES).next_multiple_of(PARTS_STEP_BYTES);
-        for (bytes, fits) in [(takes, true), (takes - 1, false)] {
+        for (bytes, fits) in [(takes, true), (takes - PERMIT_BYTES, false)] {
             let room = rooms(1 << 20);
             let room = Rooms { parts: rooms(bytes).parts, ..room };
             let mut body = metered(&request, 10_000, &room);
