@@ -61,6 +61,11 @@ impl Drop for Ended {
     fn drop(&mut self) {
         if self.0.try_wait().is_ok_and(|ended| ended.is_none()) {
             signal("TERM", self.0.id());
+            let deadline = Instant::now() + PATIENCE;
+            while self.0.try_wait().is_ok_and(|ended| ended.is_none()) && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            let _ = self.0.kill();
             let _ = self.0.wait();
         }
     }

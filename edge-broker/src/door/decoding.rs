@@ -69,15 +69,15 @@ impl<S: Service<http::Request<Body>>, E: Engine> Service<http::Request<Body>> fo
     }
 
     fn call(&mut self, request: http::Request<Body>) -> S::Future {
-        let (bytes_max, fields) = match request.uri().path().rsplit('/').next() {
-            Some("Subscribe") => (SUBSCRIBE_REQUEST_BYTES_MAX, parts::SUBSCRIBE),
-            Some("Publish") => (REQUEST_BYTES_MAX, parts::PUBLISH),
-            _ => (REQUEST_BYTES_MAX, parts::PUBLISH_BATCH),
+        let (confirms, bytes_max, fields) = match request.uri().path().rsplit('/').next() {
+            Some("Subscribe") => (true, SUBSCRIBE_REQUEST_BYTES_MAX, parts::SUBSCRIBE),
+            Some("Publish") => (false, REQUEST_BYTES_MAX, parts::PUBLISH),
+            _ => (false, REQUEST_BYTES_MAX, parts::PUBLISH_BATCH),
         };
         // Without a caller the service refuses the call by itself.
         let name = Caller::of(request.extensions()).map(|caller| caller.name.clone()).unwrap_or_default();
         let client = self.shared.rates.of(&name, Instant::now());
-        let own = if bytes_max == SUBSCRIBE_REQUEST_BYTES_MAX { &client.confirming } else { &client.decoding };
+        let own = if confirms { &client.confirming } else { &client.decoding };
         let parts = [client.parts.clone(), self.shared.parts.clone()];
         let room = Rooms { own: own.clone(), all: self.shared.decoding.clone(), parts };
         self.inner.call(request.map(|body| Body::new(MeteredBody::new(body, bytes_max, fields, room))))
@@ -105,11 +105,11 @@ impl Rooms {
     }
 
     /// Room for one step of parts. Not waited for: those who wait would hold what each other waits for.
-    fn try_parts(&self) -> Option<[OwnedSemaphorePermit; 2]> {
+    fn try_parts(&self) -> Option<[Option<OwnedSemaphorePermit>; 2]> {
         let permits = u32::try_from(PARTS_STEP_BYTES.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
         let [own, all] = &self.parts;
         let own = own.clone().try_acquire_many_owned(permits).ok()?;
-        Some([own, all.clone().try_acquire_many_owned(permits).ok()?])
+        Some([Some(own), Some(all.clone().try_acquire_many_owned(permits).ok()?)])
     }
 }
 
@@ -119,8 +119,8 @@ struct Held {
     _own: OwnedSemaphorePermit,
     /// Until it has been passed on whole.
     all: Option<OwnedSemaphorePermit>,
-    /// For its parts: as long as the client's.
-    parts: Vec<[OwnedSemaphorePermit; 2]>,
+    /// For its parts, the client's and all clients': each as long as those above.
+    parts: Vec<[Option<OwnedSemaphorePermit>; 2]>,
     /// Until then it must have come.
     until: Pin<Box<Sleep>>,
 }
@@ -214,6 +214,7 @@ impl MeteredBody {
     fn passed_whole(&mut self) {
         if let Some(held) = &mut self.held {
             held.all = None;
+            held.parts.iter_mut().for_each(|[_, all]| *all = None);
         }
     }
 

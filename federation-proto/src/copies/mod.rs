@@ -137,7 +137,8 @@ impl LogInfo {
             let from = i.previous.filter(joined);
             (i.jumped || from.is_none()).then_some(Jump { incarnation: i.incarnation, begin: i.begin, from })
         };
-        let told = |i: &&IncarnationInfo| i.incarnation == self.begin.incarnation && i.begin == self.begin.offset;
+        let told =
+            |i: &&IncarnationInfo| i.incarnation == self.begin.incarnation && i.begin == self.begin.offset && !i.jumped;
         let told = usize::from(self.incarnations.first().as_ref().is_some_and(told));
         self.incarnations.iter().skip(told).filter_map(jump).collect()
     }

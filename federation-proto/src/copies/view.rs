@@ -116,9 +116,10 @@ impl LogCopy {
         None
     }
 
-    /// Whether the main line does not run through an incarnation that is held: a fork's.
-    pub fn is_beside(&self, incarnation: Incarnation) -> bool {
-        !self.is_newest(incarnation) && self.leaves(incarnation).is_none()
+    /// Whether the main line does not run through a place of an incarnation that is held: a fork's, or past where the line leaves it.
+    pub fn is_beside(&self, place: Place) -> bool {
+        let left = || self.leaves(place.incarnation).is_none_or(|(leaves_at, _)| leaves_at < place.offset);
+        !self.is_newest(place.incarnation) && left()
     }
 
     /// Whether the copy stands at the beginning of a log of which nothing has come yet, in whatever incarnation it comes.

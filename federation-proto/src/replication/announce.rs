@@ -305,6 +305,7 @@ impl Replication {
                 self.unannounce(&log);
             }
         }
+        self.decide_waiting(&log);
         Ok(())
     }
 }

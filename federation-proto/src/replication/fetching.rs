@@ -324,8 +324,10 @@ impl Replication {
     /// The log refused a batch; the fetch was stopped by the shell.
     pub(super) fn batch_refused(&mut self, link: LinkId, number: FetchNumber, refusal: &AppendRefusal) {
         let Some(FetchOwner::Copy(log, key)) = self.forget_fetch(link, number) else { return };
+        let lasting = !matches!(refusal, AppendRefusal::Repeat(_) | AppendRefusal::Gap { .. });
         if let Some(state) = self.logs.get_mut(&log) {
             state.fetches.remove(&key);
+            state.refuses |= lasting;
         }
         match refusal {
             AppendRefusal::Repeat(_) | AppendRefusal::Gap { .. } => {}
@@ -341,6 +343,9 @@ impl Replication {
             }
         }
         self.retry_later(&log, Some(refusal.to_string()));
+        if lasting {
+            self.decide_waiting(&log);
+        }
     }
 
     /// Asks again after a pause that grows while the copy does not.

@@ -37,9 +37,9 @@ const ANSWERS_MAX: usize = 1024;
 const BOUNDARIES_MAX: usize = 64;
 /// What stands beyond our own log is asked for again after so many mark intervals.
 const ASK_TICKS: u32 = 30;
-/// Holes and tips remembered of one site, beyond one for each log that may be known.
+/// Holes, tips and jumps remembered of one site, beyond one for each log that may be known.
 const SITE_PARTS_MAX: usize = 256 * 1024;
-/// Holes and tips remembered of all sites together: about 32 bytes each.
+/// Holes, tips and jumps remembered of all sites together: 24 to 56 bytes each.
 const ALL_PARTS_MAX: usize = 8 * 1024 * 1024;
 
 /// This site's statements to one origin.
@@ -117,7 +117,7 @@ pub(super) struct Held {
     sites: BTreeMap<LogName, BTreeMap<Site, Stated>>,
     changed: BTreeSet<(LogName, Site)>,
     answers: BTreeMap<Site, (Start, Vec<u64>)>,
-    /// Holes and tips remembered of each site.
+    /// Holes, tips and jumps remembered of each site.
     parts: BTreeMap<Site, usize>,
     boundaries: BTreeMap<LogName, BTreeMap<Place, Chain>>,
     ahead: BTreeMap<(LogName, Site), Ahead>,

@@ -250,7 +250,8 @@ pub(super) fn covers(info: &LogInfo, tips: &[Place], jumps: &[Jump], place: Plac
             }
             let before = match jump {
                 Some(jump) => jump.from,
-                None => held_in(info, at.incarnation).and_then(|e| e.previous),
+                // Where we jumped ourselves, what our own copy names is no message's way.
+                None => held_in(info, at.incarnation).filter(|e| !e.jumped).and_then(|e| e.previous),
             };
             match before {
                 Some(previous) => at = previous,

@@ -69,6 +69,8 @@ pub(super) struct LogState {
     pub(super) moved_at: Duration,
     /// Why nothing comes, as far as it is known.
     pub(super) trouble: Option<String>,
+    /// The log refused what comes next, and will again.
+    pub(super) refuses: bool,
     pub(super) gap: Option<Gap>,
     /// The question about its pending holes.
     pub(super) seeking: Option<Seeking>,

@@ -405,7 +405,7 @@ impl Replication {
         let grew = was_submitted.as_ref().map(|i| i.end) != state.submitted.as_ref().map(|i| i.end);
         if grew {
             state.failures = 0;
-            state.trouble = None;
+            (state.trouble, state.refuses) = (None, false);
             state.moved_at = self.now;
         }
         if many {
@@ -538,6 +538,11 @@ impl Replication {
     /// Whether a session with this neighbour is up.
     pub fn is_linked_with(&self, node: &NodeName) -> bool {
         self.links.values().any(|link| link.peer.node == *node)
+    }
+
+    /// Whether a session with any neighbour is up.
+    pub fn is_linked(&self) -> bool {
+        !self.links.is_empty()
     }
 
     /// The edge broker that counts for this node's site, where it is another one: then this one must take no messages.

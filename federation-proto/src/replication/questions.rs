@@ -287,7 +287,7 @@ impl Replication {
             return;
         }
         // By origin, with when the question about any of its logs was asked that was asked first.
-        let mut due: BTreeMap<Site, (Option<Duration>, Vec<LogName>)> = BTreeMap::new();
+        let mut due: BTreeMap<Site, (Option<Duration>, Vec<_>)> = BTreeMap::new();
         for log in self.open_questions() {
             let Some(state) = self.logs.get(&log) else { continue };
             // While there is no room for further offers, those that are there are used first.
@@ -299,15 +299,24 @@ impl Replication {
             if let Some(asked) = asked.into_iter().flatten().filter(stale).map(|a| a.map(|(_, at)| at)).min() {
                 let (oldest, logs) = due.entry(log.origin.clone()).or_insert((asked, Vec::new()));
                 *oldest = asked.min(*oldest);
-                logs.push(log);
+                logs.push((asked, log));
             }
         }
         // Where not all can be asked about now, those go first that have waited for longest.
         let mut due: Vec<_> = due.into_iter().map(|(origin, (oldest, logs))| (oldest, origin, logs)).collect();
         due.sort();
-        for (_, origin, logs) in due {
+        for (_, origin, mut logs) in due {
+            logs.sort();
+            let logs = logs.into_iter().map(|(_, log)| log).collect();
+            if !self.may_ask_more() {
+                return;
+            }
             self.ask_about_these(&origin, logs);
         }
+    }
+
+    fn may_ask_more(&mut self) -> bool {
+        self.questions.own_share(self.now).left > KEPT_FOR_OWN
     }
 
     fn ask_about_these(&mut self, origin: &Site, logs: Vec<LogName>) {
@@ -320,7 +329,7 @@ impl Replication {
         for part in carried::parts(stated) {
             let count = part.len();
             // The rest is asked about when this node may again.
-            if count == 0 || self.questions.own_share(self.now).left <= KEPT_FOR_OWN {
+            if count == 0 || !self.may_ask_more() {
                 return;
             }
             let asked = Some((self.ask(origin, part, Vec::new()), self.now));
@@ -523,6 +532,7 @@ impl Replication {
         let Some(state) = self.logs.get_mut(log) else { return };
         state.gap = Some(Gap { resume, since: now, asked: None });
         self.gaps.insert(log.clone());
+        self.decide_waiting(log);
     }
 
     fn resume_cache(&mut self, log: &LogName, resume: Place) {
@@ -628,7 +638,8 @@ impl Replication {
             self.gaps.remove(log);
             return self.retry_later(log, None);
         };
-        if info.incarnations.last().is_some_and(|newest| hole.to < newest.begin) {
+        let opens = info.incarnations.iter().all(|i| i.incarnation != hole.incarnation);
+        if opens && info.incarnations.last().is_some_and(|newest| hole.to < newest.begin) {
             let text = format!(
                 "{log}: the origin goes on at {resume}, below what is held here, and nothing joins the two; the copy goes on there, \
                  and what it holds stays as a fork"
@@ -637,9 +648,8 @@ impl Replication {
         }
         if hole.to > hole.from {
             let text = format!(
-                "{log}: {} to {} is held by no site that can be reached any more; it is recorded as lost and the copy goes on above",
-                info.end,
-                Place { incarnation: hole.incarnation, offset: hole.to }
+                "{log}: {} to {} of incarnation {} is held by no site that can be reached any more; it is recorded as lost and the copy goes on above",
+                hole.from, hole.to, hole.incarnation
             );
             self.report_of("range-lost", log, text);
         }

@@ -133,7 +133,7 @@ impl Replication {
         }
         if named_me && let Some(hole) = self.lost_hole(&order.log, at, order.line) {
             let above = Place { incarnation: hole.incarnation, offset: hole.to };
-            return self.end_served(asker, FetchEnd::Lost, Some(above), "it was lost here too");
+            return self.end_served(asker, FetchEnd::Lost, Some(above), "it is not held here either, and will not be");
         }
         if named_me {
             let end = self.logs.get(&order.log).and_then(|s| s.end()).unwrap_or(at);
@@ -242,6 +242,10 @@ impl Replication {
         }
         let Some(state) = self.logs.get(&order.log) else { return false };
         let (Some(info), Some(remote), None) = (&state.submitted, &state.remote, &state.gap) else { return false };
+        // What our copy cannot take may well be read through.
+        if state.refuses {
+            return false;
+        }
         let missing = match lines::locate(info, at, FetchLine::Main) {
             Where::AtEnd => true,
             Where::Outside => info.incarnations.iter().all(|i| i.incarnation != at.incarnation),
@@ -254,7 +258,7 @@ impl Replication {
         let Some(state) = self.logs.get_mut(log) else { return };
         state.waiting.push((asker, at));
         if let Some(served) = self.served.get_mut(&asker) {
-            served.mode = Mode::Waiting;
+            (served.mode, served.tried) = (Mode::Waiting, None);
         }
     }
 
@@ -271,7 +275,7 @@ impl Replication {
     pub(super) fn decide_waiting(&mut self, log: &LogName) {
         // One that is to begin may never do so once nothing is stored any more.
         let stopped = self.stopped.is_some();
-        let state = self.logs.get_mut(log).filter(|s| stopped || s.submitted.is_some());
+        let state = self.logs.get_mut(log).filter(|s| stopped || !s.beginning);
         let waiting = state.map(|s| std::mem::take(&mut s.waiting)).unwrap_or_default();
         for (asker, at) in waiting {
             if self.served.get(&asker).is_some_and(|served| served.mode == Mode::Waiting) {

@@ -361,6 +361,11 @@ impl Hub {
         self.core.lock().machine.is_linked_with(node)
     }
 
+    /// Whether a session with any neighbour is up.
+    pub fn is_linked(&self) -> bool {
+        self.core.lock().machine.is_linked()
+    }
+
     /// Alarms since the start.
     pub fn alarms(&self) -> Vec<Alarm> {
         self.alarms.list()

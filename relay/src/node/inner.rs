@@ -229,7 +229,8 @@ impl NodeInner {
     fn look_at_twins(&self) -> Option<String> {
         let mut twins = self.twins.lock();
         let told = twins.look(self.clock.now(), |peer| self.hub.is_linked_with(peer));
-        let taken = twins.taken().map(ToOwned::to_owned);
+        // Who is linked elsewhere may be the first one there: two that refuse each other's messages would help nobody.
+        let taken = twins.taken().filter(|_| !self.hub.is_linked()).map(ToOwned::to_owned);
         drop(twins);
         for report in told.raise {
             self.hub.report(report, self.clock.wall_us());
@@ -238,6 +239,12 @@ impl NodeInner {
             self.hub.clear_one(twins::TWO_NODES, &subject);
         }
         taken
+    }
+
+    /// Whether another process is this site's edge broker, as far as it is known.
+    pub(super) fn is_second(&self) -> bool {
+        let reason = self.not_taking.load(Ordering::Relaxed);
+        reason == Unavailable::Outdone as u8 || reason == Unavailable::Twin as u8
     }
 
     /// `why` names the reason; `text` says it with the figures of this moment. It was logged where it was found.

@@ -209,6 +209,10 @@ impl NodeInner {
                 "the node is shutting down; publish elsewhere or when it is back".to_owned(),
             ));
         }
+        // What does not go to the disk does not need one; but a second edge broker's messages would go nowhere.
+        if self.is_second() {
+            self.check_taking()?;
+        }
         let topic = publish.path.topic();
         if topic.is_internal() {
             return Err(PublishError::Internal(topic));

@@ -48,6 +48,11 @@ pub(super) struct Told {
     pub(super) over: Vec<String>,
 }
 
+/// Subject of the alarm about this process, apart from that about two of the neighbour's.
+fn here(peer: &NodeName) -> String {
+    format!("this node at {peer}")
+}
+
 fn count(refused: &mut BTreeMap<NodeName, Refused>, peer: &NodeName, text: String, now: Duration) {
     if let Some(known) = refused.get_mut(peer) {
         (known.times, known.at, known.text) = (known.times.saturating_add(1), now, text);
@@ -67,7 +72,7 @@ impl Twins {
 
     /// An attempt towards a neighbour ended otherwise.
     pub(super) fn not_refused_here(&mut self, peer: &NodeName) {
-        self.over.extend(self.here.remove(peer).filter(|r| r.reported).map(|_| peer.to_string()));
+        self.over.extend(self.here.remove(peer).filter(|r| r.reported).map(|_| here(peer)));
     }
 
     /// This process refused a second one of a neighbour's name.
@@ -75,7 +80,7 @@ impl Twins {
         count(&mut self.there, peer, text, now);
     }
 
-    /// Why this process takes no messages, if it is a second one.
+    /// Why this process would take no messages: it is a second one at some neighbour.
     pub(super) fn taken(&self) -> Option<&str> {
         self.here.values().find(|r| r.times >= REFUSALS).map(|r| r.text.as_str())
     }
@@ -94,9 +99,10 @@ impl Twins {
             }
             stays
         });
-        for (peer, refused) in self.here.iter_mut().chain(&mut self.there) {
+        let here = self.here.iter_mut().map(|(peer, refused)| (here(peer), refused));
+        for (subject, refused) in here.chain(self.there.iter_mut().map(|(peer, refused)| (peer.to_string(), refused))) {
             if refused.times >= REFUSALS && !std::mem::replace(&mut refused.reported, true) {
-                let (subject, text) = (peer.to_string(), refused.text.clone());
+                let text = refused.text.clone();
                 told.raise.push(Report { name: TWO_NODES, subject, text });
             }
         }
@@ -127,9 +133,9 @@ mod tests {
         assert!(twins.taken().is_none(), "it may have been restarted just now");
         twins.refused_here(&peer(), Duration::from_secs(2));
         assert!(twins.taken().unwrap().contains("eu/edge"));
-        assert_eq!(look(&mut twins, 2, false), (vec![peer().to_string()], vec![]));
+        assert_eq!(look(&mut twins, 2, false), (vec![here(&peer())], vec![]));
         assert_eq!(look(&mut twins, 500, false), (vec![], vec![]), "it is told once, and stays");
-        assert_eq!(look(&mut twins, 501, true), (vec![], vec![peer().to_string()]));
+        assert_eq!(look(&mut twins, 501, true), (vec![], vec![here(&peer())]));
         assert!(twins.taken().is_none());
     }
 

@@ -122,7 +122,7 @@ fn refusal(peer: &NodeName, older: &Connection, older_dialled: bool, dialled: bo
     let address = older.remote_address();
     if older_dialled == dialled {
         Unclaimed::NameTaken(format!(
-            "two connections claim to be node {peer}: the one from {address} is alive, so this one is refused; give each node a name and certificate of its own"
+            "two connections claim to be node {peer}: the one from {address} is alive, so this one is refused; stop one of the two, or give it a name and certificate of its own"
         ))
     } else {
         Unclaimed::Dialled(format!(

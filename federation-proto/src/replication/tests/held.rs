@@ -100,6 +100,9 @@ fn no_statement_covers_what_its_site_does_not_hold() {
         let mut rng = SmallRng::seed_from_u64(seed);
         let (log, messages) = origin(&mut rng);
         let (copy, has) = site(&mut rng, &messages);
+        // The origin may have lost parts itself, and jumped over what it did not get back.
+        let whole = rng.random_bool(0.5);
+        let own = if whole { log } else { site(&mut rng, &messages).0 };
         let held = copy.info();
         let stated = Stated {
             start: Start { time_us: 1, random: 1 },
@@ -113,15 +116,15 @@ fn no_statement_covers_what_its_site_does_not_hold() {
         };
         jumped += stated.jumps.len();
         for message in &messages {
-            let covers = stated.covers(&log.info(), message.begin);
+            let covers = stated.covers(&own.info(), message.begin);
             assert!(
                 !covers || has.contains(&message.begin),
                 "seed {seed}: {} is not held: {held:#?} of {:#?}",
                 message.begin,
-                log.info()
+                own.info()
             );
             covered += usize::from(covers);
-            missed += usize::from(!covers && has.contains(&message.begin));
+            missed += usize::from(whole && !covers && has.contains(&message.begin));
         }
     }
     assert!(covered > 20_000 && jumped > 2_000, "{covered} covered, {jumped} jumps");

@@ -377,7 +377,7 @@ fn read_memory(cell: &Cell, from: Place, line: Line, bytes_max: usize) -> InMemo
                     _ => Read::AtEnd { at, beside: false },
                 },
             },
-            Located::AtEnd(at) => Read::AtEnd { at, beside: line == Line::Main && copy.is_beside(at.incarnation) },
+            Located::AtEnd(at) => Read::AtEnd { at, beside: line == Line::Main && copy.is_beside(at) },
             Located::Hole { hole, at } => Read::Outside(match state.damaged_to(at) {
                 Some(to) => Outside::Damaged { to: to.min(hole.to) },
                 None => Outside::Hole { hole },

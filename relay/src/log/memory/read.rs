@@ -38,7 +38,7 @@ pub(super) fn read(state: &State, log: &LogName, from: Place, line: Line, bytes_
                 Some(stored) => Read::Outside(Outside::Damaged { to: stored.batch.end_offset() }),
                 None => Read::Outside(Outside::UnknownIncarnation),
             },
-            Located::AtEnd(at) => Read::AtEnd { at, beside: line == Line::Main && copy.is_beside(at.incarnation) },
+            Located::AtEnd(at) => Read::AtEnd { at, beside: line == Line::Main && copy.is_beside(at) },
             Located::Hole { hole, .. } => Read::Outside(Outside::Hole { hole }),
             Located::Below(begin) => Read::Outside(Outside::Below { begin }),
             Located::Above(end) => Read::Outside(Outside::Above { end }),
