@@ -20,7 +20,10 @@ use std::{
     fs,
     hash::{DefaultHasher, Hash, Hasher},
     io,
-    os::{fd::BorrowedFd, unix::fs::MetadataExt},
+    os::{
+        fd::BorrowedFd,
+        unix::fs::{DirEntryExt, MetadataExt},
+    },
     path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicUsize, atomic::Ordering},
 };
@@ -235,9 +238,8 @@ fn live(root: &Path) -> io::Result<BTreeMap<String, u64>> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
         entries => entries?,
     };
-    entries
-        .map(|entry| entry.and_then(|e| Ok((e.file_name().to_string_lossy().into_owned(), e.metadata()?.ino()))))
-        .collect()
+    // The inode as the directory names it: RocksDB may remove the file before anything could be asked of it.
+    entries.map(|entry| entry.map(|e| (e.file_name().to_string_lossy().into_owned(), e.ino()))).collect()
 }
 
 /// Notes a sync before it is passed on.
