@@ -2,9 +2,11 @@
 //! the receipt says that the other holds it durably.
 //!
 //! For each size the rate is measured with a full window, then the latency at a tenth of that rate. CPU is that of
-//! both nodes together, without the publisher's own; memory is the most that each node has held.
+//! both nodes together, without the publisher's own; memory is the most that each node has held. Where the time goes is said
+//! as shares of the CPU time that the nodes and the load itself used at the full rate, by thread.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -13,7 +15,7 @@ use super::{
     BenchError, Figure,
     cluster::{Cluster, Kind},
     load::{Load, Measured},
-    process,
+    process::{self, Cpu},
 };
 
 /// Sizes of messages, bytes, with their names in figures.
@@ -51,14 +53,15 @@ pub async fn run(
             rate: None,
         };
         load.run().await?;
-        let before = cpu(&cluster)?;
+        let (before, spent_before) = (cpu(&cluster)?, spent(&cluster)?);
         let full = Load { time, ..load.clone() }.run().await?;
-        let cpu_s = cpu(&cluster)? - before;
+        let (cpu_s, spent) = (cpu(&cluster)? - before, spent(&cluster)?);
         let rate = full.messages as f64 / full.elapsed.as_secs_f64();
         tell(format!("messages of {name}: {rate:.0} messages/s; latency at a tenth of that"));
         let paced = Load { time, rate: Some((rate / 10.0).max(1.0)), ..load }.run().await?;
         figures.extend(rate_figures(name, size, &full, rate, cpu_s));
         figures.extend(latency_figures(name, &paced));
+        figures.extend(spent_figures(name, &spent_before, &spent));
     }
     for (figure, node) in [("federation.memory.publisher", "a/edge"), ("federation.memory.receiver", "b/edge")] {
         let peak = cluster.member(node)?.pid().and_then(process::peak_memory);
@@ -108,6 +111,39 @@ fn cpu(cluster: &Cluster) -> Result<f64, BenchError> {
         sum += used.ok_or_else(|| BenchError(format!("the node {node} has ended")))?;
     }
     Ok(sum)
+}
+
+/// CPU time by process and thread.
+type Spent = BTreeMap<(&'static str, String), Cpu>;
+
+/// What both nodes and this process have used.
+fn spent(cluster: &Cluster) -> Result<Spent, BenchError> {
+    let mut spent = Spent::new();
+    let pid = |node: &str| Ok::<_, BenchError>(cluster.member(node)?.pid());
+    let processes = [("publisher", pid("a/edge")?), ("receiver", pid("b/edge")?), ("load", Some(std::process::id()))];
+    for (process, pid) in processes {
+        let threads = pid.and_then(process::cpu_of_threads);
+        let threads = threads.ok_or_else(|| BenchError(format!("the {process}'s node has ended; see its log")))?;
+        spent.extend(threads.into_iter().map(|(name, cpu)| ((process, name), cpu)));
+    }
+    Ok(spent)
+}
+
+/// Shares of all that was used between the two; what is less than half a percent is left out.
+fn spent_figures(name: &str, before: &Spent, after: &Spent) -> Vec<Figure> {
+    let since = |key: &(&'static str, String), cpu: &Cpu| cpu.since(before.get(key).copied().unwrap_or_default());
+    let used: Vec<_> = after.iter().map(|(key, cpu)| (key, since(key, cpu))).collect();
+    let all: f64 = used.iter().map(|(_, cpu)| cpu.sum()).sum();
+    let mut figures = Vec::new();
+    for ((process, thread), cpu) in used {
+        for (kind, part) in [("user", cpu.user), ("system", cpu.system)] {
+            if part > all / 200.0 {
+                let figure = format!("federation.spent.{name}.{process}.{thread}.{kind}");
+                figures.push(Figure::new(figure, part / all * 100.0, "% of CPU"));
+            }
+        }
+    }
+    figures
 }
 
 fn rate_figures(name: &str, size: usize, full: &Measured, rate: f64, cpu_s: f64) -> Vec<Figure> {
