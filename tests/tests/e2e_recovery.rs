@@ -103,6 +103,8 @@ fn the_second_edge_broker_of_a_site_takes_no_messages_and_everybody_says_so() {
     wait_for("the twin is not ready", || !federation.run("us/twin", &["status"]).ok().out.contains(": ready"));
     let refused = federation.run("us/twin", &["pub", "orders", "y", "--deadline", "1s"]);
     assert!(refused.code != 0 && refused.err.contains("us/edge"), "{}", refused.err);
+    let refused = federation.run("us/twin", &["pub", "orders", "z", "--mode", "one-way"]);
+    assert!(refused.code != 0 && refused.err.contains("us/edge"), "one-way is refused too: {}", refused.err);
     federation.run("us/edge", &["pub", "orders", "x"]).ok();
     assert_eq!(federation.cluster.member_mut("us/twin").unwrap().stop(), Some(0));
     wait_for("it is over", || !federation.run("us/edge", &["status"]).ok().out.contains("two-edges-one-site"));

@@ -29,6 +29,7 @@ mod registration;
 mod routing;
 mod serving;
 mod trace;
+mod twins;
 mod unstored;
 mod wants;
 

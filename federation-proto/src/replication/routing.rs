@@ -14,6 +14,7 @@ use prost::Message as _;
 use super::{
     Change, LinkId, Output, Replication, StateTable,
     convert::{self, Checked},
+    twins::Twins,
 };
 use crate::{
     ids::{NodeName, Site, Start},
@@ -27,8 +28,6 @@ pub(super) const RECORD_AGE_MAX: Duration = Duration::from_secs(3600);
 pub(super) const RECORD_REFRESH: Duration = Duration::from_secs(900);
 /// Neighbours compare digests this often.
 pub(super) const DIGEST_INTERVAL: Duration = Duration::from_secs(60);
-/// A node goes on above a greater number of its own name at most this often.
-const RAISE_INTERVAL: Duration = Duration::from_secs(60);
 /// What a hop through a node that carries no transit adds: more than any real path costs.
 const NO_TRANSIT_COST: u64 = 1 << 40;
 /// Most neighbours believed of one record.
@@ -36,12 +35,12 @@ const NEIGHBOURS_MAX: usize = 4096;
 
 /// What a node said of itself last.
 #[derive(Debug, Clone)]
-struct Known {
+pub(super) struct Known {
     kind: NodeKind,
-    start: Start,
+    pub(super) start: Start,
     /// When its data was begun.
-    since: Start,
-    sequence: u64,
+    pub(super) since: Start,
+    pub(super) sequence: u64,
     neighbours: BTreeMap<NodeName, u32>,
     no_transit: bool,
     body: Bytes,
@@ -59,12 +58,11 @@ pub(super) struct Hop {
 /// Records and what follows from them.
 #[derive(Debug)]
 pub(super) struct Routing {
-    start: Start,
+    pub(super) start: Start,
     /// This node's first start with the data it has.
-    since: Start,
-    sequence: u64,
-    raised: Option<Duration>,
-    raises: u32,
+    pub(super) since: Start,
+    pub(super) sequence: u64,
+    pub(super) twins: Twins,
     renewed: Duration,
     records: BTreeMap<NodeName, Known>,
     /// Every node that was ever heard of, also when nobody has renewed its record for long: it may be back, with what
@@ -94,8 +92,7 @@ impl Routing {
             start,
             since: start,
             sequence: 0,
-            raised: None,
-            raises: 0,
+            twins: Twins::default(),
             renewed: now,
             records: BTreeMap::new(),
             ever: BTreeMap::new(),
@@ -137,6 +134,14 @@ impl Routing {
 
     pub(super) fn cost(&self, site: &Site) -> Option<u64> {
         self.sites.get(site).map(|h| h.cost)
+    }
+
+    /// Whether some node that can be reached states a link with this one, which is not among `linked`, its own.
+    pub(super) fn is_linked_elsewhere(&self, me: &NodeName, linked: &BTreeSet<&NodeName>) -> bool {
+        let states = |(node, known): (&NodeName, &Known)| {
+            node != me && !linked.contains(node) && self.nodes.contains_key(node) && known.neighbours.contains_key(me)
+        };
+        self.records.iter().any(states)
     }
 
     /// Every site with an edge broker that was ever heard of, reachable or not.
@@ -437,39 +442,6 @@ impl Replication {
         }
     }
 
-    /// Our own name with a greater number: a former start whose clock was ahead, or a second node of this name.
-    fn meet_own_record(&mut self, known: &Known) {
-        if (known.start, known.sequence) <= (self.routing.start, self.routing.sequence) {
-            return;
-        }
-        if self.routing.raised.is_some_and(|at| self.now.saturating_sub(at) < RAISE_INTERVAL) {
-            return;
-        }
-        self.routing.raised = Some(self.now);
-        self.routing.raises += 1;
-        if self.routing.raises > 1 {
-            let text = format!("another node calls itself {} too; give one of them another name", self.config.node);
-            self.report("two-nodes-one-name", text);
-        }
-        let above = Start { time_us: known.start.time_us.saturating_add(1), random: self.config.start.random };
-        let raise = above > self.routing.start && known.start > self.routing.start;
-        if raise {
-            // All that this node numbers goes above, not its record alone: what others know of its former start would
-            // outdo its statements, registrations, marks and one-way messages else.
-            self.routing.start = above;
-            self.config.start = above;
-        }
-        self.routing.sequence = self.routing.sequence.max(known.sequence);
-        self.renew_own_record();
-        if raise {
-            for origin in self.routing.known_sites() {
-                self.statements_anew(&origin);
-                self.registration_anew(&origin);
-            }
-            self.ask_about_own();
-        }
-    }
-
     /// Forgets records that nobody renewed, renews the own one when it is due.
     pub(super) fn age_records(&mut self) {
         let now = self.now;
@@ -503,6 +475,7 @@ impl Replication {
             self.upstream_changed(&origin, old);
         }
         self.report_doubled_sites();
+        self.look_for_twin();
     }
 
     /// A site has one active edge broker; a second one's messages would be forks of the first one's logs.

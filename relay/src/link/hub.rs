@@ -356,6 +356,11 @@ impl Hub {
         self.core.lock().machine.outdone_by()
     }
 
+    /// See [`Replication::is_second_of_its_name`].
+    pub fn is_second_of_its_name(&self) -> bool {
+        self.core.lock().machine.is_second_of_its_name()
+    }
+
     /// Whether a session with this neighbour is up.
     pub fn is_linked_with(&self, node: &NodeName) -> bool {
         self.core.lock().machine.is_linked_with(node)

@@ -232,6 +232,12 @@ impl NodeInner {
         // Who is linked elsewhere may be the first one there: two that refuse each other's messages would help nobody.
         let taken = twins.taken().filter(|_| !self.hub.is_linked()).map(ToOwned::to_owned);
         drop(twins);
+        let elsewhere = || {
+            "another process of this node's name, whose data is older, is in the federation; stop one of the two, or give it a name \
+             and certificate of its own"
+                .to_owned()
+        };
+        let taken = taken.or_else(|| self.hub.is_second_of_its_name().then(elsewhere));
         for report in told.raise {
             self.hub.report(report, self.clock.wall_us());
         }

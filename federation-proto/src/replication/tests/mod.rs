@@ -146,6 +146,54 @@ fn a_restart_never_makes_an_edge_broker_the_second_of_its_site() {
     assert_eq!(outdone(&net, twin), None);
 }
 
+/// A copied machine at another neighbour: both tell of it at once, all ways lead to the one whose data is older, the other
+/// takes no messages until the first is gone.
+#[test]
+fn of_two_processes_of_one_name_at_different_neighbours_the_older_one_counts() {
+    for seed in SEEDS {
+        let mut net = Net::new(seed);
+        net.add("a/edge", NodeKind::Edge);
+        for relay in ["r/one", "s/two"] {
+            net.add(relay, NodeKind::Relay);
+        }
+        net.add("c/edge", NodeKind::Edge);
+        net.want(3, want("w", "t", WantStart::Earliest));
+        // Its data is kept from its first start on.
+        let disk = net.nodes[0].disk.clone();
+        net.restart(0, disk);
+        for (a, b) in [(0, 1), (1, 2), (2, 3)] {
+            net.connect(a, b);
+        }
+        net.run(5);
+        let second = |net: &Net, node: usize| net.nodes[node].machine.is_second_of_its_name();
+        let told = |net: &Net, node: usize| net.nodes[node].reports.iter().any(|r| r.name == "two-nodes-one-name");
+        let twin = net.add("a/edge", NodeKind::Edge);
+        net.connect(2, twin);
+        net.run(2);
+        assert!(told(&net, 0) && told(&net, twin), "seed {seed}: both tell of it");
+        assert_eq!((second(&net, 0), second(&net, twin)), (false, true), "seed {seed}");
+        net.publish(0, "t", 1, 3);
+        net.run(3);
+        net.complete(0, 3, &log("t", "a", 1));
+        // The second stays so while the first restarts, and until it is gone.
+        let disk = net.nodes[0].disk.clone();
+        net.restart(0, disk);
+        net.connect(0, 1);
+        net.run(5);
+        assert_eq!((second(&net, 0), second(&net, twin)), (false, true), "seed {seed}");
+        assert!(told(&net, 0), "seed {seed}: the new process tells of it too");
+        net.cut(0, 1);
+        net.run(5);
+        assert!(!second(&net, twin) && net.nodes[twin].over.iter().any(|(name, _)| *name == "two-nodes-one-name"));
+        net.connect(0, 1);
+        net.run(5);
+        assert_eq!((second(&net, 0), second(&net, twin)), (false, true), "seed {seed}");
+        net.cut(2, twin);
+        net.run(5);
+        assert!(net.nodes[0].over.iter().any(|(name, _)| *name == "two-nodes-one-name"), "seed {seed}: it is over");
+    }
+}
+
 #[test]
 fn a_quiet_federation_says_little() {
     let mut net = three(1);
