@@ -118,7 +118,7 @@ impl Replication {
         self.decide_waiting(log);
     }
 
-    /// Where the origin begins, when nothing of its main line joins what our copy holds.
+    /// Where the upstream's main line begins or was jumped into, when nothing of it joins what our copy holds.
     fn cut_off(&self, log: &LogName) -> Option<Place> {
         let state = self.logs.get(log)?;
         let waits = state.gap.is_some() || state.retry_at.is_some_and(|at| at > self.now);
@@ -126,7 +126,7 @@ impl Replication {
             return None;
         }
         let remote = state.remote.as_ref()?;
-        remote.continue_main(&state.edges()).is_none().then_some(remote.begin)
+        remote.continue_main(&state.edges()).is_none().then(|| remote.line_begin())
     }
 
     fn plan(&self, log: &LogName) -> Vec<Planned> {
@@ -289,36 +289,26 @@ impl Replication {
                 | link::FetchEnd::Lost
                 | link::FetchEnd::UnknownPlace,
             ) => {
-                let above = ended.at.filter(|_| ended.end == link::FetchEnd::Lost);
+                let goes_on = matches!(ended.end, link::FetchEnd::Lost | link::FetchEnd::NotHere);
+                let above = ended.at.filter(|_| goes_on);
                 self.offer_used(log, incarnation, holder.as_ref(), above);
             }
             (FetchKey::Hole(_), link::FetchEnd::Done) => self.evaluate(log),
             (
-                FetchKey::Hole(_),
+                FetchKey::Hole(to),
                 link::FetchEnd::AtEnd | link::FetchEnd::NotHere | link::FetchEnd::Lost | link::FetchEnd::UnknownPlace,
-            ) => self.hole_not_filled(log, holder.as_ref()),
+            ) => self.hole_not_filled(log, to, holder.as_ref(), ended),
             (_, link::FetchEnd::Done | link::FetchEnd::AtEnd | link::FetchEnd::Stopped) => self.retry_later(log, None),
             (FetchKey::Main, link::FetchEnd::NotHere | link::FetchEnd::Lost) => self.not_here(log, ended),
-            (FetchKey::Fork(incarnation), link::FetchEnd::Lost) => self.fork_not_here(log, incarnation, ended),
+            (FetchKey::Fork(incarnation), link::FetchEnd::Lost | link::FetchEnd::NotHere) => {
+                self.fork_not_here(log, incarnation, ended);
+            }
             (_, end) => {
                 let by = if ended.answered_by.is_empty() { "the next node" } else { ended.answered_by.as_str() };
                 let text = format!("{by} answered {}: {}", end.as_str_name(), ended.text);
                 self.retry_later(log, Some(text));
             }
         }
-    }
-
-    /// Whoever was asked for what fills a hole does not hold it.
-    fn hole_not_filled(&mut self, log: &LogName, holder: Option<&NodeName>) {
-        match holder {
-            None => self.hole_not_upstream(log),
-            Some(holder) => {
-                if let Some(state) = self.logs.get_mut(log) {
-                    state.offers.retain(|o| o.holder != *holder);
-                }
-            }
-        }
-        self.retry_later(log, None);
     }
 
     /// The log refused a batch; the fetch was stopped by the shell.

@@ -7,15 +7,16 @@ use std::time::Duration;
 
 use super::{
     Change, Output, Replication,
-    lines::Edge,
+    lines::{Edge, View},
     logs::FetchKey,
     questions::{Asked, Gap, Offer, jump},
 };
 use crate::{
     copies::{Hole, HoleKind, LogInfo},
-    ids::{Incarnation, LogName, Place},
+    ids::{Incarnation, LogName, NodeName, Offset, Place},
     limits::LOST_RANGE_MAX,
     session::{FetchEnded, NodeKind},
+    wire::link::FetchEnd,
 };
 
 /// A question about a log's pending holes.
@@ -60,6 +61,29 @@ impl Replication {
         }
     }
 
+    /// Whoever was asked for what fills the hole that ends at `to` does not hold it, or nothing below the place that he names.
+    pub(super) fn hole_not_filled(&mut self, log: &LogName, to: Place, holder: Option<&NodeName>, ended: &FetchEnded) {
+        let Some(holder) = holder else {
+            self.hole_not_upstream(log);
+            return self.retry_later(log, None);
+        };
+        let goes_on = matches!(ended.end, FetchEnd::NotHere | FetchEnd::Lost);
+        let above = ended.at.filter(|at| goes_on && at.incarnation == to.incarnation && at.offset < to.offset);
+        if let Some(state) = self.logs.get_mut(log) {
+            state.offers.retain_mut(|offer| {
+                let edge = offer.view.edges.iter_mut().find(|e| e.incarnation == to.incarnation);
+                match edge.zip(above).filter(|_| offer.holder == *holder) {
+                    Some((edge, above)) if edge.begin < above.offset && above.offset < edge.end => {
+                        edge.begin = above.offset;
+                        true
+                    }
+                    _ => offer.holder != *holder,
+                }
+            });
+        }
+        self.retry_later(log, None);
+    }
+
     fn seek(&mut self, log: &LogName) {
         let since = self.now;
         if let Some(state) = self.logs.get_mut(log) {
@@ -88,15 +112,28 @@ impl Replication {
             };
             let filling = state.fetches.keys().any(|key| matches!(key, FetchKey::Hole(_)));
             let waited = self.now.saturating_sub(seeking.since) >= self.config.lost_after;
-            if !filling && (waited || (state.offers.is_empty() && self.all_answered(&log.origin, seeking.asked))) {
+            let offered =
+                state.offers.iter().any(|o| self.pending_holes(&log).any(|h| begins_in(&o.view, h) == Some(h.from)));
+            if !filling && (waited || (!offered && self.all_answered(&log.origin, seeking.asked))) {
                 self.give_up_holes(&log, HoleKind::Lost);
             }
         }
     }
 
     fn give_up_holes(&mut self, log: &LogName, kind: HoleKind) {
-        let holes: Vec<Hole> = self.pending_holes(log).copied().collect();
+        let mut holes: Vec<Hole> = self.pending_holes(log).copied().collect();
+        let mut rest = false;
         if kind == HoleKind::Lost {
+            // Only what nobody who can be reached has: what is left is fetched then.
+            let offers = self.logs.get(log).map(|s| s.offers.as_slice()).unwrap_or_default();
+            let reached: Vec<&View> =
+                offers.iter().filter(|o| self.routing.towards(&o.holder).is_some()).map(|o| &o.view).collect();
+            for hole in &mut holes {
+                let above = reached.iter().filter_map(|view| begins_in(view, hole)).filter(|at| *at > hole.from);
+                let to = above.min().unwrap_or(hole.to);
+                rest |= to < hole.to;
+                hole.to = to;
+            }
             for hole in &holes {
                 let text = format!(
                     "{log}: {} to {} of incarnation {} cannot be read here any more, and is held by no site that can be reached; it is recorded as lost",
@@ -108,6 +145,9 @@ impl Replication {
         let rekind =
             |hole: Hole| Change::Rekind { log: log.clone(), hole: Hole { kind, ..hole }, was: HoleKind::Pending };
         self.out.push_back(Output::Store(holes.into_iter().map(rekind).collect()));
+        if rest {
+            return self.evaluate(log);
+        }
         self.holed.remove(log);
         if let Some(state) = self.logs.get_mut(log) {
             state.seeking = None;
@@ -160,25 +200,36 @@ impl Replication {
         }
     }
 
-    /// The origin lost a part of a fork for good, and told so after it had asked everybody: the copy goes on above it.
+    /// The origin does not hold a part of a fork: the copy goes on above it. What it lost is lost for good, since it asked
+    /// everybody before it told so; what its retention took away may be held elsewhere, which is asked as for any hole.
     pub(super) fn fork_not_here(&mut self, log: &LogName, incarnation: Incarnation, ended: &FetchEnded) {
         let state = self.logs.get(log);
         let info = state.and_then(|s| s.submitted.as_ref());
         let theirs = state.and_then(|s| s.remote.as_ref()).and_then(|r| r.edge(incarnation));
         let hole = info.zip(ended.at.filter(|at| at.incarnation == incarnation));
-        let hole = hole.and_then(|(info, at)| jump(info, at, HoleKind::Lost));
-        // What the origin took away in time may be held elsewhere.
-        let Some(hole) = hole.filter(|h| theirs.is_some_and(|e| e.begin <= h.from && h.to <= e.end)) else {
+        let kind = if ended.end == FetchEnd::Lost { HoleKind::Lost } else { HoleKind::Pending };
+        let hole = hole.and_then(|(info, at)| jump(info, at, kind));
+        let begins = |e: &Edge, h: &Hole| kind == HoleKind::Pending || e.begin <= h.from;
+        let Some(hole) = hole.filter(|h| theirs.is_some_and(|e| begins(e, h) && h.to <= e.end)) else {
             return self.retry_later(log, Some("the origin no longer holds a part of a fork".to_owned()));
         };
-        let text = format!(
-            "{log}: {} to {} of incarnation {incarnation} was lost by its origin and is held by no site; it is recorded as lost",
-            hole.from, hole.to
-        );
-        self.report_of("range-lost", log, text);
+        if kind == HoleKind::Lost {
+            let text = format!(
+                "{log}: {} to {} of incarnation {incarnation} was lost by its origin and is held by no site; it is recorded as lost",
+                hole.from, hole.to
+            );
+            self.report_of("range-lost", log, text);
+        }
         self.out.push_back(Output::Store(vec![Change::Hole { log: log.clone(), hole }]));
         self.retry_later(log, None);
     }
+}
+
+/// The first place of a hole at or above which a view holds something.
+fn begins_in(view: &View, hole: &Hole) -> Option<Offset> {
+    let edge = view.edge(hole.incarnation)?;
+    let from = edge.begin.max(hole.from);
+    (from < hole.to.min(edge.end)).then_some(from)
 }
 
 /// Where the lowest part begins that is offered of an own log and does not join what is left of it here.
@@ -190,7 +241,7 @@ pub(super) fn offered_apart<'a>(offers: impl IntoIterator<Item = &'a Offer>, inf
         if let Some(own) = held(e.incarnation) {
             return (e.begin > own.end).then_some(begin);
         }
-        let before = e.previous.and_then(|p| Some((p, held(p.incarnation)?)));
+        let before = e.previous.filter(|_| !e.jumped).and_then(|p| Some((p, held(p.incarnation)?)));
         match before {
             // What its first batch names was lost too.
             Some((previous, own)) if previous.offset > own.end => Some(previous),

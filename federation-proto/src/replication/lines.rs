@@ -50,6 +50,7 @@ impl View {
     }
 
     /// The main line from the newest incarnation back: each with the offset at which the line leaves it (`None`: the newest).
+    /// It ends where the holder jumped: nobody else comes by that way into what is above.
     pub(super) fn main_line(&self) -> Vec<(Edge, Option<Offset>)> {
         let mut line = Vec::new();
         let mut next = self.edge(self.tip().incarnation).copied();
@@ -60,10 +61,17 @@ impl View {
             if line.len() > self.edges.len() {
                 break;
             }
-            leave = edge.previous.map(|p| p.offset);
-            next = edge.previous.and_then(|p| self.edge(p.incarnation)).copied();
+            let joined = edge.previous.filter(|_| !edge.jumped);
+            leave = joined.map(|p| p.offset);
+            next = joined.and_then(|p| self.edge(p.incarnation)).copied();
         }
         line
+    }
+
+    /// Where a copy goes on that nothing of the main line joins.
+    pub(super) fn line_begin(&self) -> Place {
+        let jumped = self.main_line().last().map(|(edge, _)| *edge).filter(|edge| edge.jumped);
+        jumped.map_or(self.begin, |edge| Place { incarnation: edge.incarnation, offset: edge.begin })
     }
 
     pub(super) fn on_main_line(&self, incarnation: Incarnation) -> bool {
@@ -83,7 +91,7 @@ impl View {
                     _ => Place { incarnation: edge.incarnation, offset: held.end },
                 });
             }
-            if let Some(previous) = edge.previous
+            if let Some(previous) = edge.previous.filter(|_| !edge.jumped)
                 && let Some(before) = edge_in(own, previous.incarnation)
                 && (before.begin..=before.end).contains(&previous.offset)
                 && edge.begin == previous.offset
@@ -115,7 +123,13 @@ impl View {
                 Some(None) => None,
                 Some(Some(leave)) if edge.end <= leave => None,
                 Some(Some(leave)) => next_of(edge, own).filter(|p| p.offset >= leave),
-                None => next_of(edge, own),
+                // Also where the origin's retention has passed it: it says so when it is asked.
+                None => match edge_in(own, edge.incarnation) {
+                    Some(held) => {
+                        (held.end < edge.end).then_some(Place { offset: held.end, incarnation: edge.incarnation })
+                    }
+                    None => next_of(edge, own),
+                },
             })
             .collect()
     }
@@ -149,6 +163,8 @@ fn next_of(edge: &Edge, own: &[Edge]) -> Option<Place> {
     }
     match edge.previous {
         None => (edge.begin == 0).then(|| place(0)),
+        // What its first batch names is something else, which the holder does not have.
+        Some(_) if edge.jumped => None,
         Some(previous) => {
             let before = edge_in(own, previous.incarnation);
             let joined = before.is_some_and(|e| (e.begin..=e.end).contains(&previous.offset));

@@ -1,6 +1,10 @@
 //! What is known of each log: the own copy, what the upstream announced, what others offered, the fetches that feed it.
 
-use std::{collections::BTreeMap, ops::Bound, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+    time::Duration,
+};
 
 use super::{
     LinkId,
@@ -61,6 +65,8 @@ pub(super) struct LogState {
     pub(super) beginning: bool,
     /// Peers' fetches that wait for the copy to begin, or to go on from a place where its main fetch stands too.
     pub(super) waiting: Vec<((LinkId, FetchNumber), Place)>,
+    /// Peers' fetches that are read through.
+    pub(super) passes: BTreeSet<(LinkId, FetchNumber)>,
     pub(super) fetches: BTreeMap<FetchKey, OwnFetch>,
     /// Attempts since the copy last grew.
     pub(super) failures: u32,
@@ -122,7 +128,7 @@ impl LogState {
     fn is_idle(&self) -> bool {
         let held = self.submitted.is_some() || self.durable.is_some() || self.beginning;
         let known = self.remote.is_some() || !self.offers.is_empty() || self.gap.is_some();
-        !held && !known && self.waiting.is_empty() && self.fetches.is_empty()
+        !held && !known && self.waiting.is_empty() && self.passes.is_empty() && self.fetches.is_empty()
     }
 }
 

@@ -430,6 +430,9 @@ impl Replication {
         if appeared {
             self.decide_waiting(&log);
         }
+        if grew {
+            self.take_over_passes(&log);
+        }
         if change.holes {
             self.holes_changed(&log);
         }

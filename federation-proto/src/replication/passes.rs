@@ -14,7 +14,10 @@ use super::{
     LinkId, Output, Replication,
     serving::{Asker, Mode},
 };
-use crate::session::{FetchNumber, Lane};
+use crate::{
+    ids::Place,
+    session::{FetchNumber, Lane},
+};
 
 /// Most bytes that are read through for the fetches of one lane of a link and not yet sent on.
 pub const PASS_POOL_BYTES: u64 = 4 * 1024 * 1024;
@@ -30,6 +33,8 @@ const LENT_AFTER: Duration = Duration::from_secs(2);
 /// A passing fetch of ours, and what it may bring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Passing {
+    /// The next place that its asker is sent, as last heard.
+    pub(super) at: Place,
     link: LinkId,
     number: FetchNumber,
     /// Bytes that it may bring in all, that came, and that were sent on.
@@ -101,15 +106,20 @@ impl Replication {
         &mut self,
         asker: Asker,
         (link, number): (LinkId, FetchNumber),
+        at: Place,
         room: u64,
         at_end: bool,
     ) {
         let Some(served) = self.served.get_mut(&asker) else { return };
+        if let Some(state) = self.logs.get_mut(&served.order.log) {
+            state.passes.insert(asker);
+        }
         let (lane, allowance) = (served.order.lane, if at_end { room.min(PASS_AT_END_BYTES) } else { 0 });
         if allowance > 0 {
             self.out.push_back(Output::RaiseAllowance(link, number, allowance));
         }
         served.mode = Mode::Pass(Passing {
+            at,
             link,
             number,
             allowance,
@@ -134,6 +144,9 @@ impl Replication {
         let Mode::Pass(pass) = served.mode else { return };
         served.mode = Mode::Waiting;
         let key = (asker.0, served.order.lane);
+        if let Some(state) = self.logs.get_mut(&served.order.log) {
+            state.passes.remove(&asker);
+        }
         self.stop_fetch(pass.link, pass.number);
         let Some(pool) = self.pools.0.get_mut(&key) else { return };
         pool.taken = pool.taken.saturating_sub(pass.taken);

@@ -196,7 +196,7 @@ impl super::logs::LogState {
     /// The upstream announced anew: a gap is looked at again with the next answer.
     pub(super) fn gap_answered(&mut self) {
         if let (Some(gap), Some(remote)) = (&self.gap, &self.remote)
-            && remote.begin.offset < gap.resume.offset
+            && remote.line_begin().offset < gap.resume.offset
         {
             self.gap = None;
         }

@@ -63,16 +63,35 @@ impl Replication {
     }
 
     pub(super) fn served_room(&mut self, asker: Asker, next: Place, passed: u64, room: u64) {
-        let Some(served) = self.served.get(&asker) else { return };
-        let Mode::Pass(_) = served.mode else { return };
-        let (log, line) = (served.order.log.clone(), served.order.line);
-        let untried = served.tried != Some(next);
-        if served.order.towards.is_none() && untried && self.readable(&log, next, line, true) {
-            self.stop_passing(asker);
-            return self.serve(asker, Some(next));
+        let Some(served) = self.served.get_mut(&asker) else { return };
+        let Mode::Pass(pass) = &mut served.mode else { return };
+        pass.at = next;
+        if self.take_over(asker) {
+            return;
         }
-        let at_end = self.is_at_known_end(&log, next);
+        let Some(served) = self.served.get(&asker) else { return };
+        let at_end = self.is_at_known_end(&served.order.log, next);
         self.pass_went_on(asker, passed, room, at_end);
+    }
+
+    /// Serves from the own copy what is read through, if the copy holds its place by now, or goes on from it.
+    fn take_over(&mut self, asker: Asker) -> bool {
+        let Some(Served { order, mode: Mode::Pass(pass), tried }) = self.served.get(&asker) else { return false };
+        let at = pass.at;
+        let takes = order.towards.is_none() && *tried != Some(at) && self.readable(&order.log, at, order.line, true);
+        if takes {
+            self.stop_passing(asker);
+            self.serve(asker, Some(at));
+        }
+        takes
+    }
+
+    /// Our copy grew: it may have come to where somebody reads through it.
+    pub(super) fn take_over_passes(&mut self, log: &LogName) {
+        let passes: Vec<Asker> = self.logs.get(log).map(|s| s.passes.iter().copied().collect()).unwrap_or_default();
+        for asker in passes {
+            self.take_over(asker);
+        }
     }
 
     pub(super) fn served_over(&mut self, asker: Asker) {
@@ -131,9 +150,13 @@ impl Replication {
         if self.config.is_origin_of(&order.log.origin) && (order.towards.is_none() || named_me) {
             return self.answer_as_origin(asker, &order, at);
         }
-        if named_me && let Some(hole) = self.lost_hole(&order.log, at, order.line) {
-            let above = Place { incarnation: hole.incarnation, offset: hole.to };
-            return self.end_served(asker, FetchEnd::Lost, Some(above), "it is not held here either, and will not be");
+        if named_me && let Some(hole) = self.hole_at(&order.log, at, order.line) {
+            let above = Some(Place { incarnation: hole.incarnation, offset: hole.to });
+            return if hole.kind == HoleKind::Pending {
+                self.end_served(asker, FetchEnd::NotHere, above, "it is missing here too, and asked for")
+            } else {
+                self.end_served(asker, FetchEnd::Lost, above, "it is not held here either, and will not be")
+            };
         }
         if named_me {
             let end = self.logs.get(&order.log).and_then(|s| s.end()).unwrap_or(at);
@@ -156,11 +179,11 @@ impl Replication {
         self.pass(asker, &order, at, way, room);
     }
 
-    /// The hole of our copy in which a reader stands, if nothing will fill it.
-    fn lost_hole(&self, log: &LogName, at: Place, line: FetchLine) -> Option<Hole> {
+    /// The hole of our copy in which a reader stands.
+    fn hole_at(&self, log: &LogName, at: Place, line: FetchLine) -> Option<Hole> {
         let info = self.logs.get(log)?.submitted.as_ref()?;
         match lines::locate(info, at, line) {
-            Where::Hole(hole) => Some(hole).filter(|h| h.kind != HoleKind::Pending),
+            Where::Hole(hole) => Some(hole),
             Where::Held | Where::AtEnd | Where::Outside => None,
         }
     }
@@ -205,7 +228,10 @@ impl Replication {
         let known = info.incarnations.iter().find(|i| i.incarnation == at.incarnation);
         let older = at.incarnation < begin.incarnation && at.offset <= begin.offset;
         match known {
-            Some(own) if at.offset < own.begin => self.end_served(asker, FetchEnd::NotHere, Some(begin), ""),
+            Some(own) if at.offset < own.begin => {
+                let begin = Place { incarnation: own.incarnation, offset: own.begin };
+                self.end_served(asker, FetchEnd::NotHere, Some(begin), "");
+            }
             None if older => self.end_served(asker, FetchEnd::NotHere, Some(begin), ""),
             Some(own) => {
                 let end = Place { incarnation: own.incarnation, offset: own.end };
@@ -307,7 +333,7 @@ impl Replication {
         self.out.push_back(Output::StartFetch(way, through));
         self.out.push_back(Output::Pass((way, number), asker));
         let at_end = self.is_at_known_end(&order.log, at);
-        self.begin_passing(asker, (way, number), room, at_end);
+        self.begin_passing(asker, (way, number), at, room, at_end);
     }
 
     /// Whether the upstream has announced nothing above this place.

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use seaway_federation_proto::{
-    copies::{HoleKind, LogInfo},
+    copies::{HoleKind, IncarnationInfo, LogInfo},
     envelope::Batch,
     ids::{Incarnation, LogName, Offset, Place, Site},
     message::decode_messages,
@@ -244,7 +244,9 @@ impl Holdings {
             info.and_then(|i| i.incarnations.iter().find(|i| i.incarnation == incarnation)).cloned()
         };
         let end = self.shapes.get(holder).and_then(|logs| logs.get(log)).map(|info| info.end.incarnation);
-        let back = |from| std::iter::successors(held(holder, from), |i| held(holder, i.previous?.incarnation));
+        // By the ways that others can go too: where the holder jumped, nothing joins what is above.
+        let joined = |i: &IncarnationInfo| i.previous.filter(|_| !i.jumped);
+        let back = |from| std::iter::successors(held(holder, from), |i| held(holder, joined(i)?.incarnation));
         if end.is_some_and(|end| back(end).any(|i| i.incarnation == incarnation)) {
             return false;
         }
@@ -252,7 +254,10 @@ impl Holdings {
         line.iter().all(|i| held(node, i.incarnation).is_none())
             && line.last().is_some_and(|i| {
                 let first = Place { incarnation: i.incarnation, offset: i.begin };
-                i.previous.is_none() && (i.begin > 0 || self.states_lost(holder, log, first))
+                match joined(i) {
+                    None => i.begin > 0 || self.states_lost(holder, log, first),
+                    Some(before) => held(node, before.incarnation).is_none(),
+                }
             })
     }
 

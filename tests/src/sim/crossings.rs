@@ -2,12 +2,17 @@
 //!
 //! Counted while messages are published and no faults come, among receivers that stand at the senders' ends. In a tree the link is
 //! the only way between its two sides, so what must cross is known: the batches that were appended on one side and are wanted
-//! on the other. Where a log has a fork, the first batch of its next incarnation may come on the old line and on the new: that is
-//! the last step of the topology's change.
+//! on the other. Where a log has a fork, the first batch of its next incarnation may come on the old line and on the new, and where
+//! that incarnation goes on from another line than the last one, what was not wanted as the main line's past or as a severed fork may
+//! be wanted now: that is the last step of the topology's change.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use seaway_federation_proto::ids::LogName;
+use seaway_federation_proto::{
+    copies::{IncarnationInfo, LogInfo},
+    ids::{Incarnation, LogName, Offset, Place},
+};
+use seaway_relay::log::contract::{CommitLog, Line, Outside, Read};
 
 use super::{
     check::Violation,
@@ -38,6 +43,64 @@ pub fn reachable(from: usize, count: usize, conns: &BTreeMap<ConnId, Conn>) -> B
         }
     }
     reached
+}
+
+/// Batches of a log above these ends. And how many more may cross where the log has forks: the first ones of incarnations that
+/// came since; and where the main line turned, what was there before on only one of the old and the new line.
+pub fn count_batches(log: &dyn CommitLog, name: &LogName, above: &BTreeMap<Incarnation, Offset>) -> (u64, u64) {
+    let Some(info) = log.info(name, true) else { return (0, 0) };
+    let (old, new) = (line_to(&info, above.keys().next_back()), line_to(&info, Some(&info.end.incarnation)));
+    let (mut count, mut more) = (0, 0);
+    for held in &info.incarnations {
+        let end = above.get(&held.incarnation).copied().unwrap_or(0).max(held.begin);
+        let (came, first) = batches_between(log, name, held.incarnation, end, held.end);
+        count += came;
+        if info.fork_tips.is_empty() {
+            continue;
+        }
+        more += first;
+        if !above.is_empty()
+            && !new.is_superset(&old)
+            && old.contains(&held.incarnation) != new.contains(&held.incarnation)
+        {
+            more += batches_between(log, name, held.incarnation, held.begin, end).0;
+        }
+    }
+    (count, more)
+}
+
+/// The incarnations by which a log comes to one of them.
+fn line_to(info: &LogInfo, newest: Option<&Incarnation>) -> BTreeSet<Incarnation> {
+    let held = |incarnation: &Incarnation| info.incarnations.iter().find(|i| i.incarnation == *incarnation);
+    let back = |i: &&IncarnationInfo| i.previous.and_then(|p| held(&p.incarnation));
+    std::iter::successors(newest.and_then(held), back).map(|i| i.incarnation).collect()
+}
+
+/// Batches of a range of one incarnation, and how many of them are its first.
+fn batches_between(
+    log: &dyn CommitLog,
+    name: &LogName,
+    incarnation: Incarnation,
+    from: Offset,
+    to: Offset,
+) -> (u64, u64) {
+    let (mut count, mut first) = (0, 0);
+    let mut at = Place { incarnation, offset: from };
+    while at.offset < to {
+        at = match log.read(name, at, Line::Incarnation, 1 << 20) {
+            Ok(Read::Batches { batches, next }) => {
+                let inside = batches.iter().filter(|b| b.begin().offset < to);
+                for batch in inside {
+                    count += 1;
+                    first += u64::from(batch.header().first_of_incarnation);
+                }
+                next
+            }
+            Ok(Read::Outside(Outside::Hole { hole })) => Place { offset: hole.to, ..at },
+            _ => break,
+        };
+    }
+    (count, first)
 }
 
 impl Crossings {

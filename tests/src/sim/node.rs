@@ -26,7 +26,7 @@ use seaway_relay::{
         hub::{Hub, NodePort},
     },
     log::{
-        contract::{CommitLog, Entry, Line, Outside, Read, Retention, Unit},
+        contract::{CommitLog, Entry, Retention, Unit},
         memory::{MemoryConfig, MemoryDisk, MemoryLog, Survive},
     },
     node::{
@@ -39,6 +39,7 @@ use seaway_relay::{
 
 use super::{
     check::Disk,
+    crossings::count_batches,
     net::ConnId,
     sabotage::SabotagedLog,
     scenario::{Sabotage, Scenario},
@@ -210,6 +211,11 @@ impl SimNode {
             *all.entry(alarm.report.name).or_default() += alarm.count;
         }
         all
+    }
+
+    /// The logs that its process holds.
+    pub fn logs(&self) -> Vec<LogName> {
+        self.running.as_ref().map(|running| running.log.logs()).unwrap_or_default()
     }
 
     /// What its status says of a log, if its process runs.
@@ -557,7 +563,7 @@ impl SimNode {
         own.filter_map(|log| Some((log.clone(), ends(running.log.info(&log, true)?)))).collect()
     }
 
-    /// Batches of its own logs that came above these ends; and how many first ones of an incarnation, where there are forks.
+    /// Batches of its own logs that came above these ends, and how many more may cross; see [`count_batches`].
     pub fn own_batches_above(&self, ends: &OwnEnds) -> BTreeMap<LogName, (u64, u64)> {
         let Some(running) = &self.running else { return BTreeMap::new() };
         let nothing = BTreeMap::new();
@@ -609,27 +615,6 @@ impl SimNode {
         self.wake_planned = Some(at);
         Some(at)
     }
-}
-
-fn count_batches(log: &dyn CommitLog, name: &LogName, above: &BTreeMap<Incarnation, Offset>) -> (u64, u64) {
-    let Some(info) = log.info(name, true) else { return (0, 0) };
-    let (mut count, mut first) = (0, 0);
-    for held in &info.incarnations {
-        let from = above.get(&held.incarnation).copied().unwrap_or(0).max(held.begin);
-        let mut at = Place { incarnation: held.incarnation, offset: from };
-        while at.offset < held.end {
-            at = match log.read(name, at, Line::Incarnation, 1 << 20) {
-                Ok(Read::Batches { batches, next }) => {
-                    count += batches.len() as u64;
-                    first += batches.iter().filter(|b| b.header().first_of_incarnation).count() as u64;
-                    next
-                }
-                Ok(Read::Outside(Outside::Hole { hole })) => Place { offset: hole.to, ..at },
-                _ => break,
-            };
-        }
-    }
-    (count, if info.fork_tips.is_empty() { 0 } else { first })
 }
 
 impl SimLink {

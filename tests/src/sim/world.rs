@@ -240,7 +240,7 @@ impl World {
                 self.phase =
                     if self.scenario.steady.is_zero() { Phase::Over } else { Phase::Quiet { until: at + QUIET } };
             }
-            Phase::Quiet { until } if at >= until => {
+            Phase::Quiet { until } if at >= until && self.is_live() => {
                 self.crossings = Some(Crossings::begin(&self.nodes, &self.conns));
                 let until = at + self.scenario.steady;
                 self.phase = Phase::Steady { until };
@@ -502,6 +502,13 @@ impl World {
         let holdings = Holdings::read(&disks, &mut found);
         holdings.check_complete(&disks, &self.truth.lock(), &mut found);
         found.is_empty()
+    }
+
+    /// Whether every edge broker says that its copies are at their ends, with nothing that is still asked for.
+    fn is_live(&self) -> bool {
+        let said = |status: String| status.starts_with("live") || status.starts_with("own");
+        let live = |node: &SimNode| node.logs().iter().all(|log| node.status(log).is_none_or(said));
+        self.events.is_multiple_of(256) && self.nodes.iter().filter(|node| node.is_edge()).all(live)
     }
 
     fn disks(&self) -> Vec<Disk<'_>> {

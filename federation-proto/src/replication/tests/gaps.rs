@@ -78,6 +78,11 @@ fn copies_go_on_at_the_first_batch_of_an_incarnation_when_all_before_it_was_trim
 #[test]
 fn an_origin_with_a_hole_behind_a_seam_answers() {
     let mut net = three(1);
+    // One that is away may hold what the origin lost.
+    let away = net.add("c/edge", NodeKind::Edge);
+    net.connect(1, away);
+    net.run(2);
+    net.cut(1, away);
     net.want(2, want("w", "t", WantStart::Earliest));
     publish(&mut net, 5);
     net.run(5);

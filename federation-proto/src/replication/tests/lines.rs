@@ -155,3 +155,38 @@ fn as_many_incarnations_as_there_may_be_make_one_line() {
     assert_eq!(forked.info().fork_tips, [place(7, 9)]);
     assert_eq!(View::of(&forked.info()).missing_beside(&edges_of(&restarted(20).info())), [place(7, 7)]);
 }
+
+/// Where a holder jumped, nobody else comes into what is above: that names another predecessor, which the holder does not have.
+#[test]
+fn a_jump_of_its_holder_is_no_way_for_others() {
+    let edge = |counter, previous, jumped, begin, end| Edge {
+        incarnation: place(counter, 0).incarnation,
+        previous,
+        jumped,
+        begin,
+        end,
+    };
+    let jumped = edge(3, Some(place(2, 3)), true, 3, 10);
+    let view = View {
+        begin: place(2, 0),
+        tips: vec![place(3, 10)],
+        edges: vec![edge(2, None, false, 0, 6), jumped],
+        facts: Bytes::new(),
+    };
+    assert_eq!(view.main_line(), [(jumped, None)]);
+    assert_eq!(view.line_begin(), place(3, 3));
+    for end in [2, 3, 6] {
+        let own = [edge(2, None, false, 0, end)];
+        assert_eq!(view.continue_main(&own), None, "it joins from {end}");
+        // What stands below is fetched as what lies beside.
+        let missing = if end < 6 { vec![place(2, end)] } else { Vec::new() };
+        assert_eq!((view.missing_beside(&own), view.missing_anywhere(&own)), (missing.clone(), missing));
+    }
+    // Whoever is there already goes on.
+    let there = [edge(2, None, false, 0, 6), edge(3, None, true, 5, 7)];
+    assert_eq!(view.continue_main(&there), Some(place(3, 7)));
+    // Where nobody jumped, it is a way.
+    let seam = View { edges: vec![edge(2, None, false, 0, 6), Edge { jumped: false, ..jumped }], ..view };
+    assert_eq!(seam.continue_main(&[edge(2, None, false, 0, 6)]), Some(place(3, 3)));
+    assert_eq!(seam.line_begin(), place(2, 0));
+}
