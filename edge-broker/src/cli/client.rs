@@ -138,7 +138,11 @@ impl Servers {
             None => None,
             Some(file) => {
                 let text = read(file)?;
-                let value = format!("Bearer {}", String::from_utf8_lossy(&text).trim());
+                let text = String::from_utf8_lossy(&text);
+                if text.trim().is_empty() {
+                    return Err(CliError::usage(format!("{} is empty; it should hold a token", file.display())));
+                }
+                let value = format!("Bearer {}", text.trim());
                 let mut value: MetadataValue<Ascii> =
                     value.parse().map_err(|_| CliError::usage(format!("{} does not hold a token", file.display())))?;
                 value.set_sensitive(true);
@@ -255,7 +259,7 @@ fn endpoint(server: &str, tls: Option<&ClientTlsConfig>) -> Result<Endpoint, Cli
         (true, None) => {
             return Err(CliError::usage("an https:// server needs --tls-ca FILE, the authority that it is checked by"));
         }
-        (false, Some(_)) => return Err(wrong("is plain text, but --tls-ca or --cert is given")),
+        (false, Some(_)) => return Err(wrong("is plain text, but --tls-ca or --cert is given; leave them out where the door speaks no TLS")),
         (false, None) => endpoint,
     };
     Ok(endpoint

@@ -81,7 +81,9 @@ impl fmt::Display for CliError {
 impl From<Status> for CliError {
     fn from(status: Status) -> Self {
         let exit = match status.code() {
-            Code::PermissionDenied | Code::Unauthenticated | Code::ResourceExhausted => Exit::Refused,
+            Code::PermissionDenied | Code::Unauthenticated | Code::ResourceExhausted | Code::Unimplemented => {
+                Exit::Refused
+            }
             Code::DeadlineExceeded => Exit::TimedOut,
             _ => Exit::Failed,
         };

@@ -286,6 +286,9 @@ impl Replication {
             return Ok(());
         }
         state.remote = Some(view);
+        if std::mem::take(&mut state.none_there) {
+            (state.retry_at, state.failures) = (None, 0);
+        }
         state.gap_answered();
         self.announce_log(&log);
         self.begin_if_wanted(&log);

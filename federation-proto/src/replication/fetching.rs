@@ -6,6 +6,7 @@ use super::{
     LinkId, Output, Replication,
     lines::{Edge, View},
     logs::{FetchKey, LogState, OwnFetch},
+    marks::Marked,
 };
 use crate::{
     copies::{AppendRefusal, HoleKind},
@@ -303,12 +304,27 @@ impl Replication {
             (FetchKey::Fork(incarnation), link::FetchEnd::Lost | link::FetchEnd::NotHere) => {
                 self.fork_not_here(log, incarnation, ended);
             }
+            (FetchKey::Main, link::FetchEnd::UnknownPlace) if ended.at.is_none() => self.none_there(log, &ended.text),
             (_, end) => {
                 let by = if ended.answered_by.is_empty() { "the next node" } else { ended.answered_by.as_str() };
                 let text = format!("{by} answered {}: {}", end.as_str_name(), ended.text);
                 self.retry_later(log, Some(text));
             }
         }
+    }
+
+    /// The origin has no such log. It is asked again all the same, since it may have one by now.
+    fn none_there(&mut self, log: &LogName, text: &str) {
+        let Some(state) = self.logs.get_mut(log) else { return };
+        let known = std::mem::replace(&mut state.none_there, true);
+        if state.is_as_blank_as_there() {
+            state.marked = Marked::default();
+            if !known {
+                self.tell_none_there(log, text);
+            }
+        }
+        self.retry_later(log, Some(text.to_owned()));
+        self.decide_waiting(log);
     }
 
     /// The log refused a batch; the fetch was stopped by the shell.

@@ -458,7 +458,7 @@ impl Replication {
             }
             let site = ahead.site.clone();
             let text = format!(
-                "site {site} holds {} up to {tips:?}, beyond what this origin holds: its data was restored or lost; the difference is fetched",
+                "site {site} holds {} up to {tips:?}, beyond what this origin holds: its data was restored or lost; what it holds is fetched from there",
                 key.0
             );
             self.report_of("origin-went-back", &key.0, text);

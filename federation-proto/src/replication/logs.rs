@@ -77,6 +77,8 @@ pub(super) struct LogState {
     pub(super) trouble: Option<String>,
     /// The log refused what comes next, and will again.
     pub(super) refuses: bool,
+    /// The origin said that it has no such log: it lost it before anything of it came here.
+    pub(super) none_there: bool,
     pub(super) gap: Option<Gap>,
     /// The question about its pending holes.
     pub(super) seeking: Option<Seeking>,
@@ -118,6 +120,11 @@ impl LogState {
         let named = views.filter_map(|v| v.edge(resume.incarnation)).filter(|e| !e.jumped).find_map(|e| e.previous);
         let left = named.filter(|p| opens && p.incarnation == newest.incarnation && newest.begin <= p.offset);
         Some(Hole { from: left.map_or(hole.from, |p| p.offset.min(hole.from)), ..hole })
+    }
+
+    /// Whether there is nothing that the copy could lack: nothing came, and the origin has nothing either.
+    pub(super) fn is_as_blank_as_there(&self) -> bool {
+        self.submitted.as_ref().is_some_and(LogInfo::is_blank) && (self.none_there || self.remote.is_none())
     }
 
     pub(super) fn end(&self) -> Option<Place> {

@@ -405,7 +405,7 @@ impl Replication {
         let grew = was_submitted.as_ref().map(|i| i.end) != state.submitted.as_ref().map(|i| i.end);
         if grew {
             state.failures = 0;
-            (state.trouble, state.refuses) = (None, false);
+            (state.trouble, state.refuses, state.none_there) = (None, false, false);
             state.moved_at = self.now;
         }
         if many {

@@ -312,11 +312,14 @@ impl Replication {
         if let Some(gap) = &state.gap {
             return ("stalled", gap.words(log));
         }
+        if state.is_as_blank_as_there() && state.marked.newest().is_none() {
+            return ("live", String::new());
+        }
         let due = state.marked.recent.iter().rev().find(|p| now.saturating_sub(p.heard) > young);
         let end = state.end();
         let reached_due = due.is_none_or(|p| end.is_some_and(|e| past(e, p.end)));
         let by_announcement = || match (&state.remote, end) {
-            (Some(remote), Some(end)) => past(end, remote.tip()),
+            (Some(remote), Some(end)) => past(end, remote.tip()) || holds(state, remote.tip()),
             _ => false,
         };
         let unmarked = state.marked.recent.is_empty();
@@ -345,9 +348,16 @@ fn past(end: Place, place: Place) -> bool {
 /// Whether the copy has reached the newest mark.
 fn reached(state: &LogState) -> bool {
     match (state.end(), state.marked.newest()) {
-        (Some(end), Some(point)) => past(end, point.end),
+        (Some(end), Some(point)) => past(end, point.end) || holds(state, point.end),
         _ => false,
     }
+}
+
+/// Whether the copy reaches a place in that place's own incarnation: one that a later lost part of the origin's history left
+/// behind may be its newest.
+fn holds(state: &LogState, place: Place) -> bool {
+    let held = state.submitted.iter().flat_map(|info| &info.incarnations);
+    held.into_iter().any(|i| i.incarnation == place.incarnation && i.end >= place.offset)
 }
 
 fn lag(state: &LogState, newest_us: u64) -> Duration {

@@ -466,7 +466,7 @@ impl Replication {
 
     fn report_went_back(&mut self, log: &LogName, offer: &Offer) {
         let text = format!(
-            "{} holds {log} up to {}, which this origin has no more: its data was restored or lost; the difference is fetched",
+            "{} holds {log} up to {}, which this origin has no more: its data was restored or lost; what others hold of it is fetched from them",
             offer.holder,
             offer.view.tip()
         );

@@ -124,6 +124,8 @@ impl Replication {
         let info = if own { &state.durable } else { &state.submitted };
         let Some(info) = info else { return false };
         match lines::locate(info, at, line) {
+            // Nothing will come there before the origin has something.
+            Where::AtEnd if state.is_as_blank_as_there() && !own => false,
             Where::Held => true,
             Where::Hole(_) | Where::Outside => false,
             Where::AtEnd if own => true,
@@ -269,7 +271,7 @@ impl Replication {
         let Some(state) = self.logs.get(&order.log) else { return false };
         let (Some(info), Some(remote), None) = (&state.submitted, &state.remote, &state.gap) else { return false };
         // What our copy cannot take may well be read through.
-        if state.refuses {
+        if state.refuses || state.none_there {
             return false;
         }
         let missing = match lines::locate(info, at, FetchLine::Main) {
@@ -278,6 +280,15 @@ impl Replication {
             Where::Held | Where::Hole(_) => false,
         };
         missing && remote.continue_main(&state.edges()) == Some(at)
+    }
+
+    /// Those who wait at the end of our blank copy learn what we learned: that the origin has no such log.
+    pub(super) fn tell_none_there(&mut self, log: &LogName, text: &str) {
+        let waits = |served: &Served| served.order.log == *log && served.mode == Mode::Own;
+        let waiting: Vec<Asker> = self.served.iter().filter(|(_, s)| waits(s)).map(|(asker, _)| *asker).collect();
+        for asker in waiting {
+            self.end_served(asker, FetchEnd::UnknownPlace, None, text);
+        }
     }
 
     fn wait(&mut self, asker: Asker, log: &LogName, at: Place) {

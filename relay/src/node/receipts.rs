@@ -62,7 +62,8 @@ pub fn decide(asked: &Acknowledgement, registered: &Arc<[Site]>) -> Result<Optio
             }
             if wanted > registered.len() {
                 return nobody(format!(
-                    "{wanted} other sites are asked to acknowledge, but only {} are registered for this topic",
+                    "{wanted} other sites are asked to acknowledge, but only {} are registered for this topic; ask for fewer, or let \
+                     more sites want it (`seaway site ls` lists them)",
                     registered.len()
                 ));
             }
@@ -78,7 +79,7 @@ pub fn decide(asked: &Acknowledgement, registered: &Arc<[Site]>) -> Result<Optio
             if let Some(stranger) = sites.iter().find(|s| registered.binary_search(s).is_err()) {
                 return nobody(format!(
                     "site {stranger} cannot acknowledge this topic: it is this site itself, has not registered for the topic, or is \
-                     left out of the topic's replicate list here"
+                     left out of the topic's replicate list here; `seaway site ls` lists those that can"
                 ));
             }
             let count = sites.len();

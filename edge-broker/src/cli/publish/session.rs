@@ -289,7 +289,8 @@ impl Publisher {
             }
         }
         let mut since = self.stalled.map_or_else(Instant::now, |(since, _)| since);
-        let mut next = false;
+        // Where one refuses, the next may not.
+        let mut next = refuses && self.doubtful == 0;
         loop {
             if Instant::now() >= since + self.patience(answers) {
                 return Err(self.gave_up(broken.as_ref(), answers));

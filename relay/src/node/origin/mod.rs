@@ -708,7 +708,10 @@ pub fn check_content(message: &OwnMessage, bytes_max: usize) -> Result<(), Publi
     let bytes = message.content_bytes();
     let invalid = |text: String| Err(PublishError::Invalid(text));
     if bytes > bytes_max {
-        return invalid(format!("the message has {bytes} bytes, more than the {bytes_max} that its topic allows"));
+        return invalid(format!(
+            "the message has {bytes} bytes, more than the {bytes_max} that its topic allows; send it in parts, or \
+             raise the topic's `message_size_max`"
+        ));
     }
     if message.key.as_ref().is_some_and(|k| k.len() > limits::KEY_BYTES_MAX) {
         return invalid(format!("the key is longer than {} bytes", limits::KEY_BYTES_MAX));
