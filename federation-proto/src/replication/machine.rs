@@ -204,6 +204,7 @@ impl Replication {
         self.at(now);
         self.links.insert(link, Link::new(peer));
         self.renew_own_record();
+        self.tell_first();
         self.send_digest(link);
         self.due_questions();
     }
@@ -504,6 +505,7 @@ impl Replication {
         }
         self.lend_idle_passes();
         self.age_records();
+        self.look_for_twin();
         self.logs.forget_idle(IDLE_LOOKS);
         for log in std::mem::take(&mut self.trimmed) {
             self.announce_log(&log);
@@ -628,8 +630,14 @@ impl Change {
             return Self { line: !same, begin: !same, holes: !same };
         };
         let names = |i: &LogInfo| (i.incarnations.len(), i.incarnations.last().map(|i| i.incarnation));
+        // What was jumped into may turn out to be joined.
+        let ways = |i: &LogInfo| i.incarnations.iter().filter(|i| i.jumped).count();
         // A fork's part may grow without the main line's end moving.
         let forks = was.fork_tips != now.fork_tips;
-        Self { line: names(was) != names(now) || forks, begin: was.begin != now.begin, holes: was.holes != now.holes }
+        Self {
+            line: names(was) != names(now) || forks || ways(was) != ways(now),
+            begin: was.begin != now.begin,
+            holes: was.holes != now.holes,
+        }
     }
 }

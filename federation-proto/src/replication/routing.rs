@@ -41,8 +41,10 @@ pub(super) struct Known {
     /// When its data was begun.
     pub(super) since: Start,
     pub(super) sequence: u64,
-    neighbours: BTreeMap<NodeName, u32>,
+    pub(super) neighbours: BTreeMap<NodeName, u32>,
     no_transit: bool,
+    /// It says that another process of its name counts.
+    pub(super) stands_back: bool,
     body: Bytes,
     heard: Duration,
     age: Duration,
@@ -136,10 +138,10 @@ impl Routing {
         self.sites.get(site).map(|h| h.cost)
     }
 
-    /// Whether some node that can be reached states a link with this one, which is not among `linked`, its own.
-    pub(super) fn is_linked_elsewhere(&self, me: &NodeName, linked: &BTreeSet<&NodeName>) -> bool {
+    /// Whether one of these nodes that can be reached states a link with `me`.
+    pub(super) fn is_linked_with_any(&self, me: &NodeName, counts: impl Fn(&NodeName) -> bool) -> bool {
         let states = |(node, known): (&NodeName, &Known)| {
-            node != me && !linked.contains(node) && self.nodes.contains_key(node) && known.neighbours.contains_key(me)
+            node != me && counts(node) && self.nodes.contains_key(node) && known.neighbours.contains_key(me)
         };
         self.records.iter().any(states)
     }
@@ -299,6 +301,7 @@ fn parse(body: Bytes, age: Duration, now: Duration) -> Checked<(NodeName, Known)
         sequence: record.sequence,
         neighbours,
         no_transit: record.no_transit,
+        stands_back: record.stands_back,
         body,
         heard: now,
         age,
@@ -334,6 +337,7 @@ impl Replication {
             no_transit: !self.transit,
             body_versions: self.config.body_versions.iter().map(|v| u32::from(*v)).collect(),
             features: Vec::new(),
+            stands_back: self.is_second_of_its_name(),
         };
         let known = Known {
             kind: self.config.kind,
@@ -342,6 +346,7 @@ impl Replication {
             sequence: self.routing.sequence,
             neighbours,
             no_transit: !self.transit,
+            stands_back: body.stands_back,
             body: body.encode_to_vec().into(),
             heard: self.now,
             age: Duration::ZERO,
@@ -475,7 +480,6 @@ impl Replication {
             self.upstream_changed(&origin, old);
         }
         self.report_doubled_sites();
-        self.look_for_twin();
     }
 
     /// A site has one active edge broker; a second one's messages would be forks of the first one's logs.

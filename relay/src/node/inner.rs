@@ -233,8 +233,8 @@ impl NodeInner {
         let taken = twins.taken().filter(|_| !self.hub.is_linked()).map(ToOwned::to_owned);
         drop(twins);
         let elsewhere = || {
-            "another process of this node's name, whose data is older, is in the federation; stop one of the two, or give it a name \
-             and certificate of its own"
+            "another process of this node's name is in the federation, and counts; stop one of the two, or give it a name and \
+             certificate of its own"
                 .to_owned()
         };
         let taken = taken.or_else(|| self.hub.is_second_of_its_name().then(elsewhere));

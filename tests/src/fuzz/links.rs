@@ -112,6 +112,7 @@ fn messages() -> Vec<Kind> {
         kind: 1,
         start: start(),
         since: None,
+        stands_back: true,
         sequence: 3,
         neighbours: vec![link::Neighbour { node: node("b"), cost: 1 }],
         no_transit: false,

@@ -146,51 +146,121 @@ fn a_restart_never_makes_an_edge_broker_the_second_of_its_site() {
     assert_eq!(outdone(&net, twin), None);
 }
 
-/// A copied machine at another neighbour: both tell of it at once, all ways lead to the one whose data is older, the other
-/// takes no messages until the first is gone.
+/// One, two and c/edge in a row, and a/edge at one; a second process of its name is at two.
+fn namesakes(seed: u64, copied: bool) -> (Net, usize) {
+    let mut net = Net::new(seed);
+    net.add("a/edge", NodeKind::Edge);
+    for relay in ["r/one", "s/two"] {
+        net.add(relay, NodeKind::Relay);
+    }
+    net.add("c/edge", NodeKind::Edge);
+    net.want(3, want("w", "t", WantStart::Earliest));
+    // Its data is kept from its first start on.
+    let disk = net.nodes[0].disk.clone();
+    net.restart(0, disk);
+    for (a, b) in [(0, 1), (1, 2), (2, 3)] {
+        net.connect(a, b);
+    }
+    net.run(5);
+    let twin = net.add("a/edge", NodeKind::Edge);
+    if copied {
+        let disk = net.nodes[0].disk.clone();
+        net.restart(twin, disk);
+    }
+    net.connect(2, twin);
+    net.run(2);
+    (net, twin)
+}
+
+fn stands_back(net: &Net, node: usize) -> bool {
+    net.nodes[node].machine.is_second_of_its_name()
+}
+
+fn told_of_namesake(net: &Net, node: usize) -> bool {
+    net.nodes[node].reports.iter().any(|r| r.name == "two-nodes-one-name")
+}
+
+fn over_with_namesake(net: &Net, node: usize) -> bool {
+    net.nodes[node].over.iter().any(|(name, _)| *name == "two-nodes-one-name")
+}
+
+/// Both tell of it at once, all ways lead to the one whose data is older, the other takes no messages until the first is gone.
 #[test]
 fn of_two_processes_of_one_name_at_different_neighbours_the_older_one_counts() {
     for seed in SEEDS {
-        let mut net = Net::new(seed);
-        net.add("a/edge", NodeKind::Edge);
-        for relay in ["r/one", "s/two"] {
-            net.add(relay, NodeKind::Relay);
-        }
-        net.add("c/edge", NodeKind::Edge);
-        net.want(3, want("w", "t", WantStart::Earliest));
-        // Its data is kept from its first start on.
-        let disk = net.nodes[0].disk.clone();
-        net.restart(0, disk);
-        for (a, b) in [(0, 1), (1, 2), (2, 3)] {
-            net.connect(a, b);
-        }
-        net.run(5);
-        let second = |net: &Net, node: usize| net.nodes[node].machine.is_second_of_its_name();
-        let told = |net: &Net, node: usize| net.nodes[node].reports.iter().any(|r| r.name == "two-nodes-one-name");
-        let twin = net.add("a/edge", NodeKind::Edge);
-        net.connect(2, twin);
-        net.run(2);
-        assert!(told(&net, 0) && told(&net, twin), "seed {seed}: both tell of it");
-        assert_eq!((second(&net, 0), second(&net, twin)), (false, true), "seed {seed}");
+        let (mut net, twin) = namesakes(seed, false);
+        assert!(told_of_namesake(&net, 0) && told_of_namesake(&net, twin), "seed {seed}: both tell of it");
+        assert_eq!((stands_back(&net, 0), stands_back(&net, twin)), (false, true), "seed {seed}");
         net.publish(0, "t", 1, 3);
         net.run(3);
         net.complete(0, 3, &log("t", "a", 1));
-        // The second stays so while the first restarts, and until it is gone.
+        // A restart gives nothing away, and the new process learns of it too.
         let disk = net.nodes[0].disk.clone();
         net.restart(0, disk);
+        assert!(!told_of_namesake(&net, 0));
+        for _ in 0..10 {
+            net.run(1);
+            assert!(stands_back(&net, twin), "seed {seed}");
+        }
         net.connect(0, 1);
         net.run(5);
-        assert_eq!((second(&net, 0), second(&net, twin)), (false, true), "seed {seed}");
-        assert!(told(&net, 0), "seed {seed}: the new process tells of it too");
+        assert_eq!((stands_back(&net, 0), stands_back(&net, twin)), (false, true), "seed {seed}");
+        assert!(told_of_namesake(&net, 0), "seed {seed}: the new process tells of it too");
+        // Nor does the second one's line, when it breaks for a moment or for long.
+        for away in [1, 90] {
+            net.cut(2, twin);
+            net.run(away);
+            assert_eq!(over_with_namesake(&net, 0), away > 60, "seed {seed}");
+            net.nodes[0].reports.clear();
+            net.connect(2, twin);
+            net.run(5);
+            assert_eq!((stands_back(&net, 0), stands_back(&net, twin)), (false, true), "seed {seed}");
+            assert!(told_of_namesake(&net, 0), "seed {seed}: it is told again");
+        }
+        // The first is gone, and back.
         net.cut(0, 1);
-        net.run(5);
-        assert!(!second(&net, twin) && net.nodes[twin].over.iter().any(|(name, _)| *name == "two-nodes-one-name"));
+        net.run(30);
+        assert!(stands_back(&net, twin), "seed {seed}");
+        net.run(60);
+        assert!(!stands_back(&net, twin) && over_with_namesake(&net, twin), "seed {seed}");
         net.connect(0, 1);
         net.run(5);
-        assert_eq!((second(&net, 0), second(&net, twin)), (false, true), "seed {seed}");
-        net.cut(2, twin);
+        assert_eq!((stands_back(&net, 0), stands_back(&net, twin)), (false, true), "seed {seed}");
+    }
+}
+
+#[test]
+fn of_two_copies_of_one_machine_one_counts_and_stays_through_restarts() {
+    for seed in SEEDS {
+        let (mut net, twin) = namesakes(seed, true);
+        let first = if stands_back(&net, 0) { twin } else { 0 };
+        assert!(stands_back(&net, twin - first), "seed {seed}: one of the two, and not both");
+        for _ in 0..3 {
+            let disk = net.nodes[first].disk.clone();
+            for peer in net.restart(first, disk) {
+                net.connect(first, peer);
+            }
+            net.run(5);
+            assert!(!stands_back(&net, first) && stands_back(&net, twin - first), "seed {seed}");
+        }
+    }
+}
+
+/// Two that stand back do not keep each other there once the first is gone.
+#[test]
+fn of_three_processes_of_one_name_one_is_left_when_another_dies() {
+    for seed in SEEDS {
+        let (mut net, second) = namesakes(seed, false);
+        let relay = net.add("u/three", NodeKind::Relay);
+        net.connect(1, relay);
+        let third = net.add("a/edge", NodeKind::Edge);
+        net.connect(relay, third);
         net.run(5);
-        assert!(net.nodes[0].over.iter().any(|(name, _)| *name == "two-nodes-one-name"), "seed {seed}: it is over");
+        let standing = |net: &Net| [0, second, third].map(|node| stands_back(net, node));
+        assert_eq!(standing(&net), [false, true, true], "seed {seed}");
+        net.cut(0, 1);
+        net.run(90);
+        assert_eq!(standing(&net)[1..], [false, true], "seed {seed}");
     }
 }
 

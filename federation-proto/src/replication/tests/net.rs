@@ -273,6 +273,8 @@ impl Net {
         n.disk = disk;
         n.opened.clear();
         n.passes.clear();
+        n.reports.clear();
+        n.over.clear();
         for want in n.wants.clone() {
             n.machine.handle_want(self.now, want);
         }
