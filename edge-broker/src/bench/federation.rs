@@ -3,7 +3,8 @@
 //!
 //! For each size the rate is measured with a full window, then the latency at a tenth of that rate. CPU is that of
 //! both nodes together, without the publisher's own; memory is the most that each node has held. Where the time goes is said
-//! as shares of the CPU time that the nodes and the load itself used at the full rate, by thread.
+//! as shares of the CPU time that the nodes and the load itself used at the full rate: of their tasks (the door and the links), the
+//! log's thread, and the rest.
 
 use std::{
     collections::BTreeMap,
@@ -113,37 +114,48 @@ fn cpu(cluster: &Cluster) -> Result<f64, BenchError> {
     Ok(sum)
 }
 
-/// CPU time by process and thread.
-type Spent = BTreeMap<(&'static str, String), Cpu>;
+/// CPU time by process and part of it.
+type Spent = BTreeMap<(&'static str, &'static str), Cpu>;
+
+/// The part of a process that a thread belongs to: its names may change, those of figures stay.
+fn part(process: &str, thread: &str) -> &'static str {
+    match thread {
+        "seaway" => "tasks",
+        "seaway-log" => "log",
+        _ if process == "load" => "all",
+        _ => "rest",
+    }
+}
 
 /// What both nodes and this process have used.
 fn spent(cluster: &Cluster) -> Result<Spent, BenchError> {
     let mut spent = Spent::new();
-    let pid = |node: &str| Ok::<_, BenchError>(cluster.member(node)?.pid());
-    let processes = [("publisher", pid("a/edge")?), ("receiver", pid("b/edge")?), ("load", Some(std::process::id()))];
-    for (process, pid) in processes {
+    for (process, node) in [("publisher", Some("a/edge")), ("receiver", Some("b/edge")), ("load", None)] {
+        let pid = match node {
+            Some(node) => cluster.member(node)?.pid(),
+            None => Some(std::process::id()),
+        };
         let threads = pid.and_then(process::cpu_of_threads);
-        let threads = threads.ok_or_else(|| BenchError(format!("the {process}'s node has ended; see its log")))?;
-        spent.extend(threads.into_iter().map(|(name, cpu)| ((process, name), cpu)));
+        let threads = threads.ok_or_else(|| BenchError(format!("the {process} has ended; see its log")))?;
+        for (thread, cpu) in threads {
+            let known: &mut Cpu = spent.entry((process, part(process, &thread))).or_default();
+            *known = known.plus(cpu);
+        }
     }
     Ok(spent)
 }
 
-/// Shares of all that was used between the two; what is less than half a percent is left out.
+/// Shares of all that was used between the two.
 fn spent_figures(name: &str, before: &Spent, after: &Spent) -> Vec<Figure> {
-    let since = |key: &(&'static str, String), cpu: &Cpu| cpu.since(before.get(key).copied().unwrap_or_default());
+    let since = |key: &(&'static str, &'static str), cpu: &Cpu| cpu.since(before.get(key).copied().unwrap_or_default());
     let used: Vec<_> = after.iter().map(|(key, cpu)| (key, since(key, cpu))).collect();
     let all: f64 = used.iter().map(|(_, cpu)| cpu.sum()).sum();
-    let mut figures = Vec::new();
-    for ((process, thread), cpu) in used {
-        for (kind, part) in [("user", cpu.user), ("system", cpu.system)] {
-            if part > all / 200.0 {
-                let figure = format!("federation.spent.{name}.{process}.{thread}.{kind}");
-                figures.push(Figure::new(figure, part / all * 100.0, "% of CPU"));
-            }
-        }
-    }
-    figures
+    let figure = |((process, part), kind, cpu): ((&str, &str), &str, f64)| {
+        Figure::new(format!("federation.spent.{name}.{process}.{part}.{kind}"), cpu / all * 100.0, "% of CPU")
+    };
+    let kinds =
+        |(key, cpu): (&(&'static str, &'static str), Cpu)| [(*key, "user", cpu.user), (*key, "system", cpu.system)];
+    used.into_iter().flat_map(kinds).map(figure).collect()
 }
 
 fn rate_figures(name: &str, size: usize, full: &Measured, rate: f64, cpu_s: f64) -> Vec<Figure> {

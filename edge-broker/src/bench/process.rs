@@ -19,7 +19,7 @@ impl Cpu {
         self.user + self.system
     }
 
-    fn plus(self, other: Cpu) -> Cpu {
+    pub(crate) fn plus(self, other: Cpu) -> Cpu {
         Cpu { user: self.user + other.user, system: self.system + other.system }
     }
 

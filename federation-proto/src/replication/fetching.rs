@@ -9,7 +9,7 @@ use super::{
     marks::Marked,
 };
 use crate::{
-    copies::{AppendRefusal, HoleKind},
+    copies::{AppendRefusal, Hole, HoleKind},
     ids::{Incarnation, LogName, NodeName, Offset, Place, Site},
     session::{FetchEnded, FetchLine, FetchNumber, FetchOrder, Lane, NodeKind},
     wire::link,
@@ -147,7 +147,8 @@ impl Replication {
                 planned.push(plan_main(state, remote, link, from));
             }
             if state.seeking.is_none() || state.offers.is_empty() {
-                planned.extend(plan_holes(state, remote, link, None));
+                let covers = |hole: &Hole| remote.edge(hole.incarnation).is_some_and(|e| e.covers(hole.from));
+                planned.extend(plan_holes(state, covers, link, None));
             }
             for from in state.missing_beside(remote).into_iter().take(FORK_FETCHES_MAX) {
                 planned.push(Planned {
@@ -178,7 +179,12 @@ impl Replication {
         let mut planned: Vec<Planned> = Vec::new();
         for offer in &state.offers {
             let Some(link) = self.routing.towards(&offer.holder) else { continue };
-            planned.extend(plan_holes(state, &offer.view, link, Some(&offer.holder)));
+            planned.extend(plan_holes(
+                state,
+                |hole| offer.first_in(hole) == Some(hole.from),
+                link,
+                Some(&offer.holder),
+            ));
             for from in state.missing_anywhere(&offer.view) {
                 let key = FetchKey::Offered(from.incarnation);
                 if planned.len() >= FORK_FETCHES_MAX || planned.iter().any(|p| p.key == key) {
@@ -444,13 +450,18 @@ fn has_left_line(fetch: &OwnFetch, own: &[Edge], remote: &View, from: Place) -> 
     overshot || ran_on || named
 }
 
-/// Pending holes of our copy that a view covers.
-fn plan_holes(state: &LogState, view: &View, link: LinkId, holder: Option<&NodeName>) -> Vec<Planned> {
+/// Pending holes of our copy whose first place somebody holds.
+fn plan_holes(
+    state: &LogState,
+    covers: impl Fn(&Hole) -> bool,
+    link: LinkId,
+    holder: Option<&NodeName>,
+) -> Vec<Planned> {
     let Some(info) = &state.submitted else { return Vec::new() };
     info.holes
         .iter()
         .filter(|h| h.kind == HoleKind::Pending)
-        .filter(|h| view.edge(h.incarnation).is_some_and(|e| e.begin <= h.from && h.from < e.end))
+        .filter(|h| covers(h))
         .take(HOLE_FETCHES_MAX)
         .map(|h| {
             let from = Place { incarnation: h.incarnation, offset: h.from };

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use super::{
     Change, Output, Replication,
-    lines::{Edge, View},
+    lines::Edge,
     logs::FetchKey,
     questions::{Asked, Gap, Offer, jump},
 };
 use crate::{
     copies::{Hole, HoleKind, LogInfo},
-    ids::{Incarnation, LogName, NodeName, Offset, Place},
+    ids::{Incarnation, LogName, NodeName, Place},
     limits::LOST_RANGE_MAX,
     session::{FetchEnded, NodeKind},
     wire::link::FetchEnd,
@@ -24,7 +24,12 @@ use crate::{
 pub(super) struct Seeking {
     since: Duration,
     pub(super) asked: Asked,
+    /// When parts of them were last given up.
+    gave_up: Option<Duration>,
 }
+
+/// The log has recorded within this time what was given up, or it is said again.
+const STORE_WAIT: Duration = Duration::from_secs(10);
 
 impl Replication {
     /// Whether a range of the copy is to be fetched again.
@@ -47,6 +52,9 @@ impl Replication {
             return;
         }
         self.holed.insert(log.clone());
+        if let Some(seeking) = self.logs.get_mut(log).and_then(|s| s.seeking.as_mut()) {
+            seeking.gave_up = None;
+        }
         if self.config.is_origin_of(&log.origin) {
             self.seek(log);
         }
@@ -57,7 +65,9 @@ impl Replication {
         if self.config.kind == NodeKind::Edge {
             self.seek(log);
         } else {
-            self.give_up_holes(log, HoleKind::NotWanted);
+            let all = self.pending_holes(log).copied().collect();
+            self.give_up_holes(log, all, HoleKind::NotWanted);
+            self.holed.remove(log);
         }
     }
 
@@ -69,17 +79,12 @@ impl Replication {
         };
         let goes_on = matches!(ended.end, FetchEnd::NotHere | FetchEnd::Lost);
         let above = ended.at.filter(|at| goes_on && at.incarnation == to.incarnation && at.offset < to.offset);
-        if let Some(state) = self.logs.get_mut(log) {
-            state.offers.retain_mut(|offer| {
-                let edge = offer.view.edges.iter_mut().find(|e| e.incarnation == to.incarnation);
-                match edge.zip(above).filter(|_| offer.holder == *holder) {
-                    Some((edge, above)) if edge.begin < above.offset && above.offset < edge.end => {
-                        edge.begin = above.offset;
-                        true
-                    }
-                    _ => offer.holder != *holder,
-                }
-            });
+        // Of this hole alone: about another one nothing was said.
+        let hole = self.pending_holes(log).find(|h| h.incarnation == to.incarnation && h.to == to.offset).copied();
+        if let (Some(hole), Some(state)) = (hole, self.logs.get_mut(log)) {
+            let part = Hole { to: above.map_or(hole.to, |at| at.offset), ..hole };
+            let of_holder = state.offers.iter_mut().filter(|o| o.holder == *holder);
+            of_holder.for_each(|offer| offer.lacks(part));
         }
         self.retry_later(log, None);
     }
@@ -87,7 +92,7 @@ impl Replication {
     fn seek(&mut self, log: &LogName) {
         let since = self.now;
         if let Some(state) = self.logs.get_mut(log) {
-            state.seeking.get_or_insert(Seeking { since, asked: None });
+            state.seeking.get_or_insert(Seeking { since, asked: None, gave_up: None });
         }
     }
 
@@ -112,29 +117,32 @@ impl Replication {
             };
             let filling = state.fetches.keys().any(|key| matches!(key, FetchKey::Hole(_)));
             let waited = self.now.saturating_sub(seeking.since) >= self.config.lost_after;
-            let offered =
-                state.offers.iter().any(|o| self.pending_holes(&log).any(|h| begins_in(&o.view, h) == Some(h.from)));
-            if !filling && (waited || (!offered && self.all_answered(&log.origin, seeking.asked))) {
-                self.give_up_holes(&log, HoleKind::Lost);
+            let paused = seeking.gave_up.is_some_and(|at| self.now.saturating_sub(at) < STORE_WAIT);
+            if !filling && !paused && (waited || self.all_answered(&log.origin, seeking.asked)) {
+                let lost = self.lost_parts(&log, waited);
+                self.give_up_holes(&log, lost, HoleKind::Lost);
             }
         }
     }
 
-    fn give_up_holes(&mut self, log: &LogName, kind: HoleKind) {
-        let mut holes: Vec<Hole> = self.pending_holes(log).copied().collect();
-        let mut rest = false;
+    /// What of the pending holes nobody has, from each one's begin up to where the first offer of it begins. Who offered and
+    /// went away is waited for as who did not answer.
+    fn lost_parts(&self, log: &LogName, waited: bool) -> Vec<Hole> {
+        let offers = self.logs.get(log).map(|s| s.offers.as_slice()).unwrap_or_default();
+        let counts = |offer: &&Offer| !waited || self.routing.towards(&offer.holder).is_some();
+        let lost = |hole: &Hole| {
+            let first = offers.iter().filter(counts).filter_map(|offer| offer.first_in(hole)).min();
+            Hole { to: first.unwrap_or(hole.to), ..*hole }
+        };
+        self.pending_holes(log).map(lost).filter(|hole| hole.from < hole.to).collect()
+    }
+
+    fn give_up_holes(&mut self, log: &LogName, parts: Vec<Hole>, kind: HoleKind) {
+        if parts.is_empty() {
+            return;
+        }
         if kind == HoleKind::Lost {
-            // Only what nobody who can be reached has: what is left is fetched then.
-            let offers = self.logs.get(log).map(|s| s.offers.as_slice()).unwrap_or_default();
-            let reached: Vec<&View> =
-                offers.iter().filter(|o| self.routing.towards(&o.holder).is_some()).map(|o| &o.view).collect();
-            for hole in &mut holes {
-                let above = reached.iter().filter_map(|view| begins_in(view, hole)).filter(|at| *at > hole.from);
-                let to = above.min().unwrap_or(hole.to);
-                rest |= to < hole.to;
-                hole.to = to;
-            }
-            for hole in &holes {
+            for hole in &parts {
                 let text = format!(
                     "{log}: {} to {} of incarnation {} cannot be read here any more, and is held by no site that can be reached; it is recorded as lost",
                     hole.from, hole.to, hole.incarnation
@@ -144,13 +152,11 @@ impl Replication {
         }
         let rekind =
             |hole: Hole| Change::Rekind { log: log.clone(), hole: Hole { kind, ..hole }, was: HoleKind::Pending };
-        self.out.push_back(Output::Store(holes.into_iter().map(rekind).collect()));
-        if rest {
-            return self.evaluate(log);
-        }
-        self.holed.remove(log);
-        if let Some(state) = self.logs.get_mut(log) {
-            state.seeking = None;
+        self.out.push_back(Output::Store(parts.into_iter().map(rekind).collect()));
+        // What is left is sought on; should the log not take this, it is said again.
+        let now = self.now;
+        if let Some(seeking) = self.logs.get_mut(log).and_then(|s| s.seeking.as_mut()) {
+            seeking.gave_up = Some(now);
         }
     }
 }
@@ -225,13 +231,6 @@ impl Replication {
     }
 }
 
-/// The first place of a hole at or above which a view holds something.
-fn begins_in(view: &View, hole: &Hole) -> Option<Offset> {
-    let edge = view.edge(hole.incarnation)?;
-    let from = edge.begin.max(hole.from);
-    (from < hole.to.min(edge.end)).then_some(from)
-}
-
 /// Where the lowest part begins that is offered of an own log and does not join what is left of it here.
 pub(super) fn offered_apart<'a>(offers: impl IntoIterator<Item = &'a Offer>, info: &LogInfo) -> Option<Place> {
     let held = |incarnation| info.incarnations.iter().find(|i| i.incarnation == incarnation);
@@ -296,6 +295,7 @@ mod tests {
         let offer = |site: usize, begin, end| Offer {
             holder: format!("s{site}/edge").parse().unwrap(),
             view: View::of(&held(begin, end)),
+            lacks: Vec::new(),
         };
         for site in 0..40 {
             state.keep_offer(offer(site, 18, 24));
@@ -307,9 +307,25 @@ mod tests {
     }
 
     #[test]
+    fn what_one_holder_lacks_of_one_hole_says_nothing_of_another() {
+        let view = View::of(&held(0, 22));
+        let mut offer = Offer { holder: "us/edge".parse().unwrap(), view, lacks: Vec::new() };
+        let hole =
+            |from, to| Hole { incarnation: Incarnation { counter: 3, random: 7 }, from, to, kind: HoleKind::Pending };
+        let (low, high) = (hole(5, 10), hole(20, 25));
+        assert_eq!((offer.first_in(&low), offer.first_in(&high)), (Some(5), Some(20)));
+        offer.lacks(high);
+        offer.lacks(hole(7, 9));
+        offer.lacks(hole(5, 7));
+        assert_eq!((offer.first_in(&low), offer.first_in(&high)), (Some(9), None));
+        assert_eq!(offer.first_in(&hole(22, 24)), None, "that is above what it holds");
+    }
+
+    #[test]
     fn a_range_too_long_to_have_been_is_not_believed_lost() {
         let apart = |begin| {
-            let offer = Offer { holder: "us/edge".parse().unwrap(), view: View::of(&held(begin, begin + 5)) };
+            let view = View::of(&held(begin, begin + 5));
+            let offer = Offer { holder: "us/edge".parse().unwrap(), view, lacks: Vec::new() };
             offered_apart([&offer], &held(0, 10)).map(|place| place.offset)
         };
         assert_eq!(apart(10), None, "it joins");

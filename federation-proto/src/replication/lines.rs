@@ -1,7 +1,7 @@
 //! How a log's incarnations hang together: where a follower stands on somebody else's main line,
 //! and which places of a copy can be read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
@@ -20,6 +20,12 @@ pub(super) struct Edge {
     pub(super) jumped: bool,
     pub(super) begin: Offset,
     pub(super) end: Offset,
+}
+
+impl Edge {
+    pub(super) fn covers(&self, offset: Offset) -> bool {
+        (self.begin..self.end).contains(&offset)
+    }
 }
 
 /// A log as it can be had somewhere: its begin, its main line's end first among the tips, its incarnations.
@@ -66,6 +72,19 @@ impl View {
             next = joined.and_then(|p| self.edge(p.incarnation)).copied();
         }
         line
+    }
+
+    /// The incarnations by which the holder came to where it jumped into the main line.
+    fn below_jumps(&self) -> BTreeSet<Incarnation> {
+        let mut below = BTreeSet::new();
+        let mut next = self.main_line().last().and_then(|(edge, _)| edge.previous);
+        while let Some(edge) = next.and_then(|p| self.edge(p.incarnation)) {
+            if !below.insert(edge.incarnation) {
+                break;
+            }
+            next = edge.previous;
+        }
+        below
     }
 
     /// Where a copy goes on that nothing of the main line joins.
@@ -117,6 +136,7 @@ impl View {
     pub(super) fn missing_beside(&self, own: &[Edge]) -> Vec<Place> {
         let line: BTreeMap<Incarnation, Option<Offset>> =
             self.main_line().into_iter().map(|(edge, leave)| (edge.incarnation, leave)).collect();
+        let past = self.below_jumps();
         self.edges
             .iter()
             .filter_map(|edge| match line.get(&edge.incarnation).copied() {
@@ -128,6 +148,8 @@ impl View {
                     Some(held) => {
                         (held.end < edge.end).then_some(Place { offset: held.end, incarnation: edge.incarnation })
                     }
+                    // Below what the holder jumped into lies the log's past, which only those want that began there.
+                    None if past.contains(&edge.incarnation) => None,
                     None => next_of(edge, own),
                 },
             })

@@ -80,6 +80,8 @@ pub(super) struct LogState {
     /// The origin said that it has no such log: it lost it before anything of it came here.
     pub(super) none_there: bool,
     pub(super) gap: Option<Gap>,
+    /// The last one, and where the copy ended: while it does, how long was waited counts on.
+    pub(super) gap_before: Option<(Place, Gap)>,
     /// The question about its pending holes.
     pub(super) seeking: Option<Seeking>,
     pub(super) marked: Marked,

@@ -111,7 +111,10 @@ impl Replication {
         at_end: bool,
     ) {
         let Some(served) = self.served.get_mut(&asker) else { return };
-        if let Some(state) = self.logs.get_mut(&served.order.log) {
+        // What is sent to a named holder is never taken over.
+        if served.order.towards.is_none()
+            && let Some(state) = self.logs.get_mut(&served.order.log)
+        {
             state.passes.insert(asker);
         }
         let (lane, allowance) = (served.order.lane, if at_end { room.min(PASS_AT_END_BYTES) } else { 0 });

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     copies::{Hole, HoleKind, LogInfo},
-    ids::{Incarnation, LogName, NodeName, Pattern, Place, Site, Start},
+    ids::{Incarnation, LogName, NodeName, Offset, Pattern, Place, Site, Start},
     session::{FetchEnded, NodeKind},
     wire::{self, link},
 };
@@ -35,11 +35,42 @@ const GAP_ASK_AGAIN: Duration = Duration::from_secs(30);
 /// Holders remembered for one log.
 const OFFERS_MAX: usize = 16;
 
+/// Parts of holes remembered for each that its holder does not have.
+const LACKS_MAX: usize = 1024;
+
 /// What a node that answered a question holds.
 #[derive(Debug, Clone)]
 pub(super) struct Offer {
     pub(super) holder: NodeName,
     pub(super) view: View,
+    /// What of pending holes it was asked for and does not hold, though it lies within what it holds.
+    pub(super) lacks: Vec<Hole>,
+}
+
+impl Offer {
+    /// The first place of a hole at which it may hold something, as far as is known.
+    pub(super) fn first_in(&self, hole: &Hole) -> Option<Offset> {
+        let edge = self.view.edge(hole.incarnation)?;
+        let (mut at, end) = (edge.begin.max(hole.from), edge.end.min(hole.to));
+        // In any order: each round goes past one of them.
+        for _ in 0..=self.lacks.len() {
+            let place = Place { incarnation: hole.incarnation, offset: at };
+            match self.lacks.iter().find(|lack| lack.contains(place)) {
+                Some(lack) => at = lack.to,
+                None => break,
+            }
+        }
+        (at < end).then_some(at)
+    }
+
+    /// It does not hold the first part of a hole.
+    pub(super) fn lacks(&mut self, part: Hole) {
+        if self.lacks.len() >= LACKS_MAX {
+            // It is asked for that again, if nobody else has it.
+            self.lacks.remove(0);
+        }
+        self.lacks.push(part);
+    }
 }
 
 /// A range that the origin no longer has and this copy never got; of an own log: what this origin lost, and others hold more
@@ -198,7 +229,8 @@ impl super::logs::LogState {
         if let (Some(gap), Some(remote)) = (&self.gap, &self.remote)
             && remote.line_begin().offset < gap.resume.offset
         {
-            self.gap = None;
+            // Should nothing have changed for this copy, its question goes on.
+            self.gap_before = self.submitted.as_ref().map(|info| info.end).zip(self.gap.take());
         }
     }
 }
@@ -403,7 +435,7 @@ impl Replication {
             nodes.insert(holder.clone());
         }
         for (log, view) in logs {
-            self.take_offer(&log, Offer { holder: holder.clone(), view });
+            self.take_offer(&log, Offer { holder: holder.clone(), view, lacks: Vec::new() });
         }
     }
 
@@ -530,7 +562,13 @@ impl Replication {
         }
         let now = self.now;
         let Some(state) = self.logs.get_mut(log) else { return };
-        state.gap = Some(Gap { resume, since: now, asked: None });
+        let end = state.end();
+        let before = state.gap_before.take().filter(|(at, _)| Some(*at) == end).map(|(_, gap)| gap);
+        state.gap = Some(match before {
+            Some(gap) if gap.resume == resume => gap,
+            Some(gap) => Gap { resume, since: gap.since, asked: None },
+            None => Gap::new(resume, now),
+        });
         self.gaps.insert(log.clone());
         self.decide_waiting(log);
     }
@@ -662,7 +700,9 @@ impl Replication {
             return;
         }
         if let Some(state) = self.logs.get_mut(log) {
-            state.gap = None;
+            let gap = state.gap.take();
+            // What is to come may be missing too, for as long: nothing but the way there was found.
+            state.gap_before = gap.filter(|_| hole.to == hole.from).map(|gap| (resume, gap));
             state.offers.clear();
         }
         self.gaps.remove(log);

@@ -86,7 +86,8 @@ impl Replication {
         takes
     }
 
-    /// Our copy grew: it may have come to where somebody reads through it.
+    /// Our copy grew: it may have come to where somebody reads through it, who would else go on so until more is sent to him, and
+    /// for good where each batch comes here after it came there.
     pub(super) fn take_over_passes(&mut self, log: &LogName) {
         let passes: Vec<Asker> = self.logs.get(log).map(|s| s.passes.iter().copied().collect()).unwrap_or_default();
         for asker in passes {
@@ -155,7 +156,7 @@ impl Replication {
         if named_me && let Some(hole) = self.hole_at(&order.log, at, order.line) {
             let above = Some(Place { incarnation: hole.incarnation, offset: hole.to });
             return if hole.kind == HoleKind::Pending {
-                self.end_served(asker, FetchEnd::NotHere, above, "it is missing here too, and asked for")
+                self.end_served(asker, FetchEnd::NotHere, above, "it is missing here too")
             } else {
                 self.end_served(asker, FetchEnd::Lost, above, "it is not held here either, and will not be")
             };

@@ -274,11 +274,11 @@ impl Holdings {
     /// still holds. What it states as lost is final (invariant 6 is looked at when it does), and what retention took away at
     /// the origin is not owed to those who begin later.
     pub fn check_complete(&self, disks: &[Disk<'_>], truth: &Truth, found: &mut Vec<Violation>) {
-        let mut everywhere: BTreeMap<(&LogName, Incarnation, Offset), &str> = BTreeMap::new();
+        let mut everywhere: BTreeMap<(&LogName, Incarnation, Offset), Vec<&str>> = BTreeMap::new();
         for (node, logs) in &self.copies {
             for (log, batches) in logs {
                 for (incarnation, offset) in batches.keys() {
-                    everywhere.entry((log, *incarnation, *offset)).or_insert(node);
+                    everywhere.entry((log, *incarnation, *offset)).or_default().push(node);
                 }
             }
         }
@@ -287,24 +287,24 @@ impl Holdings {
         let origins: BTreeMap<&Site, &str> = disks.iter().filter(|d| d.edge).map(|d| (&d.site, &*d.name)).collect();
         for disk in disks.iter().filter(|disk| disk.edge) {
             let here = self.copies.get(&disk.name);
-            let lacks = |log: &LogName, incarnation: Incarnation, offset: Offset, holder: &str| {
+            let lacks = |log: &LogName, incarnation: Incarnation, offset: Offset, holders: &[&str]| {
                 let place = Place { incarnation, offset };
                 let wanted = log.origin == disk.site || (disk.wants)(log.topic.as_str());
                 wanted
                     && !here.and_then(|logs| logs.get(log)).is_some_and(|b| b.contains_key(&(incarnation, offset)))
                     && !self.states_lost(&disk.name, log, place)
-                    && !self.is_severed(&disk.name, holder, log, incarnation)
+                    && !holders.iter().all(|holder| self.is_severed(&disk.name, holder, log, incarnation))
                     && !(truth.was_trimmed(log)
                         && (self.is_below_begin(&disk.name, log, place)
                             || origins.get(&log.origin).is_some_and(|o| self.is_below_begin(o, log, place))))
             };
             let missing: Vec<_> =
-                everywhere.iter().filter(|((log, inc, offset), holder)| lacks(log, *inc, *offset, holder)).collect();
-            if let Some(((log, incarnation, offset), holder)) = missing.first() {
+                everywhere.iter().filter(|((log, inc, offset), holders)| lacks(log, *inc, *offset, holders)).collect();
+            if let Some(((log, incarnation, offset), holders)) = missing.first() {
                 found.push(violation(
                     5,
                     format!(
-                        "{} lacks {} batches that still exist, first {incarnation}:{offset} of {log}, held by {holder}",
+                        "{} lacks {} batches that still exist, first {incarnation}:{offset} of {log}, held by {holders:?}",
                         disk.name,
                         missing.len()
                     ),

@@ -182,6 +182,10 @@ fn a_jump_of_its_holder_is_no_way_for_others() {
         let missing = if end < 6 { vec![place(2, end)] } else { Vec::new() };
         assert_eq!((view.missing_beside(&own), view.missing_anywhere(&own)), (missing.clone(), missing));
     }
+    // Whoever began above it does not want what is below; whoever holds nothing yet and is offered it takes it.
+    let above = [edge(3, None, true, 5, 7)];
+    assert_eq!(view.missing_beside(&above), []);
+    assert_eq!(view.missing_anywhere(&above), [place(2, 0), place(3, 7)]);
     // Whoever is there already goes on.
     let there = [edge(2, None, false, 0, 6), edge(3, None, true, 5, 7)];
     assert_eq!(view.continue_main(&there), Some(place(3, 7)));
