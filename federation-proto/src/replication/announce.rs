@@ -1,7 +1,7 @@
 //! Announcements: telling neighbours which logs their wants cover, and hearing it from the upstream.
 //!
-//! What moves all the time (the newest end) is told by marks; an announcement is sent when a log appears and when its
-//! incarnations, forks or begin change.
+//! What moves all the time (the newest end) is told by marks; an announcement is sent when a log appears, when its
+//! incarnations, forks or begin change, and when its end goes back.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -233,9 +233,11 @@ impl Replication {
             return 0;
         }
         let Some(view) = self.offered(log) else { return 0 };
-        let digest = digest(&view);
+        let (digest, end) = (digest(&view), view.tip().offset);
         let Some(link) = self.links.get_mut(&to) else { return 0 };
-        if link.announced.insert(log.clone(), digest) == Some(digest) {
+        // An end that went back is told too: no mark says so.
+        let told = link.announced.insert(log.clone(), (digest, end));
+        if told.is_some_and(|(told, told_end)| told == digest && told_end <= end) {
             return 0;
         }
         let announce = message(Some(log), &view);

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     copies::{AppendRefusal, INCARNATIONS_MANY, INCARNATIONS_MAX, LogInfo},
-    ids::{LogName, NodeName, Place, Site, Topic},
+    ids::{LogName, NodeName, Offset, Place, Site, Topic},
     session::{FetchEnded, FetchNumber, FetchOrder, NodeKind, PeerInfo},
     wire::link,
 };
@@ -36,8 +36,8 @@ use crate::{
 pub(super) struct Link {
     pub(super) peer: PeerInfo,
     pub(super) next_fetch: FetchNumber,
-    /// What was announced there last, by name of its content.
-    pub(super) announced: BTreeMap<LogName, u64>,
+    /// What was announced there last, by name of its content, and the main line's end that it told.
+    pub(super) announced: BTreeMap<LogName, (u64, Offset)>,
     pub(super) announcing: Announcing,
     /// Fetches of ours open there.
     pub(super) open_fetches: usize,
