@@ -119,10 +119,10 @@ type Spent = BTreeMap<(&'static str, &'static str), Cpu>;
 
 /// The part of a process that a thread belongs to: its names may change, those of figures stay.
 fn part(process: &str, thread: &str) -> &'static str {
-    match thread {
-        "seaway" => "tasks",
-        "seaway-log" => "log",
-        _ if process == "load" => "all",
+    match (process, thread) {
+        ("load", _) => "all",
+        (_, "seaway") => "tasks",
+        (_, "seaway-log") => "log",
         _ => "rest",
     }
 }

@@ -33,9 +33,6 @@ const KEEPALIVE: Duration = Duration::from_secs(20);
 const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
 /// HTTP/2 window of a connection, bytes.
 const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
-/// Largest HTTP/2 frame taken, bytes: a connection gathers a frame whole before it is looked at, and four of the default of 16 KiB
-/// for a message of 64 KiB cost more than one.
-const FRAME_BYTES_MAX: u32 = 128 * 1024;
 /// How long receipts that wait for other sites may come while draining, at most; then they end with "this node is
 /// stopping", so that the client learns it while it can still be told.
 const RECEIPTS_WHILE_DRAINING: Duration = Duration::from_secs(2);
@@ -118,7 +115,6 @@ impl<E: Engine> Door<E> {
             .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .max_frame_size(FRAME_BYTES_MAX)
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE));
         let drain = shared.drain.clone();

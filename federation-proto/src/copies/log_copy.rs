@@ -588,15 +588,16 @@ impl LogCopy {
         if part.from >= part.to || part.from < whole.from || part.to > whole.to || whole.kind != was {
             return Err(UNKNOWN);
         }
-        if self.holes.len() + 2 > HOLES_MAX {
-            return Err(Impossible("the copy has as many holes as it may"));
-        }
-        let old = self.holes.remove(at);
         let pieces = [
             Hole { to: part.from, ..whole },
             Hole { kind: part.kind, from: part.from, to: part.to, ..whole },
             Hole { from: part.to, ..whole },
         ];
+        let left = pieces.iter().filter(|h| h.from < h.to).count();
+        if self.holes.len() - 1 + left > HOLES_MAX {
+            return Err(Impossible("the copy has as many holes as it may"));
+        }
+        let old = self.holes.remove(at);
         let edged = pieces.into_iter().filter(|h| h.from < h.to).map(|hole| Edged {
             hole,
             below: old.below.filter(|_| hole.from == whole.from),

@@ -305,6 +305,7 @@ impl Replication {
         }
         if let Some(state) = self.logs.get_mut(&log) {
             state.remote = None;
+            state.none_there = true;
             let held = state.submitted.is_some();
             if !held {
                 self.unannounce(&log);

@@ -312,6 +312,9 @@ impl Replication {
             }
             (FetchKey::Main, link::FetchEnd::UnknownPlace) if ended.at.is_none() => self.none_there(log, &ended.text),
             (_, end) => {
+                if matches!(key, FetchKey::Hole(_)) {
+                    self.hole_failed(log, holder.as_ref());
+                }
                 let by = if ended.answered_by.is_empty() { "the next node" } else { ended.answered_by.as_str() };
                 let text = format!("{by} answered {}: {}", end.as_str_name(), ended.text);
                 self.retry_later(log, Some(text));
@@ -325,9 +328,7 @@ impl Replication {
         let known = std::mem::replace(&mut state.none_there, true);
         if state.is_as_blank_as_there() {
             state.marked = Marked::default();
-            if !known {
-                self.tell_none_there(log, text);
-            }
+            self.none_to_tell |= !known;
         }
         self.retry_later(log, Some(text.to_owned()));
         self.decide_waiting(log);
@@ -338,8 +339,11 @@ impl Replication {
         let Some(FetchOwner::Copy(log, key)) = self.forget_fetch(link, number) else { return };
         let lasting = !matches!(refusal, AppendRefusal::Repeat(_) | AppendRefusal::Gap { .. });
         if let Some(state) = self.logs.get_mut(&log) {
-            state.fetches.remove(&key);
+            let holder = state.fetches.remove(&key).and_then(|fetch| fetch.towards);
             state.refuses |= lasting;
+            if matches!(key, FetchKey::Hole(_)) {
+                self.hole_failed(&log, holder.as_ref());
+            }
         }
         match refusal {
             AppendRefusal::Repeat(_) | AppendRefusal::Gap { .. } => {}

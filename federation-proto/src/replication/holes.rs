@@ -20,12 +20,14 @@ use crate::{
 };
 
 /// A question about a log's pending holes.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Seeking {
     since: Duration,
     pub(super) asked: Asked,
     /// When parts of them were last given up.
     gave_up: Option<Duration>,
+    /// The holes that it is about.
+    holes: Vec<Hole>,
 }
 
 /// The log has recorded within this time what was given up, or it is said again.
@@ -52,8 +54,19 @@ impl Replication {
             return;
         }
         self.holed.insert(log.clone());
+        let holes: Vec<Hole> = self.pending_holes(log).copied().collect();
+        let now = self.now;
         if let Some(seeking) = self.logs.get_mut(log).and_then(|s| s.seeking.as_mut()) {
             seeking.gave_up = None;
+            // About another one nobody was asked.
+            let known = |hole: &Hole| {
+                let within = |k: &Hole| k.incarnation == hole.incarnation && k.from <= hole.from && hole.to <= k.to;
+                seeking.holes.iter().any(within)
+            };
+            if !holes.iter().all(known) {
+                (seeking.since, seeking.asked) = (now, None);
+            }
+            seeking.holes = holes;
         }
         if self.config.is_origin_of(&log.origin) {
             self.seek(log);
@@ -86,13 +99,25 @@ impl Replication {
             let of_holder = state.offers.iter_mut().filter(|o| o.holder == *holder);
             of_holder.for_each(|offer| offer.lacks(part));
         }
-        self.retry_later(log, None);
+        // The next one is asked at once; this one is not asked for it again.
+        self.evaluate(log);
+    }
+
+    /// A holder that was asked for what fills a hole could not give it, or gave what does not fit: others go before it from now on.
+    pub(super) fn hole_failed(&mut self, log: &LogName, holder: Option<&NodeName>) {
+        let Some(state) = self.logs.get_mut(log) else { return };
+        let at = state.offers.iter().position(|o| Some(&o.holder) == holder);
+        if let Some(at) = at {
+            let offer = state.offers.remove(at);
+            state.offers.push(Offer { failed: true, ..offer });
+        }
     }
 
     fn seek(&mut self, log: &LogName) {
         let since = self.now;
+        let holes = self.pending_holes(log).copied().collect();
         if let Some(state) = self.logs.get_mut(log) {
-            state.seeking.get_or_insert(Seeking { since, asked: None, gave_up: None });
+            state.seeking.get_or_insert(Seeking { since, asked: None, gave_up: None, holes });
         }
     }
 
@@ -104,7 +129,7 @@ impl Replication {
                 self.holed.remove(&log);
                 continue;
             };
-            let Some(seeking) = state.seeking else {
+            let Some(seeking) = &state.seeking else {
                 let covers = |h: &Hole| {
                     let edge = state.remote.as_ref().and_then(|r| r.edge(h.incarnation));
                     edge.is_some_and(|e| e.begin <= h.from && h.from < e.end)
@@ -116,7 +141,7 @@ impl Replication {
                 continue;
             };
             let filling = state.fetches.keys().any(|key| matches!(key, FetchKey::Hole(_)));
-            let waited = self.now.saturating_sub(seeking.since) >= self.config.lost_after;
+            let waited = self.has_waited(seeking.since, seeking.asked);
             let paused = seeking.gave_up.is_some_and(|at| self.now.saturating_sub(at) < STORE_WAIT);
             if !filling && !paused && (waited || self.all_answered(&log.origin, seeking.asked)) {
                 let lost = self.lost_parts(&log, waited);
@@ -129,7 +154,7 @@ impl Replication {
     /// went away is waited for as who did not answer.
     fn lost_parts(&self, log: &LogName, waited: bool) -> Vec<Hole> {
         let offers = self.logs.get(log).map(|s| s.offers.as_slice()).unwrap_or_default();
-        let counts = |offer: &&Offer| !waited || self.routing.towards(&offer.holder).is_some();
+        let counts = |offer: &&Offer| !waited || (!offer.failed && self.routing.towards(&offer.holder).is_some());
         let lost = |hole: &Hole| {
             let first = offers.iter().filter(counts).filter_map(|offer| offer.first_in(hole)).min();
             Hole { to: first.unwrap_or(hole.to), ..*hole }
@@ -188,7 +213,10 @@ impl Replication {
         let joins = state.offers.iter().any(|o| !state.missing_anywhere(&o.view).is_empty());
         let lowest = offered_apart(&state.offers, info) == Some(resume);
         let answered = lowest && !joins && self.all_answered(&log.origin, gap.asked);
-        if !state.fetches.is_empty() || !(answered || gap.waited(self.now) >= self.config.lost_after) {
+        let here = |o: &&Offer| self.routing.towards(&o.holder).is_some();
+        let joins_here = state.offers.iter().filter(here).any(|o| !state.missing_anywhere(&o.view).is_empty());
+        let waited = self.has_waited(gap.since, gap.asked) && !joins_here;
+        if !state.fetches.is_empty() || !(answered || waited) {
             return;
         }
         let Some(hole) = state.jump(resume, HoleKind::Lost) else { return };
@@ -296,6 +324,7 @@ mod tests {
             holder: format!("s{site}/edge").parse().unwrap(),
             view: View::of(&held(begin, end)),
             lacks: Vec::new(),
+            failed: false,
         };
         for site in 0..40 {
             state.keep_offer(offer(site, 18, 24));
@@ -309,7 +338,7 @@ mod tests {
     #[test]
     fn what_one_holder_lacks_of_one_hole_says_nothing_of_another() {
         let view = View::of(&held(0, 22));
-        let mut offer = Offer { holder: "us/edge".parse().unwrap(), view, lacks: Vec::new() };
+        let mut offer = Offer { holder: "us/edge".parse().unwrap(), view, lacks: Vec::new(), failed: false };
         let hole =
             |from, to| Hole { incarnation: Incarnation { counter: 3, random: 7 }, from, to, kind: HoleKind::Pending };
         let (low, high) = (hole(5, 10), hole(20, 25));
@@ -325,7 +354,7 @@ mod tests {
     fn a_range_too_long_to_have_been_is_not_believed_lost() {
         let apart = |begin| {
             let view = View::of(&held(begin, begin + 5));
-            let offer = Offer { holder: "us/edge".parse().unwrap(), view, lacks: Vec::new() };
+            let offer = Offer { holder: "us/edge".parse().unwrap(), view, lacks: Vec::new(), failed: false };
             offered_apart([&offer], &held(0, 10)).map(|place| place.offset)
         };
         assert_eq!(apart(10), None, "it joins");

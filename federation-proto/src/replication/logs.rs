@@ -126,7 +126,7 @@ impl LogState {
 
     /// Whether there is nothing that the copy could lack: nothing came, and the origin has nothing either.
     pub(super) fn is_as_blank_as_there(&self) -> bool {
-        self.submitted.as_ref().is_some_and(LogInfo::is_blank) && (self.none_there || self.remote.is_none())
+        self.none_there && self.submitted.as_ref().is_some_and(LogInfo::is_blank)
     }
 
     pub(super) fn end(&self) -> Option<Place> {

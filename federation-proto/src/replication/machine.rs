@@ -83,6 +83,8 @@ pub struct Replication {
     pub(super) traces: Traces,
     /// Logs whose begin moved: announced with the next tick.
     trimmed: BTreeSet<LogName>,
+    /// Somewhere a blank copy's origin turned out to have no such log.
+    pub(super) none_to_tell: bool,
     counters: BTreeMap<&'static str, u64>,
     next_tick: Duration,
     next_digest: Duration,
@@ -119,6 +121,7 @@ impl Replication {
             one_ways: OneWays::default(),
             traces: Traces::default(),
             trimmed: BTreeSet::new(),
+            none_to_tell: false,
             counters: BTreeMap::new(),
         };
         machine.renew_own_record();
@@ -504,6 +507,7 @@ impl Replication {
             self.check_holes();
         }
         self.lend_idle_passes();
+        self.tell_none_there();
         self.age_records();
         self.look_for_twin();
         self.logs.forget_idle(IDLE_LOOKS);

@@ -312,12 +312,9 @@ impl Replication {
         if let Some(gap) = &state.gap {
             return ("stalled", gap.words(log));
         }
-        if state.is_as_blank_as_there() && state.marked.newest().is_none() {
-            return ("live", String::new());
-        }
         let due = state.marked.recent.iter().rev().find(|p| now.saturating_sub(p.heard) > young);
         let end = state.end();
-        let reached_due = due.is_none_or(|p| end.is_some_and(|e| past(e, p.end)));
+        let reached_due = due.is_none_or(|p| end.is_some_and(|e| past(e, p.end)) || holds(state, p.end));
         let by_announcement = || match (&state.remote, end) {
             (Some(remote), Some(end)) => past(end, remote.tip()) || holds(state, remote.tip()),
             _ => false,
@@ -328,6 +325,9 @@ impl Replication {
         }
         if !self.needs(log) {
             return ("not-wanted", "no want covers this log any more".to_owned());
+        }
+        if state.is_as_blank_as_there() && state.marked.newest().is_none() {
+            return ("live", String::new());
         }
         if state.fetches.is_empty() {
             let why = state.trouble.clone().unwrap_or_else(|| "it is not being fetched".to_owned());
@@ -368,7 +368,7 @@ fn lag(state: &LogState, newest_us: u64) -> Duration {
         .marked
         .recent
         .iter()
-        .filter(|p| state.end().is_some_and(|e| past(e, p.end)))
+        .filter(|p| state.end().is_some_and(|e| past(e, p.end)) || holds(state, p.end))
         .map(|p| p.time_us)
         .max()
         .unwrap_or(0);

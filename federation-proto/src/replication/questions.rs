@@ -45,6 +45,8 @@ pub(super) struct Offer {
     pub(super) view: View,
     /// What of pending holes it was asked for and does not hold, though it lies within what it holds.
     pub(super) lacks: Vec<Hole>,
+    /// What was asked of it last could not be had, though it may hold it.
+    pub(super) failed: bool,
 }
 
 impl Offer {
@@ -65,6 +67,11 @@ impl Offer {
 
     /// It does not hold the first part of a hole.
     pub(super) fn lacks(&mut self, part: Hole) {
+        let before = self.lacks.iter_mut().find(|lack| lack.incarnation == part.incarnation && lack.to == part.from);
+        if let Some(before) = before {
+            before.to = part.to;
+            return;
+        }
         if self.lacks.len() >= LACKS_MAX {
             // It is asked for that again, if nobody else has it.
             self.lacks.remove(0);
@@ -79,7 +86,7 @@ impl Offer {
 pub(super) struct Gap {
     /// Where the origin goes on.
     resume: Place,
-    since: Duration,
+    pub(super) since: Duration,
     pub(super) asked: Asked,
 }
 
@@ -89,10 +96,6 @@ pub(super) type Asked = Option<(u64, Duration)>;
 impl Gap {
     pub(super) fn new(resume: Place, since: Duration) -> Self {
         Self { resume, since, asked: None }
-    }
-
-    pub(super) fn waited(&self, now: Duration) -> Duration {
-        now.saturating_sub(self.since)
     }
 
     pub(super) fn words(&self, log: &LogName) -> String {
@@ -196,10 +199,10 @@ impl super::logs::LogState {
         if self.offers.len() < OFFERS_MAX {
             return self.offers.push(offer);
         }
-        if !self.helps(&offer.view) {
+        if !self.helps(&offer) {
             return;
         }
-        let useless = self.offers.iter().position(|o| !self.helps(&o.view));
+        let useless = self.offers.iter().position(|o| !self.helps(o));
         match useless.and_then(|at| self.offers.get_mut(at)) {
             Some(other) => *other = offer,
             // It counts as an answer only when it is given again and there is room for it.
@@ -207,11 +210,10 @@ impl super::logs::LogState {
         }
     }
 
-    /// Whether a holder with this view has what can be taken here, or lies in a pending hole.
-    fn helps(&self, view: &View) -> bool {
-        let holes = self.submitted.iter().flat_map(|i| &i.holes).filter(|h| h.kind == HoleKind::Pending);
-        let fills = |h: &Hole| view.edge(h.incarnation).is_some_and(|e| e.begin < h.to && h.from < e.end);
-        holes.into_iter().any(fills) || !self.missing_anywhere(view).is_empty()
+    /// Whether a holder has what can be taken here, or lies in a pending hole.
+    fn helps(&self, offer: &Offer) -> bool {
+        let mut holes = self.submitted.iter().flat_map(|i| &i.holes).filter(|h| h.kind == HoleKind::Pending);
+        holes.any(|h| offer.first_in(h).is_some()) || !self.missing_anywhere(&offer.view).is_empty()
     }
 
     /// What is sought of the log is asked for anew.
@@ -323,11 +325,11 @@ impl Replication {
         for log in self.open_questions() {
             let Some(state) = self.logs.get(&log) else { continue };
             // While there is no room for further offers, those that are there are used first.
-            if state.offers.len() >= OFFERS_MAX && state.offers.iter().all(|o| state.helps(&o.view)) {
+            if state.offers.len() >= OFFERS_MAX && state.offers.iter().all(|o| state.helps(o)) {
                 continue;
             }
             let stale = |asked: &Asked| asked.is_none_or(|(_, at)| self.now.saturating_sub(at) >= GAP_ASK_AGAIN);
-            let asked = [state.gap.as_ref().map(|g| g.asked), state.seeking.map(|s| s.asked)];
+            let asked = [state.gap.as_ref().map(|g| g.asked), state.seeking.as_ref().map(|s| s.asked)];
             if let Some(asked) = asked.into_iter().flatten().filter(stale).map(|a| a.map(|(_, at)| at)).min() {
                 let (oldest, logs) = due.entry(log.origin.clone()).or_insert((asked, Vec::new()));
                 *oldest = asked.min(*oldest);
@@ -435,7 +437,7 @@ impl Replication {
             nodes.insert(holder.clone());
         }
         for (log, view) in logs {
-            self.take_offer(&log, Offer { holder: holder.clone(), view, lacks: Vec::new() });
+            self.take_offer(&log, Offer { holder: holder.clone(), view, lacks: Vec::new(), failed: false });
         }
     }
 
@@ -627,8 +629,10 @@ impl Replication {
                 continue;
             }
             let filling = !state.fetches.is_empty();
-            let offered = state.offers.iter().any(|o| !state.missing_anywhere(&o.view).is_empty());
-            let waited = self.now.saturating_sub(gap.since) >= self.config.lost_after;
+            let joins = |o: &Offer| !state.missing_anywhere(&o.view).is_empty();
+            let offered = state.offers.iter().any(joins);
+            let here = |o: &&Offer| self.routing.towards(&o.holder).is_some();
+            let waited = self.has_waited(gap.since, gap.asked) && !state.offers.iter().filter(here).any(joins);
             // Who offered and went away is waited for as who did not answer.
             let reachable = state.offers.iter().filter(|o| self.routing.towards(&o.holder).is_some());
             let lowest = offered_above(reachable, &info, &gap) == offered_above(&state.offers, &info, &gap);
@@ -636,6 +640,13 @@ impl Replication {
                 self.lose(&log, &info, &gap);
             }
         }
+    }
+
+    /// Whether what is sought has been for so long that nobody who was not heard is waited for any more, and those who can be reached
+    /// had time to answer.
+    pub(super) fn has_waited(&self, since: Duration, asked: Asked) -> bool {
+        let asked = asked.is_some_and(|(_, at)| self.now.saturating_sub(at) >= ANSWERS_WAIT);
+        asked && self.now.saturating_sub(since) >= self.config.lost_after
     }
 
     fn close_gap(&mut self, log: &LogName) {

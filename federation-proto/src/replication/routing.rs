@@ -43,8 +43,9 @@ pub(super) struct Known {
     pub(super) sequence: u64,
     pub(super) neighbours: BTreeMap<NodeName, u32>,
     no_transit: bool,
-    /// It says that another process of its name counts.
+    /// It says that another process of its name counts, or that it does itself.
     pub(super) stands_back: bool,
+    pub(super) counts: bool,
     body: Bytes,
     heard: Duration,
     age: Duration,
@@ -302,6 +303,7 @@ fn parse(body: Bytes, age: Duration, now: Duration) -> Checked<(NodeName, Known)
         neighbours,
         no_transit: record.no_transit,
         stands_back: record.stands_back,
+        counts: record.counts,
         body,
         heard: now,
         age,
@@ -338,6 +340,7 @@ impl Replication {
             body_versions: self.config.body_versions.iter().map(|v| u32::from(*v)).collect(),
             features: Vec::new(),
             stands_back: self.is_second_of_its_name(),
+            counts: self.routing.twins.counts(),
         };
         let known = Known {
             kind: self.config.kind,
@@ -347,6 +350,7 @@ impl Replication {
             neighbours,
             no_transit: !self.transit,
             stands_back: body.stands_back,
+            counts: body.counts,
             body: body.encode_to_vec().into(),
             heard: self.now,
             age: Duration::ZERO,

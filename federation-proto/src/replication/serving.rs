@@ -10,6 +10,7 @@ use super::{
     Change, LinkId, Output, Replication,
     fetching::FetchOwner,
     lines::{self, Where},
+    logs::LogState,
     passes::Passing,
 };
 use crate::{
@@ -283,12 +284,16 @@ impl Replication {
         missing && remote.continue_main(&state.edges()) == Some(at)
     }
 
-    /// Those who wait at the end of our blank copy learn what we learned: that the origin has no such log.
-    pub(super) fn tell_none_there(&mut self, log: &LogName, text: &str) {
-        let waits = |served: &Served| served.order.log == *log && served.mode == Mode::Own;
+    /// Each interval: those who wait at the end of a blank copy of ours learn what we learned, that the origin has no such log.
+    pub(super) fn tell_none_there(&mut self) {
+        if !std::mem::take(&mut self.none_to_tell) {
+            return;
+        }
+        let blank = |log: &LogName| self.logs.get(log).is_some_and(LogState::is_as_blank_as_there);
+        let waits = |served: &Served| served.mode == Mode::Own && blank(&served.order.log);
         let waiting: Vec<Asker> = self.served.iter().filter(|(_, s)| waits(s)).map(|(asker, _)| *asker).collect();
         for asker in waiting {
-            self.end_served(asker, FetchEnd::UnknownPlace, None, text);
+            self.end_served(asker, FetchEnd::UnknownPlace, None, "the origin has no such log");
         }
     }
 

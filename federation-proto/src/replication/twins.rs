@@ -47,11 +47,17 @@ struct Second {
     neighbours: BTreeSet<NodeName>,
     /// The first one has not been told yet.
     untold: bool,
+    told_at: Duration,
 }
 
 impl Twins {
     pub(super) fn stands_back(&self) -> bool {
         self.second.is_some()
+    }
+
+    /// Whether there is another process of this name, and this one was found to be the one that counts.
+    pub(super) fn counts(&self) -> bool {
+        self.seen.is_some() && self.second.is_none()
     }
 }
 
@@ -75,11 +81,16 @@ impl Replication {
         if (answers || known.stands_back) && self.has_twin() {
             // Of two copies of one data directory neither is older: then all that matters is that both choose the same.
             let younger = (known.since, known.start.random) < (self.routing.since, self.routing.start.random);
-            let second = younger && !known.stands_back;
+            let second = match (self.routing.twins.counts(), known.counts) {
+                // One of the two was found to count before: a restart of the other changes nothing.
+                (true, false) => false,
+                (false, true) => true,
+                _ => younger && !known.stands_back,
+            };
             self.tell_of_twin(second);
             if second {
                 self.routing.twins.second =
-                    Some(Second { first: known.start, neighbours: BTreeSet::new(), untold: true });
+                    Some(Second { first: known.start, neighbours: BTreeSet::new(), untold: true, told_at: self.now });
                 return self.meet_first(known);
             }
         }
@@ -104,17 +115,19 @@ impl Replication {
 
     /// The first of two processes of this name spoke.
     fn meet_first(&mut self, known: &Known) {
-        // A third one that stands back as we do.
+        let Some(second) = &mut self.routing.twins.second else { return };
+        // A third one that stands back as we do: who is linked with it is not the first's any more.
         if known.stands_back {
+            second.neighbours.retain(|node| !known.neighbours.contains_key(node));
             return;
         }
-        let Some(second) = &mut self.routing.twins.second else { return };
         // A new process has not been told.
         let untold = second.untold || second.first.random != known.start.random;
         second.first = second.first.max(known.start);
         second.neighbours = known.neighbours.keys().cloned().collect();
         second.untold = false;
         if untold {
+            second.told_at = self.now;
             self.go_above(known.start);
         }
     }
@@ -143,18 +156,26 @@ impl Replication {
         }
         self.renew_own_record();
         if raise && !self.is_second_of_its_name() {
-            for origin in self.routing.known_sites() {
-                self.statements_anew(&origin);
-                self.registration_anew(&origin);
-            }
-            self.ask_about_own();
+            self.say_all_anew();
         }
     }
 
-    /// A link came up: the first of two processes may have forgotten of the other meanwhile.
+    fn say_all_anew(&mut self) {
+        for origin in self.routing.known_sites() {
+            self.statements_anew(&origin);
+            self.registration_anew(&origin);
+        }
+        self.ask_about_own();
+    }
+
+    /// A link came up: the first of two processes may have forgotten of the other, if that was away for as long. Not at each of a
+    /// line's flaps: until the first answers, what is told stands in the way of those who go to it.
     pub(super) fn tell_first(&mut self) {
-        if let Some(second) = &mut self.routing.twins.second {
-            second.untold = false;
+        let now = self.now;
+        if let Some(second) = &mut self.routing.twins.second
+            && now.saturating_sub(second.told_at) >= GONE_AFTER / 2
+        {
+            (second.untold, second.told_at) = (false, now);
             let first = second.first;
             self.go_above(first);
         }
@@ -184,6 +205,7 @@ impl Replication {
         self.out.push_back(Output::ReportOver(TWO_NODES, ELSEWHERE.to_owned()));
         if let Some(second) = self.routing.twins.second.take() {
             self.go_above(second.first);
+            self.say_all_anew();
         }
     }
 }

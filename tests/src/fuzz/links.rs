@@ -113,6 +113,7 @@ fn messages() -> Vec<Kind> {
         start: start(),
         since: None,
         stands_back: true,
+        counts: false,
         sequence: 3,
         neighbours: vec![link::Neighbour { node: node("b"), cost: 1 }],
         no_transit: false,

@@ -174,7 +174,7 @@ impl Publisher {
     pub(crate) async fn run(&mut self, mut batches: mpsc::Receiver<Batch>) -> Result<(), CliError> {
         let mut stream = match self.open_once(false).await {
             // A frozen node takes the connection and answers no call; nothing was sent yet.
-            Err(e) if matches!(e.exit(), Exit::Failed | Exit::TimedOut) && self.servers.len() > 1 => {
+            Err(e) if matches!(e.exit(), Exit::Failed | Exit::TimedOut | Exit::Refused) && self.servers.len() > 1 => {
                 self.open_once(true).await?
             }
             opened => opened?,
@@ -308,7 +308,8 @@ impl Publisher {
                     tracing::debug!(site = ?stream.site, "connected again");
                     return Ok(stream);
                 }
-                Ok(Err(e)) if e.exit() == Exit::Refused => return Err(e),
+                // What the next one refuses the last one may take again.
+                Ok(Err(e)) if e.exit() == Exit::Refused && !(next && self.servers.len() > 1) => return Err(e),
                 Ok(Err(e)) if Instant::now() + RETRY_MIN >= until => return Err(e),
                 Err(_) => return Err(self.gave_up(broken.as_ref(), false)),
                 // From here on it is away, for which it has time of its own.
