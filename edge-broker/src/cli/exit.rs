@@ -114,6 +114,8 @@ impl From<Status> for CliError {
 }
 
 fn connection_lost(cause: &str) -> String {
+    // rustls names a page of its manual, for programmers.
+    let cause = cause.split_once(": https://docs.rs").map_or(cause, |(cause, _)| cause);
     if cause.contains("fatal alert") {
         return format!("the server refused the connection ({cause}); its log says why");
     }

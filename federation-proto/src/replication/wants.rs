@@ -17,6 +17,7 @@ use super::{
     convert::{self, Checked},
 };
 use crate::{
+    copies::LogInfo,
     ids::{LogName, Pattern, Place, Site, Topic},
     session::NodeKind,
     wire::{WireError, link},
@@ -330,6 +331,15 @@ impl Replication {
         let Some((pattern, want)) = sent.patterns.iter_mut().find(|(_, w)| w.key == end.key) else { return Ok(()) };
         want.complete = true;
         let pattern = pattern.clone();
+        // A blank copy of what was not announced: its origin has no such log any more.
+        for log in self.logs.names_of(&origin, &pattern) {
+            let state = self.logs.get_mut(&log).filter(|s| s.remote.is_none() && !s.none_there);
+            if let Some(state) = state
+                && state.submitted.as_ref().is_some_and(LogInfo::is_blank)
+            {
+                (state.none_there, self.none_to_tell) = (true, true);
+            }
+        }
         let mut tell = Vec::new();
         for (link, wants) in self.wants.peers.get(&origin).into_iter().flatten() {
             if *link != from {

@@ -234,7 +234,7 @@ impl NodeInner {
         drop(twins);
         let elsewhere = || {
             "another process of this node's name is in the federation, and counts; stop one of the two, or give it a name and \
-             certificate of its own"
+             certificate of its own (what was stored here and is at no other site stays here until this process is the only one)"
                 .to_owned()
         };
         let taken = taken.or_else(|| self.hub.is_second_of_its_name().then(elsewhere));
