@@ -215,6 +215,8 @@ async fn messages_arrive_once_and_in_order_over_lines_that_lose_and_break() {
         assert_eq!(contents(origin, &log).await, expected);
         assert_eq!(contents(other, &log).await, expected);
     }
+    let reconnects: u64 = [&berlin, &tokyo].iter().flat_map(|node| node.links()).map(|link| link.reconnects).sum();
+    assert!(reconnects >= 2, "the lines were down long enough to be noticed");
     for node in [Arc::new(berlin), Arc::new(tokyo), Arc::new(relay)] {
         node.shutdown().await.unwrap();
     }
