@@ -1,5 +1,6 @@
 //! What clients meet: doors, subscriptions, groups, quotas, the command line.
 
+pub mod admin;
 mod auth;
 pub mod bench;
 pub mod cli;
@@ -9,6 +10,7 @@ pub mod engine;
 mod groups;
 pub mod grpc;
 pub mod limits;
+pub mod metrics;
 mod subscriptions;
 #[cfg(test)]
 mod testing;

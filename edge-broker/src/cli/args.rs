@@ -67,6 +67,9 @@ pub(crate) enum Command {
     /// Look into the data directory of a stopped node.
     #[command(subcommand)]
     Log(LogCommand),
+    /// What a node's admin port tells Prometheus.
+    #[command(subcommand)]
+    Metrics(MetricsCommand),
     /// Measure on this machine.
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -447,6 +450,17 @@ pub(crate) enum LogCommand {
         #[arg(long)]
         messages: bool,
         /// How to print; json is an object a line.
+        #[arg(long, value_enum, default_value = "table")]
+        output: Output,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum MetricsCommand {
+    /// Every metric: name, type, labels and what it tells.
+    #[command(alias = "list")]
+    Ls {
+        /// How to print.
         #[arg(long, value_enum, default_value = "table")]
         output: Output,
     },

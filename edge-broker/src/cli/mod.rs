@@ -12,6 +12,7 @@ mod config;
 mod exit;
 mod json;
 mod log;
+mod metrics;
 mod node;
 mod output;
 mod publish;
@@ -68,6 +69,7 @@ fn run(command: Command) -> Result<Exit, CliError> {
         Command::Ca(command) => ca::run(command),
         Command::Config(command) => config::run(command),
         Command::Log(command) => log::run(command),
+        Command::Metrics(args::MetricsCommand::Ls { output }) => metrics::ls(output),
         Command::Bench(command) => bench::run(command),
         Command::Completions { shell } => {
             let mut text = Vec::new();

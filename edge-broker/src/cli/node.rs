@@ -2,6 +2,7 @@
 
 use std::{
     io::Write,
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -15,6 +16,7 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::{CliError, Exit, args::NodeArgs, reload::Reload};
 use crate::{
+    admin::{AdminPort, Watched},
     config::{
         Loaded,
         settings::{Kind, LogFormat},
@@ -28,6 +30,7 @@ pub(crate) fn run(kind: Kind, args: &NodeArgs) -> Result<Exit, CliError> {
     let loaded = Loaded::load(&args.config, std::env::vars(), &args.set).map_err(wrong)?;
     loaded.expect_kind(kind).map_err(wrong)?;
     let (node, door) = (loaded.node_config().map_err(wrong)?, loaded.door_config().map_err(wrong)?);
+    let admin = loaded.settings.admin.as_ref().map(|admin| admin.listen.0);
     start_logging(&loaded)?;
     stop_on_panic();
     let reload = Reload::of(args, &loaded);
@@ -36,18 +39,22 @@ pub(crate) fn run(kind: Kind, args: &NodeArgs) -> Result<Exit, CliError> {
         .thread_name("seaway")
         .build()
         .map_err(|e| CliError::failed(format!("cannot start threads: {e}")))?;
-    runtime.block_on(serve(node, door, reload))
+    runtime.block_on(serve(node, door, admin, reload))
 }
 
 async fn serve(
     config: seaway_relay::node::NodeConfig,
     door: Option<door::DoorConfig>,
+    admin: Option<SocketAddr>,
     reload: Reload,
 ) -> Result<Exit, CliError> {
     // Signals first: one that comes while the log is replayed is not missed.
     let reload = Arc::new(reload);
     let mut signals = Signals::new(reload.clone())?;
     let (name, kind) = (config.name.clone(), config.kind);
+    // Before the log is opened: that may take long, and somebody waits to know that it goes on.
+    let watched = Arc::new(Watched::default());
+    open_admin(admin, &watched).await?;
     // All that may fail comes before anybody sees the node: the data directory, the links' sockets, the door's.
     let opening = async {
         let node = Node::open(config).await.map_err(|e| CliError::failed(e.to_string()))?;
@@ -65,6 +72,7 @@ async fn serve(
         () = signals.stop() => return Ok(Exit::Done),
     };
     reload.reaches(&node, door.as_ref().map(door::Door::handle));
+    watched.is_up(&node, door.as_ref().map(door::Door::handle));
     node.begin_links();
     tracing::info!(node = %name, ?kind, version = env!("CARGO_PKG_VERSION"), "the node is up");
     let served = match door {
@@ -100,6 +108,15 @@ async fn serve(
     stopped.map_err(CliError::failed)?;
     tracing::info!("the node has stopped");
     Ok(Exit::Done)
+}
+
+/// Opens the admin port and lets it answer for the rest of the process's life.
+async fn open_admin(address: Option<SocketAddr>, watched: &Arc<Watched>) -> Result<(), CliError> {
+    let Some(address) = address else { return Ok(()) };
+    let port = AdminPort::open(address).await.map_err(|e| CliError::failed(e.to_string()))?;
+    tracing::info!(address = %port.address(), "probes and metrics are answered");
+    tokio::spawn(port.serve(watched.clone()));
+    Ok(())
 }
 
 async fn open_door(config: Option<door::DoorConfig>, node: &Node) -> Result<Option<door::Door<Node>>, CliError> {

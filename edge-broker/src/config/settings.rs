@@ -39,6 +39,9 @@ pub struct Settings {
     /// What it says of itself on standard error.
     #[serde(default)]
     pub logging: LoggingSection,
+    /// Where probes and metrics are asked for; without it, nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admin: Option<AdminSection>,
 }
 
 /// The names of all sections, whatever they hold.
@@ -54,6 +57,7 @@ pub(crate) struct Sections {
     topic: Option<IgnoredAny>,
     want: Option<IgnoredAny>,
     logging: Option<IgnoredAny>,
+    admin: Option<IgnoredAny>,
 }
 
 /// The kind of a node.
@@ -320,6 +324,14 @@ pub struct LoggingSection {
     pub format: LogFormat,
 }
 
+/// `[admin]`
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default, expecting = "a section: [admin]")]
+pub struct AdminSection {
+    /// Where probes and metrics are answered (TCP, HTTP/1.1 in plain text; nothing else is).
+    pub listen: Given<SocketAddr>,
+}
+
 /// How log lines are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -337,6 +349,13 @@ impl Default for LogSection {
             disk_reserve: Given(Size(256 << 20)),
             tail_memory: Given(Size(64 << 20)),
         }
+    }
+}
+
+impl Default for AdminSection {
+    /// On loopback: beyond it only where an address is named.
+    fn default() -> Self {
+        Self { listen: Given(SocketAddr::from(([127, 0, 0, 1], 7600))) }
     }
 }
 

@@ -73,6 +73,16 @@ impl<E: Engine> DoorHandle<E> {
         Ok(())
     }
 
+    /// Whether the door takes nothing new, since the node stops.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.shared.drain.is_cancelled()
+    }
+
+    /// What the door's services share.
+    pub(crate) fn shared(&self) -> &Arc<Shared<E>> {
+        &self.shared
+    }
+
     /// The node's state as the admin service gives it, for metrics and local use.
     pub fn status(&self) -> api::StatusReply {
         status::status(&self.shared)

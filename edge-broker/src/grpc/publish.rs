@@ -21,6 +21,7 @@ use crate::{
     limits::{
         BATCH_MESSAGES_MAX, ClientRate, IN_FLIGHT_OVERHEAD_BYTES, REPLIES_QUEUED_MAX, STREAM_IN_FLIGHT_BYTES_MAX,
     },
+    metrics::traffic::{TopicFlows, topic_of},
 };
 
 /// Who publishes, and what holds for it.
@@ -319,7 +320,11 @@ impl<E: Engine> Publisher<E> {
         }
         if terms.mode == Mode::OneWay {
             for message in messages {
+                let tally = self.tally(std::slice::from_ref(&message));
                 let sent = self.shared.engine.publish_one_way(terms.publish(message));
+                if sent.is_ok() {
+                    count_taken(&tally);
+                }
                 let sent = sent.map(|()| Receipt::default()).map_err(|error| errors::failure(&error));
                 onward.hand(Ok(Taken::Now(1, Box::new(sent))));
             }
@@ -334,8 +339,12 @@ impl<E: Engine> Publisher<E> {
         let time = patience.until.saturating_duration_since(Instant::now());
         *left = left.saturating_sub(count);
         // To its end in any case: what the engine began to take is not given up half-way.
+        let tally = self.tally(&messages);
         onward.hand(Ok(match self.shared.engine.publish_run(terms.run(messages, time), receipts).await {
-            Ok(pending) => Taken::Pending(count, pending, share),
+            Ok(pending) => {
+                count_taken(&tally);
+                Taken::Pending(count, pending, share)
+            }
             Err(error) => refused(count, &error),
         }));
         Ok(())
@@ -358,12 +367,27 @@ impl<E: Engine> Publisher<E> {
         Ok((share, self.wait(patience, room).await?))
     }
 
+    /// Messages and bytes of each topic.
+    fn tally(&self, messages: &[OwnMessage]) -> Vec<(Arc<TopicFlows>, usize, usize)> {
+        let run = |run: &[OwnMessage]| {
+            let bytes = run.iter().map(OwnMessage::content_bytes).sum();
+            Some((self.shared.traffic.of(topic_of(run.first()?.path.as_str())), run.len(), bytes))
+        };
+        messages.chunk_by(of_one_topic).filter_map(run).collect()
+    }
+
     fn count(&self, told: &[Told]) {
         let counters = &self.shared.counters;
         for (count, result) in told {
             let counter = if result.is_ok() { &counters.published } else { &counters.failed };
             DoorCounters::add(counter, u64::from(*count));
         }
+    }
+}
+
+fn count_taken(tally: &[(Arc<TopicFlows>, usize, usize)]) {
+    for (flows, messages, bytes) in tally {
+        flows.published.add(*messages, *bytes);
     }
 }
 
@@ -385,7 +409,7 @@ async fn finish(taken: Taken) -> Vec<Told> {
 }
 
 fn of_one_topic(a: &OwnMessage, b: &OwnMessage) -> bool {
-    a.path.as_str().split('/').next() == b.path.as_str().split('/').next()
+    topic_of(a.path.as_str()) == topic_of(b.path.as_str())
 }
 
 fn count_of(messages: usize) -> u32 {

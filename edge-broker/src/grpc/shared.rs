@@ -17,6 +17,7 @@ use crate::{
     engine::Engine,
     groups::Groups,
     limits::{CONNECTIONS_MAX, DECODING_BYTES_MAX, IN_FLIGHT_BYTES_MAX, PARTS_BYTES_MAX, Rates, SUBSCRIPTIONS_MAX},
+    metrics::traffic::Traffic,
     subscriptions::wants::PassingWants,
 };
 
@@ -81,6 +82,8 @@ pub(crate) struct Shared<E: Engine> {
     pub(crate) drain: CancellationToken,
     /// What is counted.
     pub(crate) counters: Arc<DoorCounters>,
+    /// Messages and bytes by topic.
+    pub(crate) traffic: Traffic,
     /// When the door opened.
     pub(crate) since: Instant,
 }
@@ -104,6 +107,7 @@ impl<E: Engine> Shared<E> {
             connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             drain,
             counters: Arc::default(),
+            traffic: Traffic::default(),
             since: Instant::now(),
             engine,
             config,

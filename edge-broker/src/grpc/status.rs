@@ -55,11 +55,7 @@ pub(crate) fn status<E: Engine>(shared: &Shared<E>) -> api::StatusReply {
         federation,
         site: name.site.to_string(),
         node: name.node.to_string(),
-        kind: match kind {
-            NodeKind::Edge => "edge".into(),
-            NodeKind::Relay => "relay".into(),
-            NodeKind::Other(number) => format!("kind {number}"),
-        },
+        kind: kind_name(kind),
         version: env!("CARGO_PKG_VERSION").into(),
         uptime_s: shared.since.elapsed().as_secs(),
         state: state.err().unwrap_or_else(|| "ready".into()),
@@ -71,6 +67,22 @@ pub(crate) fn status<E: Engine>(shared: &Shared<E>) -> api::StatusReply {
         counters: counters(shared),
         queues: queues(shared),
     }
+}
+
+/// How a kind of node is called.
+pub(crate) fn kind_name(kind: NodeKind) -> String {
+    match kind {
+        NodeKind::Edge => "edge".into(),
+        NodeKind::Relay => "relay".into(),
+        NodeKind::Other(number) => format!("kind {number}"),
+    }
+}
+
+/// Connections and subscriptions that are open.
+pub(crate) fn held<E: Engine>(shared: &Shared<E>) -> (u64, u64) {
+    let connections = CONNECTIONS_MAX.saturating_sub(shared.connections.available_permits());
+    let subscriptions = SUBSCRIPTIONS_MAX.saturating_sub(shared.subscriptions.available_permits());
+    (to_u64(connections), to_u64(subscriptions))
 }
 
 fn counters<E: Engine>(shared: &Shared<E>) -> Vec<api::Counter> {
@@ -90,17 +102,16 @@ fn counters<E: Engine>(shared: &Shared<E>) -> Vec<api::Counter> {
         ("seaway_door_delayed_total", "rate", &rates.delayed),
     ];
     let own = own.map(|(name, label, value)| (name, label, value.load(Relaxed)));
-    let connections = CONNECTIONS_MAX.saturating_sub(shared.connections.available_permits());
-    let subscriptions = SUBSCRIPTIONS_MAX.saturating_sub(shared.subscriptions.available_permits());
+    let (connections, subscriptions) = held(shared);
     let held = [("seaway_door_connections", "", connections), ("seaway_door_subscriptions", "", subscriptions)];
-    let held = held.map(|(name, label, count)| (name, label, to_u64(count)));
     let counter =
         |(name, label, value): (&str, &str, u64)| api::Counter { name: name.into(), label: label.into(), value };
     counters.extend(own.into_iter().chain(held).map(counter));
     counters
 }
 
-fn queues<E: Engine>(shared: &Shared<E>) -> Vec<api::QueueStatus> {
+/// Every queue of node and door.
+pub(crate) fn queues<E: Engine>(shared: &Shared<E>) -> Vec<api::QueueStatus> {
     let engine = shared.engine.queues().into_iter();
     let mut queues: Vec<_> =
         engine.map(|(name, bytes, bytes_max)| api::QueueStatus { name, bytes, bytes_max }).collect();
@@ -133,12 +144,7 @@ fn links<E: Engine>(engine: &E) -> Vec<api::LinkStatus> {
 fn link(link: LinkStatus) -> api::LinkStatus {
     api::LinkStatus {
         peer: link.peer.map(|p| p.to_string()).unwrap_or_default(),
-        peer_kind: match link.peer_kind {
-            Some(NodeKind::Edge) => "edge".into(),
-            Some(NodeKind::Relay) => "relay".into(),
-            Some(NodeKind::Other(number)) => format!("kind {number}"),
-            None => String::new(),
-        },
+        peer_kind: link.peer_kind.map(kind_name).unwrap_or_default(),
         direction: if link.dials { "out".into() } else { "in".into() },
         address: link.address,
         state: link_state(link.state).into(),

@@ -106,6 +106,7 @@ fn counted<E: Engine>(
     let stream = stream.map(move |reply| {
         if let Ok(SubscribeReply { kind: Some(Kind::Messages(messages)) }) = &reply {
             shared.count_delivered(messages.messages.len());
+            shared.traffic.delivered(&messages.messages);
         }
         reply
     });

@@ -56,7 +56,11 @@ impl Harness {
         config.auth.anonymous = Some(all_rights());
         config.auth.federation = "test".into();
         change(&mut config);
-        let door = Door::open(config, engine.clone()).await.unwrap();
+        Self::serve(Door::open(config, engine.clone()).await.unwrap())
+    }
+
+    /// A door that is open.
+    pub(crate) fn serve<E: Engine>(door: Door<E>) -> Self {
         let address = door.address();
         let (stop, stopped) = oneshot::channel::<()>();
         let serving = tokio::spawn(door.serve(async move {

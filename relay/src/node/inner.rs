@@ -22,6 +22,7 @@ use tokio::sync::{Notify, Semaphore, broadcast, oneshot};
 use super::{
     LogEvent, NodeConfig, PublishError, TopicConfig,
     clock::{Clock, SystemClock},
+    life::{self, Progress},
     one_way::OneWaySubscribers,
     origin::Origin,
     publish::Registered,
@@ -59,6 +60,9 @@ const RETENTION_EVERY: u64 = 40;
 const EXPIRE_EVERY: u64 = 240;
 /// The hub's thread wakes at least so often.
 const HUB_IDLE: Duration = Duration::from_secs(1);
+
+/// The thread that trims and reclaims.
+pub(super) const RETENTION_THREAD: &str = "seaway-retention";
 
 /// Name of the alarm that the node takes no messages; it goes when that is over.
 const NOT_TAKING: &str = "not-taking-messages";
@@ -137,6 +141,8 @@ pub(super) struct NodeInner {
     /// And when retention last ran.
     pub(super) accepted_at_retention: AtomicU64,
     pub(super) threads: Threads,
+    /// Of the commit log, as upkeep sees it.
+    pub(super) progress: Mutex<Progress>,
 }
 
 impl std::fmt::Debug for NodeInner {
@@ -155,6 +161,14 @@ impl NodeInner {
             return Err("the node is shutting down; publish elsewhere or when it is back".to_owned());
         }
         self.unavailable.load().as_ref().map_or(Ok(()), |why| Err(why.to_string()))
+    }
+
+    /// See [`super::Node::liveness`].
+    pub(super) fn liveness(&self) -> Result<(), String> {
+        // Retention waits for room and for the disk, as long as that takes.
+        let silent: Vec<_> = self.threads.silent().into_iter().filter(|(name, _)| name != RETENTION_THREAD).collect();
+        let stuck = self.progress.lock().stuck(self.clock.now());
+        life::verdict(&silent, stuck)
     }
 
     pub(super) fn topic_config(&self, topic: &Topic) -> TopicConfig {
@@ -200,6 +214,7 @@ impl NodeInner {
         };
         let why = self.look_at_twins().filter(|_| why.is_none()).map(|text| (Unavailable::Twin, text)).or(why);
         self.accepted.store(stats.accepted_bytes, Ordering::Relaxed);
+        self.progress.lock().look(self.clock.now(), &stats);
         self.note_availability(why);
         self.note_damage(&stats.damage);
         if turn.is_multiple_of(EXPIRE_EVERY)

@@ -12,6 +12,7 @@ pub mod clock;
 #[cfg(test)]
 mod disk_tests;
 mod inner;
+pub mod life;
 mod one_way;
 pub mod origin;
 mod publish;
@@ -271,6 +272,19 @@ impl Node {
     /// The reason, in a sentence.
     pub fn readiness(&self) -> Result<(), String> {
         self.inner.readiness()
+    }
+
+    /// For how long it has been up.
+    pub fn uptime(&self) -> std::time::Duration {
+        self.inner.clock.now()
+    }
+
+    /// Whether the node's threads turn and its storage gets on, see [`life`]; a node that states why it takes nothing is alive.
+    ///
+    /// # Errors
+    /// What is stuck, in a sentence.
+    pub fn liveness(&self) -> Result<(), String> {
+        self.inner.liveness()
     }
 
     /// Ends the waits for other sites, now and from now on, with [`PublishError::Stopping`]: the node is about to stop.

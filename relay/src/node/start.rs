@@ -21,7 +21,7 @@ use tokio::sync::{Semaphore, broadcast};
 use super::{
     NodeConfig, StartError,
     clock::{Clock, SystemClock},
-    inner::{Ears, NodeInner, Opener, READS_MAX, topic_config},
+    inner::{Ears, NodeInner, Opener, READS_MAX, RETENTION_THREAD, topic_config},
     one_way::OneWaySubscribers,
     origin::{Origin, OriginConfig},
     publish::Registered,
@@ -259,6 +259,7 @@ impl NodeInner {
             accepted: 0.into(),
             accepted_at_retention: 0.into(),
             threads: Threads::default(),
+            progress: parking_lot::Mutex::default(),
         });
         node.run_threads(&origin_wake, hub_wake, upkeep_wake)?;
         if let Some(report) = clock_behind {
@@ -303,7 +304,7 @@ impl NodeInner {
             turns += 1;
             node.upgrade().map_or(Duration::ZERO, |node| node.turn_retention(turns))
         };
-        self.threads.run("seaway-retention", Arc::default(), turn).map_err(failed)
+        self.threads.run(RETENTION_THREAD, Arc::default(), turn).map_err(failed)
     }
 
     async fn remember_start(&self) -> Result<(), StartError> {

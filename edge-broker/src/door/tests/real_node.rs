@@ -10,7 +10,10 @@ use seaway_relay::{
 };
 
 use crate::{
+    admin::{Probed, Watched},
     api::{Mode, PublishRequest, subscribe_reply::Kind, subscribe_request::Open},
+    door::{Door, DoorConfig},
+    metrics::exposition::tests::read,
     testing::*,
 };
 
@@ -42,6 +45,43 @@ fn config(dir: &std::path::Path) -> NodeConfig {
         costs: vec![],
         tail_bytes_max: 64 << 20,
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_metrics_of_a_node_at_work_are_right_and_read_back_strictly() {
+    let dir = tempfile::tempdir().unwrap();
+    let watched = Watched::default();
+    assert!(watched.live().is_ok() && watched.started().is_err() && watched.ready().is_err());
+    assert!(read(&watched.metrics().await).contains_key("seaway_process_resident_memory_bytes"));
+    let node = Node::start(config(dir.path())).await.unwrap();
+    let mut door = DoorConfig::new(([127, 0, 0, 1], 0).into());
+    door.auth.anonymous = Some(all_rights());
+    let door = Door::open(door, node.clone()).await.unwrap();
+    watched.is_up(&node, Some(door.handle()));
+    let harness = Harness::serve(door);
+    harness.publish("orders/a", numbered(0..20)).await;
+    let mut first = harness.subscribe(member("g", "orders/#")).await.unwrap();
+    first.messages(20).await;
+    let series = read(&watched.metrics().await);
+    let is = |name: &str, value: f64| assert_eq!(series.get(name), Some(&value), "{name} in {series:#?}");
+    is("seaway_ready", 1.0);
+    is("seaway_node_info{federation=\"test\",site=\"east\",node=\"edge-1\",kind=\"edge\"}", 1.0);
+    is("seaway_topic_published_messages_total{topic=\"orders\"}", 20.0);
+    is("seaway_topic_published_bytes_total{topic=\"orders\"}", 190.0);
+    is("seaway_topic_delivered_messages_total{topic=\"orders\"}", 20.0);
+    is("seaway_topic_stored_messages{topic=\"orders\",origin=\"east\"}", 20.0);
+    is("seaway_copies{state=\"own\"}", 1.0);
+    is("seaway_group_members{group=\"g\"}", 1.0);
+    is("seaway_group_unconfirmed_messages{group=\"g\"}", 20.0);
+    is("seaway_door_publishes_total{result=\"receipt\"}", 20.0);
+    is("seaway_log_poisoned", 0.0);
+    assert!(series["seaway_log_syncs_total"] >= 1.0 && series["seaway_disk_free_bytes"] > 0.0);
+    assert!(series["seaway_process_cpu_seconds_total"] > 0.0 && series["seaway_uptime_seconds"] > 0.0);
+    assert!(watched.live().is_ok() && watched.started().is_ok() && watched.ready().is_ok());
+    harness.stop().await;
+    assert_eq!(watched.ready(), Err("the node is stopping".to_owned()));
+    node.shutdown().await.unwrap();
+    assert!(watched.live().is_ok(), "who stops is not stuck");
 }
 
 #[tokio::test(flavor = "multi_thread")]
