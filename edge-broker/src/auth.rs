@@ -8,9 +8,10 @@ pub(crate) mod tokens;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use rustls_pki_types::CertificateDer;
 use seaway_federation_proto::ids::{Path, Pattern};
-use seaway_relay::transport::identity::Identity;
+use seaway_relay::transport::{expiry::CertificateEnd, identity::Identity};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Extensions, Request, Status, metadata::MetadataMap};
 
@@ -45,13 +46,24 @@ pub(crate) struct Caller {
     counts: Option<Counts>,
 }
 
-/// How long a token counts.
+/// How long what a caller showed counts.
 #[derive(Debug)]
 struct Counts {
     /// Microseconds since 1970; 0: for ever.
     expires_us: u64,
     revoked: CancellationToken,
+    /// What is said when it was revoked, and when it has expired.
+    says: [&'static str; 2],
 }
+
+const TOKEN_ENDED: [&str; 2] = [
+    "the token was revoked or changed; connect again with a token that counts",
+    "the token has expired; ask for a new one",
+];
+const RIGHTS_ENDED: [&str; 2] = [
+    "the rights of this client were changed; connect again with those that it has now",
+    "the client's certificate has expired; connect again with a new one",
+];
 
 /// The longest time that is slept before the clock is looked at again: it may be set meanwhile.
 const CLOCK_LOOK: Duration = Duration::from_secs(30);
@@ -70,11 +82,13 @@ impl Caller {
                 }
             }
         };
+        let [revoked, over] = counts.says;
         tokio::select! {
-            () = counts.revoked.cancelled() => unauthenticated("the token was revoked or changed; connect again with a token that counts"),
-            () = expired => unauthenticated("the token has expired; ask for a new one"),
+            () = counts.revoked.cancelled() => unauthenticated(revoked),
+            () = expired => unauthenticated(over),
         }
     }
+
     /// The caller that the interceptor recognised.
     pub(crate) fn of(extensions: &Extensions) -> Result<Arc<Caller>, Status> {
         extensions
@@ -123,26 +137,81 @@ impl Caller {
     }
 }
 
+/// Rights by name of a certificate, and of those who have none, as configured. They may be replaced while calls are open.
+#[derive(Debug, Default)]
+pub(crate) struct Grants {
+    clients: BTreeMap<String, Grant>,
+    others: Option<Grant>,
+    anonymous: Option<Grant>,
+}
+
+/// Rights, and what ends the calls that were opened with them when they change.
+#[derive(Debug, Clone)]
+struct Grant {
+    rights: Rights,
+    changed: CancellationToken,
+}
+
+impl Grant {
+    fn new(rights: &Rights) -> Self {
+        Self { rights: rights.clone(), changed: CancellationToken::new() }
+    }
+
+    /// The same grant where nothing changed; otherwise what it opened ends.
+    fn carried_over(old: Option<&Self>, new: Option<&Rights>) -> Option<Self> {
+        match (old, new) {
+            (Some(old), Some(rights)) if old.rights == *rights => Some(old.clone()),
+            (old, new) => {
+                if let Some(old) = old {
+                    old.changed.cancel();
+                }
+                new.map(Self::new)
+            }
+        }
+    }
+}
+
+impl Grants {
+    /// As configured.
+    pub(crate) fn new(config: &AuthConfig) -> Self {
+        Self::default().replaced_by(config)
+    }
+
+    /// What follows these; calls that were opened with rights that are gone or differ end.
+    pub(crate) fn replaced_by(&self, config: &AuthConfig) -> Self {
+        let mut clients = BTreeMap::new();
+        for client in &config.clients {
+            let grant = Grant::carried_over(self.clients.get(&client.name), Some(&client.rights));
+            clients.extend(grant.map(|grant| (client.name.clone(), grant)));
+        }
+        for (name, grant) in &self.clients {
+            if !clients.contains_key(name) {
+                grant.changed.cancel();
+            }
+        }
+        // Who came in unnamed may be named now.
+        let same_names = self.clients.keys().eq(clients.keys());
+        if let Some(others) = self.others.as_ref().filter(|_| !same_names) {
+            others.changed.cancel();
+        }
+        let others = Grant::carried_over(self.others.as_ref().filter(|_| same_names), config.other_clients.as_ref());
+        let anonymous = Grant::carried_over(self.anonymous.as_ref(), config.anonymous.as_ref());
+        Self { clients, others, anonymous }
+    }
+}
+
 /// Recognises callers.
 #[derive(Debug)]
 pub(crate) struct Authenticator<E> {
     federation: String,
-    clients: BTreeMap<String, Rights>,
-    other_clients: Option<Rights>,
-    anonymous: Option<Rights>,
+    grants: Arc<ArcSwap<Grants>>,
     tokens: Arc<Tokens<E>>,
 }
 
 impl<E: Engine> Authenticator<E> {
     /// An authenticator that follows the configuration.
-    pub(crate) fn new(config: &AuthConfig, tokens: Arc<Tokens<E>>) -> Self {
-        Self {
-            federation: config.federation.clone(),
-            clients: config.clients.iter().map(|c| (c.name.clone(), c.rights.clone())).collect(),
-            other_clients: config.other_clients.clone(),
-            anonymous: config.anonymous.clone(),
-            tokens,
-        }
+    pub(crate) fn new(config: &AuthConfig, grants: Arc<ArcSwap<Grants>>, tokens: Arc<Tokens<E>>) -> Self {
+        Self { federation: config.federation.clone(), grants, tokens }
     }
 
     /// Puts the caller into the request, or refuses it.
@@ -171,9 +240,10 @@ impl<E: Engine> Authenticator<E> {
         if let Some(certificate) = certificate {
             return self.by_certificate(certificate);
         }
-        match &self.anonymous {
-            Some(rights) if loopback => {
-                Ok(Caller { name: "anonymous".into(), rights: rights.clone(), shown: Shown::Nothing, counts: None })
+        match &self.grants.load().anonymous {
+            Some(Grant { rights, changed }) if loopback => {
+                let counts = Some(Counts { expires_us: 0, revoked: changed.clone(), says: RIGHTS_ENDED });
+                Ok(Caller { name: "anonymous".into(), rights: rights.clone(), shown: Shown::Nothing, counts })
             }
             _ => Err(unauthenticated(
                 "this door wants a token or a client certificate; give one with --token-file or --cert",
@@ -183,7 +253,7 @@ impl<E: Engine> Authenticator<E> {
 
     fn by_token(&self, token: &str) -> Result<Caller, Status> {
         let found = self.tokens.find(token).map_err(unauthenticated)?;
-        let counts = Some(Counts { expires_us: found.expires_us, revoked: found.revoked.0 });
+        let counts = Some(Counts { expires_us: found.expires_us, revoked: found.revoked.0, says: TOKEN_ENDED });
         Ok(Caller { name: format!("token:{}", found.name), rights: found.rights, shown: Shown::Token, counts })
     }
 
@@ -198,11 +268,18 @@ impl<E: Engine> Authenticator<E> {
                 "the certificate is of federation {federation}, this node is of {own}"
             )));
         }
-        let Some(rights) = self.clients.get(&name).or(self.other_clients.as_ref()).cloned() else {
+        let end = CertificateEnd::of("client", certificate).map_or(0, |end| end.expires_us);
+        if end != 0 && end <= tokens::now_us() {
+            // It was good when the connection was made.
+            return Err(unauthenticated(RIGHTS_ENDED[1]));
+        }
+        let grants = self.grants.load();
+        let Some(Grant { rights, changed }) = grants.clients.get(&name).or(grants.others.as_ref()).cloned() else {
             let text = format!("client {name} has no rights here; add it to the clients of the door's configuration");
             return Err(errors::not_allowed(text));
         };
-        Ok(Caller { name: format!("client:{name}"), rights, shown: Shown::Certificate, counts: None })
+        let counts = Some(Counts { expires_us: end, revoked: changed, says: RIGHTS_ENDED });
+        Ok(Caller { name: format!("client:{name}"), rights, shown: Shown::Certificate, counts })
     }
 }
 

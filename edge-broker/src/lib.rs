@@ -3,6 +3,7 @@
 pub mod admin;
 mod auth;
 pub mod bench;
+pub mod certificates;
 pub mod cli;
 pub mod config;
 pub mod door;
@@ -11,6 +12,7 @@ mod groups;
 pub mod grpc;
 pub mod limits;
 pub mod metrics;
+mod steering;
 mod subscriptions;
 #[cfg(test)]
 mod testing;

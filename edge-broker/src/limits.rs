@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
 use governor::{
     DefaultDirectRateLimiter, Quota,
     clock::{Clock, DefaultClock},
@@ -109,6 +110,8 @@ pub const RATED_CLIENTS_MAX: usize = 10_000;
 pub const DEADLINE_MAX: Duration = Duration::from_secs(3600);
 /// How long a TLS handshake may take.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client waits for its rate at most before the limits are looked at again: they may have changed.
+const LIMITS_LOOK: Duration = Duration::from_secs(1);
 /// How long without a rate being used until it may be forgotten.
 const RATE_IDLE: Duration = Duration::from_secs(60);
 
@@ -124,9 +127,7 @@ pub(crate) struct Limited {
 /// The rates of one client.
 #[derive(Debug)]
 pub(crate) struct ClientRate {
-    messages: Option<Bucket>,
-    bytes: Option<Bucket>,
-    on_exceed: OnExceed,
+    buckets: ArcSwap<Buckets>,
     counters: Arc<RateCounters>,
     /// Its share of the bytes that are read, in permits of [`PERMIT_BYTES`].
     pub(crate) decoding: Arc<Semaphore>,
@@ -149,6 +150,24 @@ pub(crate) struct RateCounters {
     pub(crate) delayed: AtomicU64,
     /// Publishes that were refused.
     pub(crate) refused: AtomicU64,
+}
+
+/// What a client's rate is made of; replaced as a whole when the limits change.
+#[derive(Debug)]
+struct Buckets {
+    messages: Option<Bucket>,
+    bytes: Option<Bucket>,
+    on_exceed: OnExceed,
+}
+
+impl Buckets {
+    fn new(limits: &ClientLimits) -> Self {
+        Self {
+            messages: Bucket::new("messages a second", limits.messages_per_s, limits.messages_burst),
+            bytes: Bucket::new("bytes a second", limits.bytes_per_s, limits.bytes_burst),
+            on_exceed: limits.on_exceed,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -183,9 +202,7 @@ impl Bucket {
 impl ClientRate {
     fn new(limits: &ClientLimits, counters: Arc<RateCounters>) -> Self {
         Self {
-            messages: Bucket::new("messages a second", limits.messages_per_s, limits.messages_burst),
-            bytes: Bucket::new("bytes a second", limits.bytes_per_s, limits.bytes_burst),
-            on_exceed: limits.on_exceed,
+            buckets: ArcSwap::from_pointee(Buckets::new(limits)),
             counters,
             decoding: Arc::new(Semaphore::new(CLIENT_DECODING_BYTES_MAX / PERMIT_BYTES)),
             confirming: Arc::new(Semaphore::new(CLIENT_CONFIRMING_BYTES_MAX / PERMIT_BYTES)),
@@ -198,36 +215,41 @@ impl ClientRate {
 
     /// Whether there is a rate to keep to.
     pub(crate) fn is_limited(&self) -> bool {
-        self.messages.is_some() || self.bytes.is_some()
+        let buckets = self.buckets.load();
+        buckets.messages.is_some() || buckets.bytes.is_some()
     }
 
     /// Takes room for one message of so many bytes: waits for it, or refuses, as configured.
     pub(crate) async fn admit(&self, bytes: usize) -> Result<(), Limited> {
-        self.pass(self.messages.as_ref(), 1).await?;
-        self.pass(self.bytes.as_ref(), bytes).await
+        self.pass(|buckets| buckets.messages.as_ref(), 1).await?;
+        self.pass(|buckets| buckets.bytes.as_ref(), bytes).await
     }
 
-    async fn pass(&self, bucket: Option<&Bucket>, amount: usize) -> Result<(), Limited> {
-        let Some(bucket) = bucket else { return Ok(()) };
+    async fn pass(&self, bucket: fn(&Buckets) -> Option<&Bucket>, amount: usize) -> Result<(), Limited> {
         let mut waited = false;
-        while let Err(limited) = bucket.take(amount) {
-            if self.on_exceed == OnExceed::Refuse {
+        loop {
+            // Those of now: the limits may have changed while it waited.
+            let (taken, on_exceed) = {
+                let buckets = self.buckets.load();
+                (bucket(&buckets).map_or(Ok(()), |bucket| bucket.take(amount)), buckets.on_exceed)
+            };
+            let Err(limited) = taken else { return Ok(()) };
+            if on_exceed == OnExceed::Refuse {
                 self.counters.refused.fetch_add(1, Relaxed);
                 return Err(limited);
             }
             if !std::mem::replace(&mut waited, true) {
                 self.counters.delayed.fetch_add(1, Relaxed);
             }
-            tokio::time::sleep(limited.retry_after).await;
+            tokio::time::sleep(limited.retry_after.min(LIMITS_LOOK)).await;
         }
-        Ok(())
     }
 }
 
 /// The rates of all clients, by name.
 #[derive(Debug)]
 pub(crate) struct Rates {
-    limits: ClientLimits,
+    limits: ArcSwap<ClientLimits>,
     clients: parking_lot::Mutex<BTreeMap<String, (Arc<ClientRate>, Instant)>>,
     counters: Arc<RateCounters>,
 }
@@ -235,7 +257,17 @@ pub(crate) struct Rates {
 impl Rates {
     /// Rates that follow `limits`.
     pub(crate) fn new(limits: ClientLimits) -> Self {
+        let limits = ArcSwap::from_pointee(limits);
         Self { limits, clients: parking_lot::Mutex::default(), counters: Arc::default() }
+    }
+
+    /// Other rates, from now on and for every client; each begins with its whole burst.
+    pub(crate) fn replace(&self, limits: ClientLimits) {
+        let clients = self.clients.lock();
+        for (rate, _) in clients.values() {
+            rate.buckets.store(Arc::new(Buckets::new(&limits)));
+        }
+        self.limits.store(Arc::new(limits));
     }
 
     /// How often clients were held back.
@@ -259,7 +291,7 @@ impl Rates {
             clients.retain(|_, (rate, used)| !idle(rate, used));
         }
         let name = if clients.len() >= RATED_CLIENTS_MAX { "" } else { client };
-        let fresh = || (Arc::new(ClientRate::new(&self.limits, self.counters.clone())), now);
+        let fresh = || (Arc::new(ClientRate::new(&self.limits.load(), self.counters.clone())), now);
         clients.entry(name.to_owned()).or_insert_with(fresh).0.clone()
     }
 }
@@ -290,6 +322,20 @@ mod tests {
         assert!(limited.retry_after <= Duration::from_secs(1) && !limited.retry_after.is_zero());
         assert_eq!(rates.counters().refused.load(Relaxed), 1);
         rates.of("b", Instant::now()).admit(1).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn other_limits_hold_at_once_for_those_who_wait_too() {
+        let rates = Rates::new(ClientLimits { messages_burst: 1, ..limits(OnExceed::Delay) });
+        let rate = rates.of("a", Instant::now());
+        rate.admit(1).await.unwrap();
+        rates.replace(limits(OnExceed::Refuse));
+        rate.admit(1).await.unwrap();
+        rate.admit(1).await.unwrap();
+        assert!(rate.admit(1).await.is_err());
+        rates.replace(ClientLimits::default());
+        assert!(!rate.is_limited() && !rates.of("b", Instant::now()).is_limited());
+        rate.admit(1).await.unwrap();
     }
 
     #[tokio::test]

@@ -23,5 +23,7 @@ pub const TOPICS_MAX: usize = 200;
 pub const COPIES_MAX: usize = 400;
 /// Peers that are told apart.
 pub const PEERS_MAX: usize = 200;
+/// Certificates that are told apart.
+pub const CERTIFICATES_MAX: usize = 250;
 /// Groups that are told apart.
 pub const GROUPS_MAX: usize = 200;

@@ -174,7 +174,7 @@ fn sighup_reads_certificates_and_tokens_anew_and_keeps_what_stands() {
     let relay = federation.cluster.member("hub/relay").unwrap().config().to_path_buf();
     let text = std::fs::read_to_string(&relay).unwrap();
     std::fs::write(&relay, text.replace("ca_file = \"ca/ca.pem\"", "ca_file = \"ca2/ca.pem\"")).unwrap();
-    hang_up(&federation, "hub/relay", "takes a restart");
+    hang_up(&federation, "hub/relay", "applied=\"link.ca_file\"");
     assert_eq!(federation.cluster.member_mut("hub/relay").unwrap().stop(), Some(0));
     federation.cluster.start("hub/relay").unwrap();
     wait_for("the link is live again", || {

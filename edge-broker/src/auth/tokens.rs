@@ -163,7 +163,8 @@ impl<E: Engine> Tokens<E> {
             self.by_hash.read().values().filter(|t| t.name == name).max_by_key(|t| t.from == FROM_NODE).cloned();
         let found = named.ok_or_else(|| errors::not_found(format!("there is no token named {name}")))?;
         if found.from == FROM_FILE {
-            let text = format!("token {name} comes from the token file; take it out there, and send the node SIGHUP");
+            let text =
+                format!("token {name} comes from the token file; take it out there, and run `seaway config reload`");
             return Err(errors::invalid(text));
         }
         let change = (Table::Tokens, Bytes::copy_from_slice(name.as_bytes()), None);

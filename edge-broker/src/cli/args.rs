@@ -61,7 +61,12 @@ pub(crate) enum Command {
     /// A private authority for those who have none.
     #[command(subcommand)]
     Ca(CaCommand),
-    /// Check or show a configuration.
+    /// Take a node out of use: it takes no new messages, is not ready, and carries nothing that can go another way.
+    Drain(DrainArgs),
+    /// Look closer at a running node.
+    #[command(subcommand)]
+    Debug(DebugCommand),
+    /// Check or show a configuration, or let a node read its own anew.
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Look into the data directory of a stopped node.
@@ -160,6 +165,53 @@ pub(crate) struct NamedArgs {
 pub(crate) enum LinkCommand {
     /// State, round-trip time, loss and rates of each link.
     Ls(ListArgs),
+    /// Close the link with a peer and keep it closed, until it is resumed or the node restarts. What it carried takes another way,
+    /// or waits.
+    Pause(PeerArgs),
+    /// Let a paused link come up again.
+    Resume(PeerArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PeerArgs {
+    /// The peer, as `link ls` shows it.
+    #[arg(value_name = "SITE/NODE")]
+    pub(crate) peer: String,
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DrainArgs {
+    /// Take the node into use again.
+    #[arg(long)]
+    pub(crate) undo: bool,
+    /// Wait so long for messages that wait for other sites; with exit code 4 where some still do then.
+    #[arg(long, value_name = "D", value_parser = duration, conflicts_with = "undo")]
+    pub(crate) wait: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DebugCommand {
+    /// Set what the node logs for a limited time; without arguments, show what holds.
+    Level(LevelArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LevelArgs {
+    /// error, warn, info, debug, trace or off; for a part of the program such as seaway_relay::link, or for all of it.
+    #[arg(value_name = "[TARGET=]LEVEL")]
+    pub(crate) level: Option<String>,
+    /// For how long; then it falls back by itself.
+    #[arg(long = "for", value_name = "D", value_parser = duration, default_value = "10m")]
+    pub(crate) time: Duration,
+    /// Falls back at once: of one target, or of all that are set.
+    #[arg(long, value_name = "TARGET", num_args = 0..=1, default_missing_value = "", conflicts_with = "level")]
+    pub(crate) reset: Option<String>,
+    #[command(flatten)]
+    pub(crate) list: ListArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -398,6 +450,8 @@ pub(crate) struct IssueArgs {
 pub(crate) enum ConfigCommand {
     /// Read a configuration as the node would, and say what is wrong with it.
     Check(ConfigArgs),
+    /// Let a running node read its configuration, certificates and tokens anew, as SIGHUP does: whole or not at all.
+    Reload(ListArgs),
     /// Show what holds: file, environment, flags and defaults together.
     Show {
         #[command(flatten)]

@@ -12,6 +12,8 @@ use crate::{config::Loaded, door};
 /// Runs one of its commands.
 pub(crate) fn run(command: ConfigCommand) -> Result<Exit, CliError> {
     match command {
+        // Asks a node, so it is run elsewhere.
+        ConfigCommand::Reload(args) => return super::client::block_on(super::operate::reload(args)),
         ConfigCommand::Check(args) => {
             let loaded = load(&args)?;
             check_files(&loaded)?;

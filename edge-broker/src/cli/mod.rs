@@ -14,9 +14,9 @@ mod json;
 mod log;
 mod metrics;
 mod node;
+mod operate;
 mod output;
 mod publish;
-mod reload;
 mod show;
 mod steer;
 mod subscribe;
@@ -27,6 +27,7 @@ use clap::{CommandFactory, Parser, error::ErrorKind};
 
 use args::{Cli, Command};
 pub use exit::{CliError, Exit};
+pub(crate) use node::log_filter;
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
@@ -57,6 +58,10 @@ fn run(command: Command) -> Result<Exit, CliError> {
         Command::Sub(args) => client::block_on(subscribe::run(args)),
         Command::Status(args) => client::block_on(show::status(args)),
         Command::Link(args::LinkCommand::Ls(args)) | Command::Links(args) => client::block_on(show::links(args)),
+        Command::Link(args::LinkCommand::Pause(args)) => client::block_on(operate::pause_link(args)),
+        Command::Link(args::LinkCommand::Resume(args)) => client::block_on(operate::resume_link(args)),
+        Command::Drain(args) => client::block_on(operate::drain(args)),
+        Command::Debug(args::DebugCommand::Level(args)) => client::block_on(operate::level(args)),
         Command::Topic(args::TopicCommand::Ls(args)) | Command::Topics(args) => client::block_on(show::topics(args)),
         Command::Topic(args::TopicCommand::Show(args)) => client::block_on(show::topic(args)),
         Command::Group(args::GroupCommand::Ls(args)) | Command::Groups(args) => client::block_on(show::groups(args)),

@@ -14,7 +14,7 @@ use seaway_relay::node::Node;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
-use super::{CliError, Exit, args::NodeArgs, reload::Reload};
+use super::{CliError, Exit, args::NodeArgs};
 use crate::{
     admin::{AdminPort, Watched},
     config::{
@@ -22,6 +22,7 @@ use crate::{
         settings::{Kind, LogFormat},
     },
     door,
+    steering::{Steering, levels::Levels, reload::Reload},
 };
 
 /// Runs a node until it is told to stop.
@@ -31,25 +32,25 @@ pub(crate) fn run(kind: Kind, args: &NodeArgs) -> Result<Exit, CliError> {
     loaded.expect_kind(kind).map_err(wrong)?;
     let (node, door) = (loaded.node_config().map_err(wrong)?, loaded.door_config().map_err(wrong)?);
     let admin = loaded.settings.admin.as_ref().map(|admin| admin.listen.0);
-    start_logging(&loaded)?;
+    let levels = start_logging(&loaded)?;
     stop_on_panic();
-    let reload = Reload::of(args, &loaded);
+    let reload = Reload::of(args.config.clone(), args.set.clone(), &loaded, levels.clone());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("seaway")
         .build()
         .map_err(|e| CliError::failed(format!("cannot start threads: {e}")))?;
-    runtime.block_on(serve(node, door, admin, reload))
+    runtime.block_on(serve(node, door, admin, reload, levels))
 }
 
 async fn serve(
     config: seaway_relay::node::NodeConfig,
     door: Option<door::DoorConfig>,
     admin: Option<SocketAddr>,
-    reload: Reload,
+    reload: Arc<Reload>,
+    levels: Arc<Levels>,
 ) -> Result<Exit, CliError> {
     // Signals first: one that comes while the log is replayed is not missed.
-    let reload = Arc::new(reload);
     let mut signals = Signals::new(reload.clone())?;
     let (name, kind) = (config.name.clone(), config.kind);
     // Before the log is opened: that may take long, and somebody waits to know that it goes on.
@@ -72,6 +73,10 @@ async fn serve(
         () = signals.stop() => return Ok(Exit::Done),
     };
     reload.reaches(&node, door.as_ref().map(door::Door::handle));
+    if let Some(door) = &door {
+        door.handle().steered_by(Arc::new(Steering::new(node.clone(), levels, reload)));
+    }
+    tokio::spawn(crate::certificates::watch(node.clone(), door.as_ref().map(door::Door::handle)));
     watched.is_up(&node, door.as_ref().map(door::Door::handle));
     node.begin_links();
     tracing::info!(node = %name, ?kind, version = env!("CARGO_PKG_VERSION"), "the node is up");
@@ -224,16 +229,29 @@ impl Write for LogOutput {
     }
 }
 
-fn start_logging(loaded: &Loaded) -> Result<(), CliError> {
+/// Starts logging as configured; the levels can be changed later.
+fn start_logging(loaded: &Loaded) -> Result<Arc<Levels>, CliError> {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(log_filter(loaded)?)
         .with_writer(|| LogOutput)
         .with_ansi(super::output::watched());
-    let started = match loaded.settings.logging.format {
-        LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().try_init(),
+    let configured = &loaded.settings.logging.level;
+    let (started, levels) = match loaded.settings.logging.format {
+        LogFormat::Text => {
+            let builder = builder.with_filter_reloading();
+            let handle = builder.reload_handle();
+            let take = move |filter| handle.reload(filter).map_err(|error| error.to_string());
+            (builder.try_init(), Levels::new(configured, Box::new(take)))
+        }
+        LogFormat::Json => {
+            let builder = builder.json().with_filter_reloading();
+            let handle = builder.reload_handle();
+            let take = move |filter| handle.reload(filter).map_err(|error| error.to_string());
+            (builder.try_init(), Levels::new(configured, Box::new(take)))
+        }
     };
-    started.map_err(|e| CliError::failed(format!("cannot start logging: {e}")))
+    started.map_err(|e| CliError::failed(format!("cannot start logging: {e}")))?;
+    Ok(levels)
 }
 
 /// Resolves when a client command is interrupted.

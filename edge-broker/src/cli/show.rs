@@ -79,7 +79,11 @@ fn status_text(view: &StatusView) -> String {
     for queue in view.queues.iter().filter(|queue| queue.bytes > 0) {
         queues.row([queue.name.clone(), size(queue.bytes as f64), size(queue.bytes_max as f64)]);
     }
-    for table in [counters, queues] {
+    let mut certificates = Table::new(&["CERTIFICATE", "OF", "EXPIRES"]);
+    for one in &view.certificates {
+        certificates.row([one.role.clone(), one.holder.clone(), one.expires.clone().unwrap_or_default()]);
+    }
+    for table in [certificates, counters, queues] {
         if !table.is_empty() {
             text.push_str(&format!("\n{}", table.render()));
         }

@@ -3,6 +3,7 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use seaway_federation_proto::session::NodeKind;
+use seaway_relay::transport::expiry::CertificateEnd;
 use tokio::net::TcpListener;
 use tonic::{
     Request, Status,
@@ -11,10 +12,15 @@ use tonic::{
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use super::{DoorConfig, DoorError, decoding::Metered, incoming, tls::Certificates};
+use super::{
+    DoorConfig, DoorError,
+    decoding::Metered,
+    incoming,
+    tls::{self, Certificates, Secured},
+};
 use crate::{
     api::{self, admin_server::AdminServer, messages_server::MessagesServer},
-    auth::Authenticator,
+    auth::{Authenticator, tokens::Token},
     engine::Engine,
     grpc::{
         admin::AdminService,
@@ -23,6 +29,7 @@ use crate::{
         status,
     },
     limits::{CALLS_PER_CONNECTION_MAX, REPLY_BYTES_MAX, REQUEST_BYTES_MAX},
+    steering::Steer,
 };
 
 /// How often the health service looks whether the node takes publishes.
@@ -48,6 +55,13 @@ pub struct Door<E: Engine> {
     shared: Arc<Shared<E>>,
 }
 
+/// Files that were read anew and can be used.
+#[derive(Debug)]
+pub(crate) struct Fresh {
+    tokens: Vec<Token>,
+    tls: Option<Secured>,
+}
+
 /// Reaches a door while it serves.
 #[derive(Debug, Clone)]
 pub struct DoorHandle<E: Engine> {
@@ -56,21 +70,45 @@ pub struct DoorHandle<E: Engine> {
 }
 
 impl<E: Engine> DoorHandle<E> {
-    /// Reads certificate, key, clients' authorities and the token file anew. If all can be used, `between` runs, and if that
-    /// is well too, they hold from now on: for new connections, and for calls whose token is gone, which end. Otherwise
-    /// nothing is changed.
+    /// Reads and checks certificate, key, clients' authorities and the token file, as this configuration names them, and changes
+    /// nothing yet.
     ///
     /// # Errors
-    /// The first file that cannot be used, or what `between` says.
-    pub fn reload<X: From<DoorError>>(&self, between: impl FnOnce() -> Result<(), X>) -> Result<(), X> {
-        let tokens = self.shared.tokens.read(self.shared.config.auth.token_file.as_deref())?;
-        let fresh = self.certificates.as_ref().map(|c| c.read_again()).transpose()?;
-        between()?;
-        if let (Some(certificates), Some(fresh)) = (&self.certificates, fresh) {
-            certificates.use_from_now(fresh);
+    /// The first file that cannot be used.
+    pub(crate) fn read_again(&self, config: &DoorConfig) -> Result<Fresh, DoorError> {
+        let tokens = self.shared.tokens.read(config.auth.token_file.as_deref())?;
+        let secured = self.certificates.as_ref().zip(config.tls.as_ref());
+        let tls = secured.map(|(_, files)| tls::read(files)).transpose()?;
+        Ok(Fresh { tokens, tls })
+    }
+
+    /// Uses what was read, and the rights and limits of this configuration, from now on: for new connections, and for calls whose
+    /// token or right is gone or differs, which end.
+    pub(crate) fn use_from_now(&self, config: &DoorConfig, fresh: Fresh) {
+        if let (Some(certificates), Some(tls)) = (&self.certificates, fresh.tls) {
+            certificates.use_from_now(tls);
         }
-        self.shared.tokens.replace(tokens);
-        Ok(())
+        self.shared.tokens.replace(fresh.tokens);
+        let grants = self.shared.grants.load().replaced_by(&config.auth);
+        self.shared.grants.store(Arc::new(grants));
+        self.shared.rates.replace(config.limits.clone());
+    }
+
+    /// Both in one.
+    #[cfg(test)]
+    pub(crate) fn reload(&self, config: &DoorConfig) -> Result<(), DoorError> {
+        self.read_again(config).map(|fresh| self.use_from_now(config, fresh))
+    }
+
+    /// When the certificates of the door end.
+    pub(crate) fn certificates(&self) -> Vec<CertificateEnd> {
+        self.certificates.as_ref().map(|certificates| certificates.ends()).unwrap_or_default()
+    }
+
+    /// Lets the admin service reach what steers the process.
+    pub(crate) fn steered_by(&self, steering: Arc<dyn Steer>) {
+        // Once, when the process is up.
+        drop(self.shared.steering.set(steering));
     }
 
     /// Whether the door takes nothing new, since the node stops.
@@ -171,7 +209,7 @@ async fn cut_off<E: Engine>(shared: &Shared<E>) {
 }
 
 fn add_services<E: Engine>(mut server: Server, shared: &Arc<Shared<E>>) -> Result<Router, DoorError> {
-    let authenticator = Arc::new(Authenticator::new(&shared.config.auth, shared.tokens.clone()));
+    let authenticator = Arc::new(Authenticator::new(&shared.config.auth, shared.grants.clone(), shared.tokens.clone()));
     let counters = shared.counters.clone();
     let intercept = move |request: Request<()>| -> Result<Request<()>, Status> {
         let result = authenticator.intercept(request);

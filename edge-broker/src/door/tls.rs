@@ -5,14 +5,21 @@ use std::{fmt, path::Path, sync::Arc};
 use arc_swap::ArcSwap;
 use rustls::{RootCertStore, ServerConfig, server::WebPkiClientVerifier};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
-use seaway_relay::transport::tls::provider;
+use seaway_relay::transport::{expiry::CertificateEnd, tls::provider};
 
 use super::{DoorError, DoorTls};
 
 /// What the door shows and believes from the next connection on.
 pub(super) struct Certificates {
     files: DoorTls,
-    current: ArcSwap<ServerConfig>,
+    current: ArcSwap<Secured>,
+}
+
+/// What was read of the files.
+#[derive(Debug, Clone)]
+pub(super) struct Secured {
+    config: Arc<ServerConfig>,
+    ends: Vec<CertificateEnd>,
 }
 
 impl fmt::Debug for Certificates {
@@ -24,29 +31,30 @@ impl fmt::Debug for Certificates {
 impl Certificates {
     /// Reads the files.
     pub(super) fn open(files: DoorTls) -> Result<Arc<Self>, DoorError> {
-        let current = ArcSwap::new(read(&files)?);
+        let current = ArcSwap::from_pointee(read(&files)?);
         Ok(Arc::new(Self { files, current }))
     }
 
-    /// What the files say now.
-    pub(super) fn read_again(&self) -> Result<Arc<ServerConfig>, DoorError> {
-        read(&self.files)
+    /// Uses this for connections from now on; those that stand are not touched.
+    pub(super) fn use_from_now(&self, secured: Secured) {
+        self.current.store(Arc::new(secured));
     }
 
-    /// Uses this for connections from now on; those that stand are not touched.
-    pub(super) fn use_from_now(&self, config: Arc<ServerConfig>) {
-        self.current.store(config);
+    /// When the certificates in use end.
+    pub(super) fn ends(&self) -> Vec<CertificateEnd> {
+        self.current.load().ends.clone()
     }
 
     /// For the next connection.
     pub(super) fn current(&self) -> Arc<ServerConfig> {
-        self.current.load_full()
+        self.current.load().config.clone()
     }
 }
 
 /// Reads the files and checks that they fit each other. Client certificates are optional: a token serves as well.
-pub(super) fn read(files: &DoorTls) -> Result<Arc<ServerConfig>, DoorError> {
+pub(super) fn read(files: &DoorTls) -> Result<Secured, DoorError> {
     let chain = certificates(&files.cert, "certificate")?;
+    let mut ends: Vec<_> = chain.first().and_then(|leaf| CertificateEnd::of("door", leaf)).into_iter().collect();
     let key = PrivateKeyDer::from_pem_slice(&bytes(&files.key, "key")?)
         .map_err(|error| bad(&files.key, &format!("holds no private key in PEM form: {error}")))?;
     let builder = ServerConfig::builder_with_provider(provider())
@@ -57,6 +65,7 @@ pub(super) fn read(files: &DoorTls) -> Result<Arc<ServerConfig>, DoorError> {
         Some(path) => {
             let mut roots = RootCertStore::empty();
             for authority in certificates(path, "clients' authority")? {
+                ends.extend(CertificateEnd::of("door-authority", &authority));
                 roots.add(authority).map_err(|error| bad(path, &format!("holds no authority: {error}")))?;
             }
             let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider())
@@ -70,7 +79,7 @@ pub(super) fn read(files: &DoorTls) -> Result<Arc<ServerConfig>, DoorError> {
         .with_single_cert(chain, key)
         .map_err(|error| bad(&files.cert, &format!("cannot be used with the key {}: {error}", files.key.display())))?;
     config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(Arc::new(config))
+    Ok(Secured { config: Arc::new(config), ends })
 }
 
 fn certificates(path: &Path, what: &str) -> Result<Vec<CertificateDer<'static>>, DoorError> {

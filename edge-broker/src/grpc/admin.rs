@@ -15,6 +15,7 @@ use crate::{
     auth::{Caller, tokens},
     door::Rights,
     engine::Engine,
+    steering::Steer,
 };
 
 /// The service.
@@ -30,6 +31,14 @@ impl<E: Engine> AdminService<E> {
 
     fn check_steer<T>(&self, request: &Request<T>) -> Result<(), Status> {
         self.counted(Caller::of(request.extensions()).and_then(|caller| caller.check_steer()))
+    }
+
+    /// What steers the process, for a caller who may; and its name.
+    fn steering<T>(&self, request: &Request<T>) -> Result<(Arc<dyn Steer>, String), Status> {
+        self.check_steer(request)?;
+        let by = Caller::of(request.extensions())?.name.clone();
+        let steering = self.shared.steering.get().cloned();
+        Ok((steering.ok_or_else(|| errors::unavailable("the node is not up yet; ask again later"))?, by))
     }
 
     fn counted(&self, result: Result<(), Status>) -> Result<(), Status> {
@@ -146,5 +155,52 @@ impl<E: Engine> Admin for AdminService<E> {
         self.check_steer(&request)?;
         self.shared.tokens.revoke(&request.into_inner().name).await?;
         Ok(Response::new(api::RevokeTokenReply {}))
+    }
+
+    async fn drain(&self, request: Request<api::DrainRequest>) -> Result<Response<api::DrainReply>, Status> {
+        let (steering, by) = self.steering(&request)?;
+        Ok(Response::new(steering.drain(request.into_inner().undo, &by)))
+    }
+
+    async fn pause_link(
+        &self,
+        request: Request<api::PauseLinkRequest>,
+    ) -> Result<Response<api::PauseLinkReply>, Status> {
+        let (steering, by) = self.steering(&request)?;
+        steering.pause_link(&request.into_inner().peer, &by)?;
+        Ok(Response::new(api::PauseLinkReply {}))
+    }
+
+    async fn resume_link(
+        &self,
+        request: Request<api::ResumeLinkRequest>,
+    ) -> Result<Response<api::ResumeLinkReply>, Status> {
+        let (steering, _) = self.steering(&request)?;
+        let was_paused = steering.resume_link(&request.into_inner().peer)?;
+        Ok(Response::new(api::ResumeLinkReply { was_paused }))
+    }
+
+    async fn reload_config(
+        &self,
+        request: Request<api::ReloadConfigRequest>,
+    ) -> Result<Response<api::ReloadConfigReply>, Status> {
+        let (steering, _) = self.steering(&request)?;
+        steering.reload().await.map(Response::new)
+    }
+
+    async fn set_log_level(
+        &self,
+        request: Request<api::SetLogLevelRequest>,
+    ) -> Result<Response<api::LogLevels>, Status> {
+        let (steering, by) = self.steering(&request)?;
+        steering.set_level(&request.into_inner(), &by).map(Response::new)
+    }
+
+    async fn get_log_levels(
+        &self,
+        request: Request<api::GetLogLevelsRequest>,
+    ) -> Result<Response<api::LogLevels>, Status> {
+        let (steering, _) = self.steering(&request)?;
+        Ok(Response::new(steering.levels()))
     }
 }

@@ -55,6 +55,11 @@ pub(crate) fn not_allowed(text: impl Into<String>) -> Status {
     status(Code::PermissionDenied, "not-allowed", text)
 }
 
+/// The state of things does not allow it; the same call may succeed once that is mended.
+pub(crate) fn failed_precondition(text: impl Into<String>) -> Status {
+    status(Code::FailedPrecondition, "failed-precondition", text)
+}
+
 /// What is named does not exist.
 pub(crate) fn not_found(text: impl Into<String>) -> Status {
     status(Code::NotFound, "not-found", text)

@@ -2,22 +2,25 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Instant,
 };
 
+use arc_swap::ArcSwap;
+use seaway_relay::transport::expiry::CertificateEnd;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    auth::tokens::Tokens,
+    auth::{Grants, tokens::Tokens},
     door::{DoorConfig, DoorError},
     engine::Engine,
     groups::Groups,
     limits::{CONNECTIONS_MAX, DECODING_BYTES_MAX, IN_FLIGHT_BYTES_MAX, PARTS_BYTES_MAX, Rates, SUBSCRIPTIONS_MAX},
     metrics::traffic::Traffic,
+    steering::Steer,
     subscriptions::wants::PassingWants,
 };
 
@@ -62,6 +65,12 @@ pub(crate) struct Shared<E: Engine> {
     pub(crate) config: DoorConfig,
     /// Clients' rates.
     pub(crate) rates: Rates,
+    /// Rights as configured.
+    pub(crate) grants: Arc<ArcSwap<Grants>>,
+    /// What steers the process, once it is up.
+    pub(crate) steering: OnceLock<Arc<dyn Steer>>,
+    /// When certificates in use end, as last looked at.
+    pub(crate) ends: ArcSwap<Vec<CertificateEnd>>,
     /// Tokens.
     pub(crate) tokens: Arc<Tokens<E>>,
     /// Durable groups.
@@ -98,6 +107,9 @@ impl<E: Engine> Shared<E> {
         Ok(Arc::new(Self {
             wants,
             rates: Rates::new(config.limits.clone()),
+            grants: Arc::new(ArcSwap::from_pointee(Grants::new(&config.auth))),
+            steering: OnceLock::new(),
+            ends: ArcSwap::default(),
             tokens,
             groups,
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX / PERMIT_BYTES)),

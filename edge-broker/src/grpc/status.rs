@@ -38,6 +38,9 @@ const WORST_FIRST: [TopicState; 6] = [
 /// Holes of a queue that a list gives.
 const HOLES_SHOWN_MAX: usize = 64;
 
+/// Certificates that status shows, those that end first.
+const CERTIFICATES_SHOWN_MAX: usize = 64;
+
 /// Everything at once.
 pub(crate) fn status<E: Engine>(shared: &Shared<E>) -> api::StatusReply {
     let engine = &shared.engine;
@@ -66,6 +69,7 @@ pub(crate) fn status<E: Engine>(shared: &Shared<E>) -> api::StatusReply {
         alarms: engine.alarms().into_iter().map(alarm).collect(),
         counters: counters(shared),
         queues: queues(shared),
+        certificates: certificates(shared),
     }
 }
 
@@ -108,6 +112,18 @@ fn counters<E: Engine>(shared: &Shared<E>) -> Vec<api::Counter> {
         |(name, label, value): (&str, &str, u64)| api::Counter { name: name.into(), label: label.into(), value };
     counters.extend(own.into_iter().chain(held).map(counter));
     counters
+}
+
+fn certificates<E: Engine>(shared: &Shared<E>) -> Vec<api::CertificateStatus> {
+    let mut ends = shared.ends.load().to_vec();
+    ends.sort_by_key(|end| end.expires_us);
+    let shown = ends.into_iter().take(CERTIFICATES_SHOWN_MAX);
+    let status = |end: seaway_relay::transport::expiry::CertificateEnd| api::CertificateStatus {
+        role: end.role.into(),
+        holder: end.holder,
+        expires_us: end.expires_us,
+    };
+    shown.map(status).collect()
 }
 
 /// Every queue of node and door.
@@ -169,6 +185,7 @@ fn link_state(state: &str) -> api::LinkState {
         "live" => api::LinkState::Live,
         "stalled" => api::LinkState::Stalled,
         "down" => api::LinkState::Down,
+        "paused" => api::LinkState::Paused,
         _ => api::LinkState::Unspecified,
     }
 }

@@ -6,16 +6,17 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use seaway_relay::{log::contract::LogStats, node::Node};
+use seaway_relay::{log::contract::LogStats, node::Node, transport::expiry::CertificateEnd};
 use tokio::sync::Semaphore;
 
 use super::{
-    COPIES_MAX, GROUPS_MAX, PEERS_MAX,
+    CERTIFICATES_MAX, COPIES_MAX, GROUPS_MAX, PEERS_MAX,
     exposition::{Apart, Page},
     process, table as t,
 };
 use crate::{
     api::{self, LinkState, TopicState},
+    certificates,
     door::DoorHandle,
     engine::Engine,
     grpc::{shared::Shared, status},
@@ -42,6 +43,7 @@ struct Told {
     copies: Apart,
     peers: Apart,
     groups: Apart,
+    certificates: Apart,
 }
 
 impl Collector {
@@ -61,6 +63,7 @@ impl Collector {
             Some(door) => tokio::time::timeout(GROUPS_WITHIN, door.shared().groups.list("")).await.unwrap_or_default(),
             None => Vec::new(),
         };
+        let ends = certificates::ends(node, door);
         let (node, shared, apart) = (node.clone(), door.map(|door| door.shared().clone()), self.apart.clone());
         let collect = move || {
             let (mut page, mut apart) = (Page::default(), apart.lock());
@@ -75,6 +78,7 @@ impl Collector {
             add_links(&mut page, &mut apart.peers, &status::keyed_links(&node).map(|(_, l)| l).collect::<Vec<_>>());
             add_log(&mut page, &node.log_stats());
             add_engine(&mut page, &node);
+            add_certificates(&mut page, &mut apart.certificates, &ends);
             add_groups(&mut page, &mut apart.groups, &groups);
             match shared {
                 Some(shared) => add_door(&mut page, &shared),
@@ -135,6 +139,7 @@ fn link_state(state: LinkState) -> &'static str {
         LinkState::Live => "live",
         LinkState::Stalled => "stalled",
         LinkState::Down => "down",
+        LinkState::Paused => "paused",
         _ => "other",
     }
 }
@@ -203,6 +208,13 @@ fn add_engine<E: Engine>(page: &mut Page, engine: &E) {
     // Those with a label are told elsewhere, by link.
     for (name, _, value) in engine.counters().into_iter().filter(|(_, label, _)| label.is_empty()) {
         page.count(&t::EVENTS, &[name], value);
+    }
+}
+
+fn add_certificates(page: &mut Page, apart: &mut Apart, ends: &[CertificateEnd]) {
+    apart.keep(ends.iter().map(|end| vec![end.role, end.holder.as_str()]), CERTIFICATES_MAX);
+    for end in ends {
+        page.least(&t::CERTIFICATE_EXPIRY, &apart.labels(&[end.role, &end.holder]), end.expires_us / 1_000_000);
     }
 }
 

@@ -24,6 +24,14 @@ impl Page {
         *self.samples.entry(metric.name).or_default().entry(labels).or_default() += value;
     }
 
+    /// Keeps the least of what is given under the same labels.
+    #[allow(clippy::cast_precision_loss, reason = "Prometheus knows only floating-point numbers; exact up to 2^53")]
+    pub(crate) fn least(&mut self, metric: &Metric, labels: &[&str], value: u64) {
+        let labels = labels.iter().map(ToString::to_string).collect();
+        let sample = self.samples.entry(metric.name).or_default().entry(labels).or_insert(f64::INFINITY);
+        *sample = sample.min(value as f64);
+    }
+
     /// Adds a whole number.
     #[allow(clippy::cast_precision_loss, reason = "Prometheus knows only floating-point numbers; exact up to 2^53")]
     pub(crate) fn count(&mut self, metric: &Metric, labels: &[&str], value: u64) {

@@ -111,6 +111,8 @@ metrics! {
     GROUP_LAG Gauge "seaway_group_lag_messages" ["group"] "Messages held here that the group has not confirmed."
     GROUP_UNCONFIRMED Gauge "seaway_group_unconfirmed_messages" ["group"] "Messages that are with members and not confirmed yet."
 
+    CERTIFICATE_EXPIRY Gauge "seaway_certificate_expiry_timestamp_seconds" ["role" "holder"] "When a certificate in use ends, in seconds since 1970; of several of one role and holder the first. Roles: link, link-authority, peer, door, door-authority."
+
     ALARMS Gauge "seaway_alarms" ["alarm"] "Alarms that stand, by name; status says what they mean and what to do."
     EVENTS Counter "seaway_engine_events_total" ["event"] "What the engine counts: messages repeated, refused or dropped, by name."
 }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use seaway_federation_proto::{
     copies::LogInfo,
-    ids::{LogName, NodeName, Place, Start, Topic},
+    ids::{LogName, NodeName, Pattern, Place, Start, Topic},
     replication::{RemoteHeld, Report, Want},
     session::{Lane, NodeKind, SessionConfig},
 };
@@ -79,6 +79,8 @@ enum Unavailable {
     Outdone = 3,
     /// Another process has this node's name.
     Twin = 4,
+    /// An operator took it out of use.
+    Drained = 5,
 }
 
 /// What the hub tells, spread to whom it concerns.
@@ -129,6 +131,12 @@ pub(super) struct NodeInner {
     /// Set once, right after the node stands; a node without links has none.
     pub(super) transport: OnceLock<Transport>,
     pub(super) draining: AtomicBool,
+    /// Retention that was set since the start.
+    pub(super) retention: ArcSwapOption<Vec<(Pattern, TopicConfig)>>,
+    /// The configured wants that are in use.
+    pub(super) wants: Mutex<Vec<Want>>,
+    /// Set while an operator has taken the node out of use: the sentence for those who publish.
+    pub(super) drained: ArcSwapOption<String>,
     /// Why messages are not taken: poisoned, disk full.
     pub(super) unavailable: ArcSwapOption<String>,
     /// Which [`Unavailable`] that is, 0 for none.
@@ -160,6 +168,9 @@ impl NodeInner {
         if self.is_draining() {
             return Err("the node is shutting down; publish elsewhere or when it is back".to_owned());
         }
+        if let Some(why) = &*self.drained.load() {
+            return Err(why.to_string());
+        }
         self.unavailable.load().as_ref().map_or(Ok(()), |why| Err(why.to_string()))
     }
 
@@ -172,7 +183,27 @@ impl NodeInner {
     }
 
     pub(super) fn topic_config(&self, topic: &Topic) -> TopicConfig {
-        topic_config(&self.config, topic)
+        topic_config(&self.config.topics, topic)
+    }
+
+    /// See [`super::Node::set_wants`].
+    pub(super) fn set_wants(&self, fresh: Vec<Want>) {
+        if self.origin.is_none() {
+            return;
+        }
+        let mut wants = self.wants.lock();
+        let now = self.clock.now();
+        let is_in = |list: &[Want], id: &str| list.iter().any(|want| want.id == id);
+        for gone in wants.iter().filter(|want| !is_in(&fresh, &want.id)) {
+            self.hub.remove_want(now, &gone.id);
+        }
+        wants.retain(|want| is_in(&fresh, &want.id));
+        for want in fresh {
+            if !is_in(&wants, &want.id) {
+                self.hub.put_want(now, want.clone());
+                wants.push(want);
+            }
+        }
     }
 
     pub(super) fn report(&self, name: &'static str, text: String) {
@@ -212,6 +243,8 @@ impl NodeInner {
                 (Unavailable::Outdone, text)
             }),
         };
+        let drained = || self.drained.load().as_ref().map(|text| (Unavailable::Drained, text.to_string()));
+        let why = why.or_else(drained);
         let why = self.look_at_twins().filter(|_| why.is_none()).map(|text| (Unavailable::Twin, text)).or(why);
         self.accepted.store(stats.accepted_bytes, Ordering::Relaxed);
         self.progress.lock().look(self.clock.now(), &stats);
@@ -262,6 +295,34 @@ impl NodeInner {
         taken
     }
 
+    /// The links, or that there are none.
+    pub(super) fn links(&self) -> Result<&Transport, String> {
+        self.transport.get().ok_or_else(|| "this node has no links: it neither listens nor dials".to_owned())
+    }
+
+    /// See [`super::Node::drain`] and [`super::Node::undrain`]; whether it was drained before.
+    pub(super) fn set_drained(&self, by: Option<&str>) -> bool {
+        let text = |by: &str| {
+            format!(
+                "this node was drained by {by}: publish at another server, or here once `seaway drain --undo` is said"
+            )
+        };
+        let before = self.drained.swap(by.map(|by| Arc::new(text(by))));
+        if by.is_some() {
+            // At once; upkeep sees to the alarm, and to the way back.
+            self.hub.set_transit(self.clock.now(), false);
+        } else if before.is_some() && self.not_taking.load(Ordering::Relaxed) == 0 && !self.is_draining() {
+            // It was over before upkeep saw it.
+            self.hub.set_transit(self.clock.now(), true);
+        }
+        before.is_some()
+    }
+
+    /// Whether an operator took the node out of use.
+    pub(super) fn is_drained(&self) -> bool {
+        self.drained.load().is_some()
+    }
+
     /// Whether another process is this site's edge broker, as far as it is known.
     pub(super) fn is_second(&self) -> bool {
         let reason = self.not_taking.load(Ordering::Relaxed);
@@ -301,7 +362,9 @@ impl NodeInner {
 
     fn retain(&self) {
         let keep = |log: &LogName| {
-            let config = self.topic_config(&log.topic);
+            let set = self.retention.load();
+            let topics = set.as_ref().map_or(self.config.topics.as_slice(), |topics| topics.as_slice());
+            let config = topic_config(topics, &log.topic);
             Keep { bytes_max: config.retention_bytes, age_max: config.retention_age }
         };
         let trimmed = retention::trim(&self.log, keep, self.config.cache_bytes_max, self.clock.wall_us());
@@ -352,7 +415,7 @@ impl NodeInner {
         if want.id.is_empty() || want.id.len() > 1024 {
             return Err(PublishError::Invalid("a want's id must have 1 to 1024 bytes".to_owned()));
         }
-        if self.config.wants.iter().any(|w| w.id == want.id) {
+        if self.wants.lock().iter().any(|w| w.id == want.id) {
             return Err(PublishError::Invalid(format!("want {} is configured; choose another id", want.id)));
         }
         // It waits on the disk.
@@ -443,8 +506,8 @@ impl NodeInner {
 }
 
 /// The first settings that match the topic, else the defaults.
-pub(super) fn topic_config(config: &NodeConfig, topic: &Topic) -> TopicConfig {
-    let found = config.topics.iter().find(|(pattern, _)| pattern.touches(topic));
+pub(super) fn topic_config(topics: &[(Pattern, TopicConfig)], topic: &Topic) -> TopicConfig {
+    let found = topics.iter().find(|(pattern, _)| pattern.touches(topic));
     found.map_or_else(TopicConfig::default, |(_, settings)| settings.clone())
 }
 

@@ -30,13 +30,16 @@ use std::sync::Arc;
 use bytes::Bytes;
 use seaway_federation_proto::{
     copies::LogInfo,
-    ids::{LogName, Pattern, Place, Topic},
-    replication::{CopyStatus, SiteStatus, Want},
+    ids::{LogName, NodeName, Pattern, Place, Topic},
+    replication::{CopyStatus, Report, SiteStatus, Want},
 };
 use tokio::sync::{broadcast, mpsc};
 
 use self::{clock::Clock, inner::NodeInner};
-use crate::log::contract::{CommitLog, Entry, Line, LogStats, Read, ReadError, Table};
+use crate::{
+    log::contract::{CommitLog, Entry, Line, LogStats, Read, ReadError, Table},
+    transport::{expiry::CertificateEnd, service::FreshTls},
+};
 
 pub use self::{
     one_way::{SUBSCRIBER_BYTES_MAX, SUBSCRIBER_MESSAGES_MAX},
@@ -209,6 +212,82 @@ impl Node {
     /// State of each link.
     pub fn links(&self) -> Vec<LinkStatus> {
         self.inner.transport.get().map(|t| t.links()).unwrap_or_default()
+    }
+
+    /// Closes the link with a peer and keeps it closed until it is resumed or the process ends; `by` says who wants that.
+    ///
+    /// # Errors
+    /// There is no such link; the sentence names those that there are.
+    pub fn pause_link(&self, peer: &NodeName, by: &str) -> Result<(), String> {
+        self.inner.links()?.pause(peer, by)
+    }
+
+    /// Lets a paused link come up again; whether it was paused here.
+    ///
+    /// # Errors
+    /// There is no such link; the sentence names those that there are.
+    pub fn resume_link(&self, peer: &NodeName) -> Result<bool, String> {
+        self.inner.links()?.resume(peer)
+    }
+
+    /// Takes the node out of use until [`Node::undrain`] or the end of the process: no new publishes are taken, no way leads
+    /// through it while another exists, and it says who wants that. Messages that were accepted get their receipts, subscribers and
+    /// links stay. Whether it was out of use before.
+    pub fn drain(&self, by: &str) -> bool {
+        self.inner.set_drained(Some(by))
+    }
+
+    /// Takes the node into use again; whether it was out of it.
+    pub fn undrain(&self) -> bool {
+        self.inner.set_drained(None)
+    }
+
+    /// Messages that wait for other sites.
+    pub fn receipts_waiting(&self) -> u64 {
+        self.inner.room.taken()[1].0
+    }
+
+    /// When the certificates of its links end: its own, its authorities', those of the peers that are linked.
+    pub fn certificates(&self) -> Vec<CertificateEnd> {
+        self.inner.transport.get().map(|transport| transport.certificates()).unwrap_or_default()
+    }
+
+    /// Raises an alarm: counted, and logged as often as is of use.
+    pub fn raise(&self, report: Report) {
+        self.inner.hub.report(report, self.inner.clock.wall_us());
+    }
+
+    /// Takes the alarm of one subject away: what it says is over.
+    pub fn withdraw(&self, name: &'static str, subject: &str) {
+        self.inner.hub.clear_one(name, subject);
+    }
+
+    /// Retention by pattern of the topic name from now on, of own logs and copies; the first match counts. All else in these settings
+    /// stays as it was at the start.
+    pub fn set_retention(&self, topics: Vec<(Pattern, TopicConfig)>) {
+        self.inner.retention.store(Some(std::sync::Arc::new(topics)));
+    }
+
+    /// The configured wants from now on: those whose ids are new begin, those that are gone end; one that stays does so as it
+    /// was.
+    pub fn set_wants(&self, wants: Vec<Want>) {
+        self.inner.set_wants(wants);
+    }
+
+    /// Reads and checks the links' certificates, key and authorities from these files, and changes nothing yet. `None`: the node has
+    /// no links.
+    ///
+    /// # Errors
+    /// A file cannot be used.
+    pub fn read_tls(&self, files: &LinkTls) -> Result<Option<FreshTls>, StartError> {
+        self.inner.transport.get().map(|transport| transport.read_again(files)).transpose()
+    }
+
+    /// Uses what was read for every connection from now on; links that stand are not touched.
+    pub fn use_tls(&self, fresh: FreshTls) {
+        if let Some(transport) = self.inner.transport.get() {
+            transport.use_from_now(fresh);
+        }
     }
 
     /// Reads the links' certificates, key and authorities anew; links that stand are not touched.

@@ -210,7 +210,7 @@ impl NodeInner {
             ));
         }
         // What does not go to the disk does not need one; but a second edge broker's messages would go nowhere.
-        if self.is_second() {
+        if self.is_second() || self.is_drained() {
             self.check_taking()?;
         }
         let topic = publish.path.topic();

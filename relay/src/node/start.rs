@@ -104,7 +104,7 @@ fn origin_of(
     let origin = OriginConfig {
         site: config.name.site.clone(),
         random: start.random,
-        topics: Arc::new(move |topic| topic_config(&settings, topic)),
+        topics: Arc::new(move |topic| topic_config(&settings.topics, topic)),
         clock: clock.clone(),
         wake: Arc::new(move || wake.wake()),
         report: Arc::new(move |report| alarms.raise(report, wall.wall_us())),
@@ -236,6 +236,7 @@ impl NodeInner {
         // Set once, right here.
         let _ = hub_cell.set(Arc::downgrade(&hub));
         let origin = origin_of(&config, start, &clock, &log, &origin_wake, &alarms);
+        let wants = config.wants.clone();
         let node = Arc::new(NodeInner {
             config,
             start,
@@ -252,6 +253,9 @@ impl NodeInner {
             reads: Arc::new(Semaphore::new(READS_MAX)),
             transport: OnceLock::new(),
             draining: false.into(),
+            retention: ArcSwapOption::empty(),
+            wants: parking_lot::Mutex::new(wants),
+            drained: ArcSwapOption::empty(),
             unavailable: ArcSwapOption::empty(),
             not_taking: 0.into(),
             twins: parking_lot::Mutex::default(),

@@ -56,15 +56,19 @@ impl Backoff {
 pub(super) async fn run(shared: Arc<Shared>, endpoint: Endpoint, target: Target) {
     let mut backoff = Backoff::new();
     while !shared.stop.is_cancelled() {
+        tokio::select! {
+            () = shared.stop.cancelled() => break,
+            () = shared.pauses.until_resumed(&target.peer) => {}
+        }
         let end = tokio::select! {
             biased;
             () = shared.stop.cancelled() => break,
             connected = connect(&shared, &endpoint, &target) => match connected {
                 Ok(connection) => shared.run_link(connection, &target.peer, true, target.board.clone()).await,
-                Err(reason) => LinkEnd { reason, lived: None, name_taken: false },
+                Err(reason) => LinkEnd::before_it_began(reason),
             },
         };
-        target.board.failed(end.reason.clone());
+        target.board.failed(end.reason.clone(), end.paused);
         shared.opener.dial_ended(&target.peer, end.name_taken);
         if shared.stop.is_cancelled() {
             break;

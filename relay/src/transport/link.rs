@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     channels::{CHANNELS, ChannelError, Datagrams, OneWaySender, Readers, Received, Writers},
     mailbox::{LinkMailbox, MailboxReceiver},
-    reason::{CLOSE_GOODBYE, CLOSE_NAME_TAKEN, CLOSE_REFUSED, describe},
+    reason::{CLOSE_GOODBYE, CLOSE_NAME_TAKEN, CLOSE_PAUSED, CLOSE_REFUSED, describe},
     status::LinkBoard,
 };
 use crate::{
@@ -173,6 +173,15 @@ pub struct LinkEnd {
     pub lived: Option<Duration>,
     /// The peer refused it: it is linked with another process of this node's name.
     pub name_taken: bool,
+    /// It was closed since somebody paused it at the peer.
+    pub paused: bool,
+}
+
+impl LinkEnd {
+    /// Of a link that never came up.
+    pub(super) fn before_it_began(reason: String) -> Self {
+        Self { reason, lived: None, name_taken: false, paused: false }
+    }
 }
 
 struct LinkTask {
@@ -234,9 +243,10 @@ pub async fn run(connection: Connection, parts: LinkParts) -> LinkEnd {
     // Before this side closes it too.
     let closed = task.connection.close_reason();
     let reason = task.end(lost).await;
-    let name_taken = matches!(&closed, Some(ConnectionError::ApplicationClosed(c)) if c.error_code == CLOSE_NAME_TAKEN);
-    board.down(number, reason.clone());
-    LinkEnd { reason, lived, name_taken }
+    let closed_with = |code| matches!(&closed, Some(ConnectionError::ApplicationClosed(c)) if c.error_code == code);
+    let (name_taken, paused) = (closed_with(CLOSE_NAME_TAKEN), closed_with(CLOSE_PAUSED));
+    board.down(number, reason.clone(), paused);
+    LinkEnd { reason, lived, name_taken, paused }
 }
 
 impl LinkTask {

@@ -19,6 +19,9 @@ pub const CLOSE_REFUSED: VarInt = VarInt::from_u32(1);
 /// Closed since another connection of the same node's name is alive; the text says which.
 pub const CLOSE_NAME_TAKEN: VarInt = VarInt::from_u32(2);
 
+/// Closed since an operator paused the link; the text says who.
+pub const CLOSE_PAUSED: VarInt = VarInt::from_u32(3);
+
 /// Longest text taken from a peer, characters.
 const PEER_TEXT_MAX: usize = 400;
 /// The same sentence is logged again after this.
@@ -52,6 +55,7 @@ pub fn describe(error: &ConnectionError, peer: SocketAddr) -> String {
         ConnectionError::ApplicationClosed(close) if close.error_code == CLOSE_GOODBYE => {
             format!("the peer closed the link: {}", peer_text(&close.reason))
         }
+        ConnectionError::ApplicationClosed(close) if close.error_code == CLOSE_PAUSED => peer_text(&close.reason),
         ConnectionError::ApplicationClosed(close) => format!("the peer refused the link: {}", peer_text(&close.reason)),
         ConnectionError::Reset => "the peer does not know this connection any more; it was restarted".to_owned(),
         ConnectionError::TimedOut => format!(

@@ -84,6 +84,16 @@ impl Registry {
         self.older(peer).is_some()
     }
 
+    /// The connection to a peer that is linked now.
+    pub fn connection(&self, peer: &NodeName) -> Option<Connection> {
+        self.older(peer).map(|(connection, _)| connection)
+    }
+
+    /// All connections that carry links now.
+    pub fn connections(&self) -> Vec<Connection> {
+        self.0.lock().linked.values().map(|linked| linked.connection.clone()).collect()
+    }
+
     fn older(&self, peer: &NodeName) -> Option<(Connection, bool)> {
         let peers = self.0.lock();
         let linked = peers.linked.get(peer)?;

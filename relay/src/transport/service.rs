@@ -19,18 +19,22 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     dial, endpoint,
     endpoint::Timing,
+    expiry::CertificateEnd,
     link::{self, Drive, LinkEnd, LinkParts},
     listen,
     mailbox::{LinkMailbox, mailbox},
-    reason::{CLOSE_GOODBYE, CLOSE_NAME_TAKEN, CLOSE_REFUSED, Quiet},
+    pauses::Pauses,
+    reason::{CLOSE_GOODBYE, CLOSE_NAME_TAKEN, CLOSE_PAUSED, CLOSE_REFUSED, Quiet},
     registry::{Registry, Unclaimed},
-    status::LinkBoard,
+    status::{LinkBoard, PAUSED},
     tls::Credentials,
 };
 use crate::node::{LinkStatus, LinkTls, StartError};
 
 /// Peers that dialled this node and are remembered for status; those that are down go first.
 const ACCEPTED_MAX: usize = 1024;
+/// Peers that an error names.
+const NAMED_MAX: usize = 16;
 /// How long a stop may take: farewells of the links, then of QUIC.
 const STOP: Duration = Duration::from_secs(3);
 
@@ -83,6 +87,7 @@ pub(super) struct Shared {
     pub(super) credentials: ArcSwap<Credentials>,
     pub(super) opener: Arc<dyn LinkOpener>,
     pub(super) registry: Registry,
+    pub(super) pauses: Pauses,
     pub(super) quiet: Quiet,
     pub(super) stop: CancellationToken,
     pub(super) tasks: TaskTracker,
@@ -106,7 +111,7 @@ impl Shared {
     ) -> LinkEnd {
         let refuse = |reason: String| {
             connection.close(CLOSE_REFUSED, reason.as_bytes());
-            LinkEnd { reason, lived: None, name_taken: false }
+            LinkEnd::before_it_began(reason)
         };
         if *peer == self.settings.node {
             return refuse(format!("the peer has this node's own name, {peer}; give each node a name of its own"));
@@ -118,9 +123,14 @@ impl Shared {
             Err(Unclaimed::NameTaken(reason)) => {
                 connection.close(CLOSE_NAME_TAKEN, reason.as_bytes());
                 self.opener.refused_twin(peer, &reason);
-                return LinkEnd { reason, lived: None, name_taken: false };
+                return LinkEnd::before_it_began(reason);
             }
         };
+        // Only now, when a pause that comes would find the connection.
+        if let Some(why) = self.pauses.why(peer) {
+            connection.close(CLOSE_PAUSED, why.as_bytes());
+            return LinkEnd::before_it_began(why);
+        }
         let (sender, receiver) = mailbox();
         let now = self.settings.epoch.elapsed();
         let drive = match self.opener.open_link(peer, dialled, sender.clone(), now) {
@@ -148,6 +158,13 @@ impl Shared {
         let new = || Arc::new(LinkBoard::new(Some(peer.clone()), false, address.to_string()));
         accepted.entry(peer.clone()).or_insert_with(new).clone()
     }
+}
+
+/// Certificates, key and authorities that were read and can be used.
+#[derive(Debug)]
+pub struct FreshTls {
+    credentials: Credentials,
+    config: quinn::ServerConfig,
 }
 
 /// A transport: its sockets are open from [`Transport::open`] on, links come and go from [`Transport::begin`] on.
@@ -182,6 +199,7 @@ impl Transport {
             credentials: ArcSwap::from_pointee(credentials),
             opener,
             registry: Registry::default(),
+            pauses: Pauses::default(),
             quiet: Quiet::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -218,7 +236,66 @@ impl Transport {
     /// State of each link: those dialled, in the order of the settings, then those accepted, by name.
     pub fn links(&self) -> Vec<LinkStatus> {
         let accepted: Vec<_> = self.shared.accepted.lock().values().cloned().collect();
-        self.dialled.iter().map(|target| &target.board).chain(&accepted).map(|board| board.status()).collect()
+        let boards = self.dialled.iter().map(|target| &target.board).chain(&accepted);
+        let status = |board: &Arc<LinkBoard>| {
+            let mut status = board.status();
+            if let Some(why) = status.peer.as_ref().and_then(|peer| self.shared.pauses.why(peer)) {
+                status.state = PAUSED;
+                status.reason = why;
+            }
+            status
+        };
+        boards.map(status).collect()
+    }
+
+    /// Closes the link with a peer and keeps it closed, until [`Transport::resume`] or the end of the process; `by` says who wants
+    /// that. What the link carried is asked for again, on another way or later.
+    ///
+    /// # Errors
+    /// The peer is neither dialled nor has it dialled since the start; the sentence names those that are known.
+    pub fn pause(&self, peer: &NodeName, by: &str) -> Result<(), String> {
+        self.check_known(peer)?;
+        let why = format!("paused: by {by} at {}", self.shared.settings.node);
+        self.shared.pauses.pause(peer, why.clone());
+        if let Some(connection) = self.shared.registry.connection(peer) {
+            connection.close(CLOSE_PAUSED, why.as_bytes());
+        }
+        Ok(())
+    }
+
+    /// Lets a paused link come up again; whether it was paused here.
+    ///
+    /// # Errors
+    /// As [`Transport::pause`].
+    pub fn resume(&self, peer: &NodeName) -> Result<bool, String> {
+        self.check_known(peer)?;
+        Ok(self.shared.pauses.resume(peer))
+    }
+
+    fn check_known(&self, peer: &NodeName) -> Result<(), String> {
+        let accepted = self.shared.accepted.lock();
+        let mut known = self.dialled.iter().map(|target| &target.peer).chain(accepted.keys());
+        if known.any(|name| name == peer) {
+            return Ok(());
+        }
+        let names: std::collections::BTreeSet<_> =
+            self.dialled.iter().map(|target| &target.peer).chain(accepted.keys()).map(ToString::to_string).collect();
+        let names = names.into_iter().take(NAMED_MAX).collect::<Vec<_>>().join(", ");
+        Err(match names.as_str() {
+            "" => format!("there is no link with {peer}, and none with anybody else"),
+            names => format!("there is no link with {peer}; the peers known here are {names}"),
+        })
+    }
+
+    /// When the certificates end that the links use: this node's, its authorities', those of the peers that are linked.
+    pub fn certificates(&self) -> Vec<CertificateEnd> {
+        let mut ends = self.shared.credentials.load().ends();
+        ends.extend(self.shared.registry.connections().iter().filter_map(|connection| {
+            let chain =
+                connection.peer_identity()?.downcast::<Vec<rustls_pki_types::CertificateDer<'static>>>().ok()?;
+            CertificateEnd::of("peer", chain.first()?)
+        }));
+        ends
     }
 
     /// Reads certificates, key and authorities anew; links that stand are not touched, later ones use the
@@ -227,15 +304,29 @@ impl Transport {
     /// # Errors
     /// One sentence that names the file and what to do.
     pub fn reload(&self) -> Result<(), StartError> {
+        let fresh = self.read_again(&self.shared.settings.tls)?;
+        self.use_from_now(fresh);
+        Ok(())
+    }
+
+    /// Reads and checks certificates, key and authorities, and changes nothing yet.
+    ///
+    /// # Errors
+    /// One sentence that names the file and what to do.
+    pub fn read_again(&self, files: &LinkTls) -> Result<FreshTls, StartError> {
         let settings = &self.shared.settings;
         let fail = |error: super::tls::TlsError| StartError::Tls(error.to_string());
-        let credentials = Credentials::load(&settings.tls, &settings.federation, &settings.node).map_err(fail)?;
+        let credentials = Credentials::load(files, &settings.federation, &settings.node).map_err(fail)?;
         let config = endpoint::server_config(&credentials, self.shared.transport.clone()).map_err(fail)?;
+        Ok(FreshTls { credentials, config })
+    }
+
+    /// Uses these for every connection from now on; those that stand are not touched.
+    pub fn use_from_now(&self, fresh: FreshTls) {
         if let Some(listener) = &self.listener {
-            listener.set_server_config(Some(config));
+            listener.set_server_config(Some(fresh.config));
         }
-        self.shared.credentials.store(Arc::new(credentials));
-        Ok(())
+        self.shared.credentials.store(Arc::new(fresh.credentials));
     }
 
     /// Closes all links in peace, then the sockets; takes about three seconds at most.

@@ -25,6 +25,7 @@ use super::{
     tls_tests::Federation,
 };
 use crate::{
+    ca::CERTIFICATE_LIFETIME,
     link::{
         command::{LinkCommand, Mailbox},
         driver::LinkCounters,
@@ -179,9 +180,20 @@ struct Running {
 
 impl Running {
     fn start(federation: &Federation, name: &str, listen: Option<SocketAddr>, dial: &[(&str, SocketAddr)]) -> Self {
+        Self::start_for(federation, name, listen, dial, CERTIFICATE_LIFETIME)
+    }
+
+    /// With a certificate that is valid for so long.
+    fn start_for(
+        federation: &Federation,
+        name: &str,
+        listen: Option<SocketAddr>,
+        dial: &[(&str, SocketAddr)],
+        lifetime: Duration,
+    ) -> Self {
         let node: NodeName = name.parse().unwrap();
         let file = format!("{}-{}", name.replace('/', "-"), getrandom::u64().unwrap());
-        let issued = federation.issue(Identity::node(federation.name, node.clone()).unwrap(), &file);
+        let issued = federation.issue_for(Identity::node(federation.name, node.clone()).unwrap(), &file, lifetime);
         let settings = TransportSettings {
             federation: federation.name.into(),
             node,
@@ -336,6 +348,63 @@ async fn certificates_are_reloaded_without_dropping_links() {
     let error = relay.transport.reload().unwrap_err().to_string();
     assert!(error.contains("holds no certificate"), "{error}");
     assert_eq!(edge.transport.links()[0].state, "live");
+}
+
+#[tokio::test]
+async fn a_paused_link_is_shown_so_at_both_ends_and_comes_back_when_resumed() {
+    let acme = Federation::new("acme");
+    let relay = Running::start(&acme, "tokyo/relay", anywhere(), &[]);
+    let edge = Running::start(&acme, "berlin/edge", None, &[("tokyo/relay", relay.address())]);
+    let (tokyo, berlin): (NodeName, NodeName) = ("tokyo/relay".parse().unwrap(), "berlin/edge".parse().unwrap());
+    edge.wait(|link| link.state == "live").await;
+    let unknown = edge.transport.pause(&"paris/relay".parse().unwrap(), "x").unwrap_err();
+    assert_eq!(unknown, "there is no link with paris/relay; the peers known here are tokyo/relay");
+    // From either side, the one that dials and the one that listens.
+    for (here, there, peer) in [(&edge, &relay, &tokyo), (&relay, &edge, &berlin)] {
+        relay.wait(|link| link.state == "live").await;
+        here.transport.pause(peer, "client:me").unwrap();
+        let why = format!("paused: by client:me at {}", if *peer == tokyo { &berlin } else { &tokyo });
+        here.wait(|link| link.state == "paused" && link.reason == why).await;
+        there.wait(|link| link.state == "paused" && link.reason == why).await;
+        // It stays so, although one side would dial.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!((here.transport.links()[0].state, there.transport.links()[0].state), ("paused", "paused"));
+        assert_eq!(here.transport.resume(peer), Ok(true));
+        assert_eq!(here.transport.resume(peer), Ok(false));
+        edge.wait(|link| link.state == "live").await;
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_that_expires_while_the_link_is_up_ends_no_link_and_makes_no_new_one() {
+    let acme = Federation::new("acme");
+    let relay = Running::start(&acme, "tokyo/relay", anywhere(), &[]);
+    let address = relay.address();
+    let edge = Running::start_for(&acme, "berlin/edge", None, &[("tokyo/relay", address)], Duration::from_secs(4));
+    let up = edge.wait(|link| link.state == "live").await;
+    let ends = |running: &Running, role| {
+        let found = running.transport.certificates().into_iter().find(|c| c.role == role).unwrap();
+        (found.holder, Duration::from_micros(found.expires_us))
+    };
+    let (holder, end) = ends(&edge, "link");
+    assert_eq!((&holder, ends(&relay, "peer")), (&"seaway://acme/berlin/edge".to_owned(), (holder.clone(), end)));
+    let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    while now() < end + Duration::from_secs(2) {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    // It carries on: nobody is cut off by a date.
+    edge.seen.lock().mailboxes[0].post(LinkCommand::Retry);
+    eventually(|| relay.seen.lock().bytes[1].len() >= 3_000_000).await;
+    let still = edge.wait(|link| link.state == "live").await;
+    assert_eq!((still.up_since_us, still.reconnects), (up.up_since_us, 0));
+    // But once it is down it stays down, and both ends say why.
+    relay.transport.pause(&"berlin/edge".parse().unwrap(), "x").unwrap();
+    edge.wait(|link| link.state == "paused").await;
+    relay.transport.resume(&"berlin/edge".parse().unwrap()).unwrap();
+    let down = edge.wait(|link| link.reason.contains("expired at")).await;
+    assert!(down.reason.contains("berlin/edge") && down.reason.contains("seaway ca issue"), "{}", down.reason);
+    let error = edge.transport.reload().unwrap_err().to_string();
+    assert!(error.contains("expired at"), "{error}");
 }
 
 #[tokio::test]

@@ -19,6 +19,9 @@ const WINDOW: Duration = Duration::from_secs(10);
 /// A link's task looks at it once a second; one that has not for so long does not run.
 const TASK_SILENT_MAX: Duration = Duration::from_secs(10);
 
+/// State of a link that somebody paused, here or there.
+pub(super) const PAUSED: &str = "paused";
+
 /// A moment's counters.
 #[derive(Debug, Clone, Copy)]
 struct Sample {
@@ -82,7 +85,10 @@ impl LinkBoard {
     /// An attempt begins.
     pub fn connecting(&self, address: String) {
         let mut state = self.state.lock();
-        state.state = "connecting";
+        // That the peer keeps the link paused is known until it says otherwise.
+        if state.state != PAUSED {
+            state.state = "connecting";
+        }
         state.address = address;
     }
 
@@ -124,19 +130,19 @@ impl LinkBoard {
     }
 
     /// An attempt failed.
-    pub fn failed(&self, reason: String) {
+    pub fn failed(&self, reason: String, paused: bool) {
         let mut state = self.state.lock();
-        state.state = "down";
+        state.state = if paused { PAUSED } else { "down" };
         state.reason = reason;
     }
 
-    /// A connection is over. A newer one may have taken its place; then nothing changes.
-    pub fn down(&self, number: u64, reason: String) {
+    /// A connection is over. A newer one may have taken its place; then nothing changes. `paused`: by the peer.
+    pub fn down(&self, number: u64, reason: String, paused: bool) {
         let mut state = self.state.lock();
         if state.connections != number {
             return;
         }
-        state.state = "down";
+        state.state = if paused { PAUSED } else { "down" };
         state.reason = reason;
         if let Some(active) = state.active.take() {
             state.one_way_dropped += dropped(&active);

@@ -22,7 +22,10 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem:
 use seaway_federation_proto::ids::NodeName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::identity::{Identity, IdentityError};
+use super::{
+    expiry::CertificateEnd,
+    identity::{Identity, IdentityError},
+};
 use crate::node::LinkTls;
 
 /// ALPN of links; the digit is the version of how channels are mapped to streams.
@@ -115,6 +118,7 @@ pub struct Credentials {
     node: NodeName,
     certified: Arc<CertifiedKey>,
     roots: Arc<RootCertStore>,
+    ends: Vec<CertificateEnd>,
     provider: Arc<CryptoProvider>,
 }
 
@@ -150,13 +154,23 @@ impl Credentials {
             ))
         })?;
         let roots = read_authorities(&files.ca)?;
+        let own = certified.cert.first().and_then(|leaf| CertificateEnd::of("link", leaf));
+        let authorities = read_certificates(&files.ca)?;
+        let authorities = authorities.iter().filter_map(|ca| CertificateEnd::of("link-authority", ca));
+        let ends = own.into_iter().chain(authorities).collect();
         Ok(Self {
+            ends,
             federation: federation.to_owned(),
             node: node.clone(),
             certified: Arc::new(certified),
             roots: Arc::new(roots),
             provider,
         })
+    }
+
+    /// When these certificates end.
+    pub fn ends(&self) -> Vec<CertificateEnd> {
+        self.ends.clone()
     }
 
     /// TLS for accepting links.

@@ -30,11 +30,11 @@ impl Federation {
     }
 
     pub(super) fn issue(&self, identity: Identity, file: &str) -> Issued {
-        let request = Request {
-            holder: Holder::Member(identity),
-            hosts: vec!["localhost".into()],
-            lifetime: CERTIFICATE_LIFETIME,
-        };
+        self.issue_for(identity, file, CERTIFICATE_LIFETIME)
+    }
+
+    pub(super) fn issue_for(&self, identity: Identity, file: &str, lifetime: std::time::Duration) -> Issued {
+        let request = Request { holder: Holder::Member(identity), hosts: vec!["localhost".into()], lifetime };
         self.authority.issue(&request, self.dir.path(), file).unwrap()
     }
 

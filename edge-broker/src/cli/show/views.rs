@@ -23,6 +23,7 @@ fn link_state(state: api::LinkState) -> &'static str {
         api::LinkState::Live => "live",
         api::LinkState::Stalled => "stalled",
         api::LinkState::Down => "down",
+        api::LinkState::Paused => "paused",
     }
 }
 
@@ -338,6 +339,21 @@ pub(crate) struct StatusView {
     pub(crate) alarms: Vec<AlarmView>,
     pub(crate) counters: Vec<CounterView>,
     pub(crate) queues: Vec<QueueView>,
+    pub(crate) certificates: Vec<CertificateView>,
+}
+
+/// When a certificate ends.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct CertificateView {
+    pub(crate) role: String,
+    pub(crate) holder: String,
+    pub(crate) expires: Option<String>,
+}
+
+impl From<api::CertificateStatus> for CertificateView {
+    fn from(from: api::CertificateStatus) -> Self {
+        Self { role: from.role, holder: from.holder, expires: time(from.expires_us) }
+    }
 }
 
 impl From<api::StatusReply> for StatusView {
@@ -357,6 +373,7 @@ impl From<api::StatusReply> for StatusView {
             alarms: from.alarms.into_iter().map(Into::into).collect(),
             counters: from.counters.into_iter().map(Into::into).collect(),
             queues: from.queues.into_iter().map(Into::into).collect(),
+            certificates: from.certificates.into_iter().map(Into::into).collect(),
         }
     }
 }

@@ -365,7 +365,7 @@ async fn a_stream_that_waits_ends_with_its_token_and_publishes_nothing_more() {
     let mut config = crate::door::DoorConfig::new(([127, 0, 0, 1], 0).into());
     config.limits = share_of(1);
     config.auth.token_file = Some(file.clone());
-    let door = crate::door::Door::open(config, engine.clone()).await.unwrap();
+    let door = crate::door::Door::open(config.clone(), engine.clone()).await.unwrap();
     let (address, handle) = (door.address(), door.handle());
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let serving = tokio::spawn(door.serve(async move { drop(stopped.await) }));
@@ -382,7 +382,7 @@ async fn a_stream_that_waits_ends_with_its_token_and_publishes_nothing_more() {
     })
     .await;
     std::fs::write(&file, tokens.replace("shop", "other")).unwrap();
-    handle.reload(|| Ok::<(), crate::door::DoorError>(())).unwrap();
+    handle.reload(&config).unwrap();
     engine.sync();
     let first = soon("the receipt that was out", replies.next()).await.unwrap().unwrap();
     assert!(matches!(first.result, Some(publish_reply::Result::Receipt(_))), "{first:?}");

@@ -320,13 +320,68 @@ async fn a_token_file_with_the_name_of_a_token_that_was_made_here_is_refused_who
     admin.create_token(with_token(create, "admin-admin-admin")).await.unwrap();
 
     std::fs::write(&file, &twin).unwrap();
-    let refused = handle.reload(|| Ok::<(), DoorError>(())).unwrap_err().to_string();
+    let refused = handle.reload(&config).unwrap_err().to_string();
     assert!(refused.contains("\"made\"") && refused.contains("made on this node"), "{refused}");
     config.listen = ([127, 0, 0, 1], 0).into();
-    assert!(Door::open(config, engine).await.is_err(), "nor does a node start with it");
+    assert!(Door::open(config.clone(), engine).await.is_err(), "nor does a node start with it");
     let revoke = with_token(api::RevokeTokenRequest { name: "made".into() }, "admin-admin-admin");
     admin.revoke_token(revoke).await.unwrap();
-    handle.reload(|| Ok::<(), DoorError>(())).unwrap();
+    handle.reload(&config).unwrap();
     drop((admin, stop));
     soon("the door's end", serving).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn who_loses_rights_by_a_reload_is_told_and_others_are_not_touched() {
+    let engine = TestEngine::new();
+    let mut config = DoorConfig::new(([127, 0, 0, 1], 0).into());
+    config.auth.anonymous = Some(all_rights());
+    let door = Door::open(config.clone(), engine.clone()).await.unwrap();
+    let handle = door.handle();
+    let harness = Harness::serve(door);
+    let mut subscriber = harness.subscribe(open("orders/#")).await.unwrap();
+    // The same rights again, and other limits: nobody notices.
+    config.limits.messages_per_s = Some(1_000);
+    handle.reload(&config).unwrap();
+    harness.publish("orders/a", numbered(0..1)).await;
+    assert_eq!(payloads(&subscriber.messages(1).await), numbered(0..1));
+    config.auth.anonymous.as_mut().unwrap().publish.clear();
+    handle.reload(&config).unwrap();
+    let status = subscriber.next().await.unwrap_err();
+    assert_eq!(status.code(), Code::Unauthenticated);
+    assert!(status.message().contains("rights of this client were changed"), "{}", status.message());
+    let status = harness.messages().await.publish(request("orders", "x")).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied);
+    // A file that cannot be used changes nothing.
+    config.auth.anonymous = Some(all_rights());
+    config.auth.token_file = Some("/nowhere/tokens.toml".into());
+    assert!(handle.reload(&config).is_err());
+    assert_eq!(
+        harness.messages().await.publish(request("orders", "x")).await.unwrap_err().code(),
+        Code::PermissionDenied
+    );
+    harness.stop().await;
+}
+
+#[tokio::test]
+async fn what_steers_is_never_done_for_unknown_callers() {
+    let engine = TestEngine::new();
+    let harness = Harness::start(&engine).await;
+    let mut admin = harness.admin().await;
+    let refused = [
+        admin.drain(api::DrainRequest::default()).await.map(drop),
+        admin.pause_link(api::PauseLinkRequest::default()).await.map(drop),
+        admin.resume_link(api::ResumeLinkRequest::default()).await.map(drop),
+        admin.reload_config(api::ReloadConfigRequest::default()).await.map(drop),
+        admin.set_log_level(api::SetLogLevelRequest::default()).await.map(drop),
+        admin.get_log_levels(api::GetLogLevelsRequest::default()).await.map(drop),
+        admin.delete_group(api::DeleteGroupRequest::default()).await.map(drop),
+        admin.create_token(api::CreateTokenRequest::default()).await.map(drop),
+        admin.list_tokens(api::ListTokensRequest::default()).await.map(drop),
+        admin.revoke_token(api::RevokeTokenRequest::default()).await.map(drop),
+    ];
+    for (index, refused) in refused.into_iter().enumerate() {
+        assert_eq!(refused.unwrap_err().code(), Code::Unauthenticated, "call {index}");
+    }
+    harness.stop().await;
 }
