@@ -17,6 +17,7 @@ mod node;
 mod operate;
 mod output;
 mod publish;
+mod service;
 mod show;
 mod steer;
 mod subscribe;

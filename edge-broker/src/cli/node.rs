@@ -14,7 +14,7 @@ use seaway_relay::node::Node;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
-use super::{CliError, Exit, args::NodeArgs};
+use super::{CliError, Exit, args::NodeArgs, service::ServiceManager};
 use crate::{
     admin::{AdminPort, Watched},
     config::{
@@ -51,7 +51,8 @@ async fn serve(
     levels: Arc<Levels>,
 ) -> Result<Exit, CliError> {
     // Signals first: one that comes while the log is replayed is not missed.
-    let mut signals = Signals::new(reload.clone())?;
+    let manager = ServiceManager::of_this_process(|name| std::env::var(name).ok());
+    let mut signals = Signals::new(reload.clone(), manager.clone())?;
     let (name, kind) = (config.name.clone(), config.kind);
     // Before the log is opened: that may take long, and somebody waits to know that it goes on.
     let watched = Arc::new(Watched::default());
@@ -70,6 +71,7 @@ async fn serve(
     };
     let (node, door) = tokio::select! {
         opened = opening => opened?,
+        () = manager.opening() => return Ok(Exit::Done), // it never ends
         () = signals.stop() => return Ok(Exit::Done),
     };
     reload.reaches(&node, door.as_ref().map(door::Door::handle));
@@ -79,26 +81,12 @@ async fn serve(
     tokio::spawn(crate::certificates::watch(node.clone(), door.as_ref().map(door::Door::handle)));
     watched.is_up(&node, door.as_ref().map(door::Door::handle));
     node.begin_links();
+    manager.is_up(watched);
     tracing::info!(node = %name, ?kind, version = env!("CARGO_PKG_VERSION"), "the node is up");
     let served = match door {
         Some(door) => {
             tracing::info!(address = %door.address(), "clients may connect");
-            let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-            let serving = door.serve(async {
-                let _ = stopped.await;
-            });
-            tokio::pin!(serving);
-            tokio::select! {
-                served = &mut serving => served,
-                () = signals.stop() => {
-                    let _ = stop.send(());
-                    tokio::select! {
-                        served = &mut serving => served,
-                        () = signals.stop() => return Err(CliError::failed("stopped at once, by a second signal")),
-                    }
-                }
-            }
-            .map_err(|e| CliError::failed(e.to_string()))
+            serve_door(door, &mut signals).await
         }
         None => {
             signals.stop().await;
@@ -113,6 +101,26 @@ async fn serve(
     stopped.map_err(CliError::failed)?;
     tracing::info!("the node has stopped");
     Ok(Exit::Done)
+}
+
+/// Serves clients until the node is told to stop, and drains the door.
+async fn serve_door(door: door::Door<Node>, signals: &mut Signals) -> Result<(), CliError> {
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let serving = door.serve(async {
+        let _ = stopped.await;
+    });
+    tokio::pin!(serving);
+    tokio::select! {
+        served = &mut serving => served,
+        () = signals.stop() => {
+            let _ = stop.send(());
+            tokio::select! {
+                served = &mut serving => served,
+                () = signals.stop() => return Err(CliError::failed("stopped at once, by a second signal")),
+            }
+        }
+    }
+    .map_err(|e| CliError::failed(e.to_string()))
 }
 
 /// Opens the admin port and lets it answer for the rest of the process's life.
@@ -140,10 +148,11 @@ struct Signals {
     interrupt: Signal,
     hang_up: Signal,
     reload: Arc<Reload>,
+    manager: ServiceManager,
 }
 
 impl Signals {
-    fn new(reload: Arc<Reload>) -> Result<Self, CliError> {
+    fn new(reload: Arc<Reload>, manager: ServiceManager) -> Result<Self, CliError> {
         let listen = |kind| signal(kind).map_err(|e| CliError::failed(format!("cannot listen for signals: {e}")));
         Ok(Self {
             told: None,
@@ -151,6 +160,7 @@ impl Signals {
             interrupt: listen(SignalKind::interrupt())?,
             hang_up: listen(SignalKind::hangup())?,
             reload,
+            manager,
         })
     }
 
@@ -170,6 +180,7 @@ impl Signals {
                 Some(since) if since < SAME_SIGNAL => continue,
                 Some(_) => tracing::info!("{name}: stopping at once"),
             }
+            self.manager.stops();
             self.told = Some(Instant::now());
             return;
         }

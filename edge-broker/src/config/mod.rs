@@ -175,4 +175,6 @@ fn nearest<'a>(found: &str, known: &[&'a str]) -> Option<&'a str> {
 }
 
 #[cfg(test)]
+mod deployed_tests;
+#[cfg(test)]
 mod tests;
