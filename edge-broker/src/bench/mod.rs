@@ -4,9 +4,14 @@
 
 pub mod cluster;
 pub mod federation;
+pub mod idle;
+mod listener;
 mod load;
 pub mod log;
+mod machine;
+pub mod opening;
 mod process;
+pub mod slow_disk;
 
 use serde::Serialize;
 

@@ -57,10 +57,30 @@ pub(crate) fn cpu_of_threads(pid: u32) -> Option<BTreeMap<String, Cpu>> {
     Some(threads)
 }
 
+/// Bytes that a process has given to disks so far.
+pub(crate) fn written(pid: u32) -> Option<u64> {
+    let io = std::fs::read_to_string(format!("/proc/{pid}/io")).ok()?;
+    io.lines().find_map(|line| line.strip_prefix("write_bytes: "))?.trim().parse().ok()
+}
+
 /// Most memory that a process has held at once, in bytes.
 pub(crate) fn peak_memory(pid: u32) -> Option<f64> {
+    memory_line(pid, "VmHWM:")
+}
+
+/// Memory that a process holds now, in bytes: its own, and the pages of files that it has mapped, its program above all.
+pub(crate) fn memory(pid: u32) -> Option<f64> {
+    memory_line(pid, "VmRSS:")
+}
+
+/// What of it is the process's own, not a file's, in bytes.
+pub(crate) fn own_memory(pid: u32) -> Option<f64> {
+    memory_line(pid, "RssAnon:")
+}
+
+fn memory_line(pid: u32, name: &str) -> Option<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     line.split_whitespace().next()?.parse::<f64>().ok().map(|kib| kib * 1024.0)
 }
 
@@ -73,6 +93,8 @@ mod tests {
         // The test's own thread bears the test's name, as far as the kernel keeps it.
         let threads = super::cpu_of_threads(own).unwrap();
         assert!(threads.keys().any(|name| name.starts_with("bench::")), "{threads:?}");
-        assert!(super::peak_memory(own).unwrap() > 1024.0);
+        let (now, own_now) = (super::memory(own).unwrap(), super::own_memory(own).unwrap());
+        assert!(super::peak_memory(own).unwrap() >= 1024.0 && now >= own_now && own_now > 0.0);
+        assert!(super::written(own).is_some());
     }
 }

@@ -549,6 +549,42 @@ pub(crate) enum BenchCommand {
         #[arg(long, value_enum, default_value = "table")]
         output: Output,
     },
+    /// What an edge broker with many queues takes to be ready again after a stop, and after a kill: time and memory.
+    Opening {
+        /// How many queues, in hundreds.
+        #[arg(long, value_name = "N", default_value = "50000", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        queues: u32,
+        /// Where the node keeps its data; a directory in it is made and removed.
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+        /// How to print.
+        #[arg(long, value_enum, default_value = "table")]
+        output: Output,
+    },
+    /// What an edge broker takes that has nothing to do: memory and CPU, with usual settings and with those for small devices.
+    Idle {
+        /// Where the nodes keep their data; a directory in it is made and removed.
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+        /// How to print.
+        #[arg(long, value_enum, default_value = "table")]
+        output: Output,
+    },
+    /// Messages of 100 B, published async, where each sync of the disk takes longer than it does here.
+    SlowDisk {
+        /// How much longer.
+        #[arg(long, value_name = "D", value_parser = duration, default_value = "20ms")]
+        sync: Duration,
+        /// How long it is measured.
+        #[arg(long, value_name = "D", value_parser = duration, default_value = "10s")]
+        time: Duration,
+        /// Where the node keeps its data; a directory in it is made and removed.
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+        /// How to print.
+        #[arg(long, value_enum, default_value = "table")]
+        output: Output,
+    },
 }
 
 fn bench_size(text: &str) -> Result<(&'static str, usize), String> {

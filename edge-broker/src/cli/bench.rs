@@ -9,7 +9,7 @@ use super::{
     node::interrupted,
     output::{self, Table},
 };
-use crate::bench::{BenchError, Figure, federation, log};
+use crate::bench::{BenchError, Figure, federation, idle, log, opening, slow_disk};
 
 /// Least that is written for a figure of the log, in bytes: less says nothing of a disk.
 const LOG_BYTES_MIN: u64 = 1024 * 1024;
@@ -23,14 +23,38 @@ pub(crate) fn run(command: BenchCommand) -> Result<Exit, CliError> {
         }
         BenchCommand::Federation { size, time, dir, output } => {
             let sizes = if size.is_empty() { federation::SIZES.to_vec() } else { size };
-            let binary =
-                std::env::current_exe().map_err(|e| CliError::failed(format!("cannot find this program: {e}")))?;
-            let parent = dir.unwrap_or_else(std::env::temp_dir);
-            let figures =
-                block_on(async { federation::run(binary, &parent, &sizes, time, &mut tell).await.map_err(failed) })?;
-            print(&figures, output)
+            let (binary, parent) = (binary()?, dir.unwrap_or_else(std::env::temp_dir));
+            print(&measured(federation::run(binary, &parent, &sizes, time, &mut tell))?, output)
+        }
+        BenchCommand::Opening { queues, dir, output } => {
+            let (binary, parent) = (binary()?, dir.unwrap_or_else(std::env::temp_dir));
+            let queues = usize::try_from(queues).unwrap_or(usize::MAX);
+            print(&measured(opening::run(binary, &parent, queues, &mut tell))?, output)
+        }
+        BenchCommand::Idle { dir, output } => {
+            let (binary, parent) = (binary()?, dir.unwrap_or_else(std::env::temp_dir));
+            print(&measured(idle::run(binary, &parent, &mut tell))?, output)
+        }
+        BenchCommand::SlowDisk { sync, time, dir, output } => {
+            let (binary, parent) = (binary()?, dir.unwrap_or_else(std::env::temp_dir));
+            print(&measured(slow_disk::run(binary, &parent, sync, time, &mut tell))?, output)
         }
     }
+}
+
+/// This program, which is to be run as nodes.
+fn binary() -> Result<PathBuf, CliError> {
+    std::env::current_exe().map_err(|e| CliError::failed(format!("cannot find this program: {e}")))
+}
+
+/// Runs a measurement; where it is interrupted, its nodes end and its directories go.
+fn measured(measuring: impl Future<Output = Result<Vec<Figure>, BenchError>>) -> Result<Vec<Figure>, CliError> {
+    block_on(async {
+        tokio::select! {
+            figures = measuring => figures.map_err(failed),
+            () = interrupted() => Err(CliError::failed("interrupted")),
+        }
+    })
 }
 
 /// Measures the log in a directory of its own, of which nothing stays, whether it failed, ended or was interrupted.
