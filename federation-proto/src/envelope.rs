@@ -21,7 +21,7 @@
 //! rest up to the checksum: fields may be added, none may change.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use xxhash_rust::xxh3::xxh3_128;
+use twox_hash::XxHash3_128;
 
 use crate::{
     ids::{Incarnation, LogName, Offset, Place, Queue},
@@ -42,7 +42,7 @@ const CLAIM_BYTES: usize = 12;
 
 /// XXH3-128 as it is written: little-endian.
 pub(crate) fn hash(bytes: &[u8]) -> [u8; 16] {
-    xxh3_128(bytes).to_le_bytes()
+    XxHash3_128::oneshot(bytes).to_le_bytes()
 }
 
 /// The running hash over a log's batches: two holders with one value hold the same bytes below.

@@ -43,6 +43,9 @@ const PRODUCER: u8 = 8;
 const RECORD_BYTES_MIN: usize = 3;
 /// Zstandard's own default trades too much time for what it saves on batches of this size.
 const ZSTD_LEVEL: i32 = 1;
+/// Payloads of at least so many bytes are not copied before the body's size is known: a buffer that grows under them copies
+/// them again and again.
+const PAYLOAD_SHARED_BYTES_MIN: usize = 4 * 1024;
 /// LZ4 cannot make more than this of one byte; a greater claim is a lie.
 const LZ4_RATIO_MAX: usize = 255;
 
@@ -93,7 +96,11 @@ pub enum BodyError {
 /// Gathers messages into one body.
 #[derive(Default)]
 pub struct BodyBuilder {
+    /// All but the payloads in `shared`.
     buffer: BytesMut,
+    /// Large payloads, each with the byte of `buffer` that it stands before.
+    shared: Vec<(usize, Bytes)>,
+    shared_bytes: usize,
     count: u32,
     time_us: u64,
     path: Option<Path>,
@@ -104,10 +111,7 @@ pub struct BodyBuilder {
 
 impl std::fmt::Debug for BodyBuilder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("BodyBuilder")
-            .field("count", &self.count)
-            .field("bytes", &self.buffer.len())
-            .finish_non_exhaustive()
+        f.debug_struct("BodyBuilder").field("count", &self.count).field("bytes", &self.bytes()).finish_non_exhaustive()
     }
 }
 
@@ -127,8 +131,9 @@ impl BodyBuilder {
             | flag(!message.headers.is_empty(), HEADERS)
             | flag(message.producer.is_some(), PRODUCER);
         let len = record_bytes(message, same_path, time);
+        let is_shared = message.payload.len() >= PAYLOAD_SHARED_BYTES_MIN;
         let out = &mut self.buffer;
-        out.reserve(len + 10);
+        out.reserve(len + 10 - if is_shared { message.payload.len() } else { 0 });
         put_varint(out, len as u64);
         out.put_u8(flags);
         put_varint(out, time);
@@ -150,7 +155,12 @@ impl BodyBuilder {
                 put_bytes(out, value);
             }
         }
-        out.put_slice(&message.payload);
+        if is_shared {
+            self.shared.push((out.len(), message.payload.clone()));
+            self.shared_bytes += message.payload.len();
+        } else {
+            out.put_slice(&message.payload);
+        }
         self.count = self.count.saturating_add(1);
     }
 
@@ -161,7 +171,24 @@ impl BodyBuilder {
 
     /// Encoded bytes so far, before compression.
     pub fn bytes(&self) -> usize {
-        self.buffer.len()
+        self.buffer.len() + self.shared_bytes
+    }
+
+    /// Everything in its order, in one piece; leaves nothing behind.
+    fn assemble(&mut self) -> Bytes {
+        let small = self.buffer.split().freeze();
+        if self.shared.is_empty() {
+            return small;
+        }
+        let mut whole = BytesMut::with_capacity(small.len() + std::mem::take(&mut self.shared_bytes));
+        let mut from = 0;
+        for (at, payload) in self.shared.drain(..) {
+            whole.put_slice(small.get(from..at).unwrap_or_default());
+            whole.put_slice(&payload);
+            from = at;
+        }
+        whole.put_slice(small.get(from..).unwrap_or_default());
+        whole.freeze()
     }
 
     /// Compresses (when that makes it smaller; else the codec is `None`), hashes, and leaves the
@@ -170,7 +197,7 @@ impl BodyBuilder {
         if self.count == 0 {
             return None;
         }
-        let plain = self.buffer.split().freeze();
+        let plain = self.assemble();
         let tags = std::mem::take(&mut self.tags);
         let tags = if std::mem::take(&mut self.any_tag) { Tags::Any } else { Tags::Only(tags.into_iter().collect()) };
         let count = std::mem::take(&mut self.count);

@@ -13,7 +13,7 @@ prop_compose! {
         headers in prop::collection::vec(("[a-z]{0,12}", prop::collection::vec(any::<u8>(), 0..20)), 0..4),
         time_us in prop_oneof![any::<u64>(), 1_700_000_000_000_000..1_700_000_000_100_000u64],
         producer in prop::option::of((any::<u128>(), any::<u32>(), any::<u64>())),
-        payload in prop_oneof![prop::collection::vec(any::<u8>(), 0..200), (0..3000usize).prop_map(|n| vec![b'x'; n])],
+        payload in prop_oneof![prop::collection::vec(any::<u8>(), 0..200), (0..12_000usize).prop_map(|n| vec![b'x'; n])],
     ) -> Message {
         Message {
             path: path.parse().unwrap(),
@@ -34,7 +34,9 @@ fn build(messages: &[Message], codec: Codec) -> SealedBody {
     let mut builder = BodyBuilder::default();
     messages.iter().for_each(|m| builder.push(m));
     assert_eq!(builder.count() as usize, messages.len());
+    let bytes = builder.bytes();
     let sealed = builder.finish(codec).unwrap();
+    assert!(sealed.codec != Codec::None || sealed.bytes.len() == bytes);
     assert_eq!((builder.count(), builder.bytes()), (0, 0));
     sealed
 }

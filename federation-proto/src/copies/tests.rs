@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
-use xxhash_rust::xxh3::xxh3_128;
+use twox_hash::XxHash3_128;
 
 use super::*;
 
@@ -17,7 +17,7 @@ fn seeds(count: u64) -> Box<dyn Iterator<Item = u64>> {
 }
 
 fn chain_after(before: Chain, id: u64) -> Chain {
-    Chain(xxh3_128(&[before.0.as_slice(), &id.to_le_bytes()].concat()).to_le_bytes())
+    Chain(XxHash3_128::oneshot(&[before.0.as_slice(), &id.to_le_bytes()].concat()).to_le_bytes())
 }
 
 fn place(incarnation: Incarnation, offset: Offset) -> Place {

@@ -85,7 +85,7 @@ fn digest(view: &View) -> u64 {
     for tip in still.tips.iter_mut().filter(|p| p.incarnation == newest) {
         tip.offset = 0;
     }
-    xxhash_rust::xxh3::xxh3_64(&message(None, &still).encode_to_vec())
+    twox_hash::XxHash3_64::oneshot(&message(None, &still).encode_to_vec())
 }
 
 pub(super) fn announcement(log: &LogName, view: &View) -> link::Announce {

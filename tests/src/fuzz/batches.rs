@@ -7,7 +7,7 @@ use seaway_federation_proto::{
     limits,
     message::{BodyBuilder, Message, ProducerStamp, decode_body, decode_messages},
 };
-use xxhash_rust::xxh3::xxh3_128;
+use twox_hash::XxHash3_128;
 
 const CODECS: [Codec; 3] = [Codec::None, Codec::Lz4, Codec::Zstd];
 const HEAD_LEN_AT: usize = 4;
@@ -36,10 +36,10 @@ fn repair(input: &[u8]) -> Option<Vec<u8>> {
     let mut bytes = input.to_vec();
     let head_len = u16::from_le_bytes(bytes.get(HEAD_LEN_AT..HEAD_LEN_AT + 2)?.try_into().ok()?);
     let (head, body) = bytes.split_at_mut_checked(usize::from(head_len))?;
-    let body_hash = xxh3_128(body).to_le_bytes();
+    let body_hash = XxHash3_128::oneshot(body).to_le_bytes();
     head.get_mut(BODY_HASH_AT..BODY_HASH_AT + 16)?.copy_from_slice(&body_hash);
     let (covered, checksum) = head.split_at_mut_checked(head.len().checked_sub(CHECKSUM_BYTES)?)?;
-    checksum.copy_from_slice(&xxh3_128(covered).to_le_bytes());
+    checksum.copy_from_slice(&XxHash3_128::oneshot(covered).to_le_bytes());
     Some(bytes)
 }
 

@@ -314,7 +314,7 @@ impl Net {
             origin_time_us: time,
             chain_before: chain.unwrap_or_default(),
         };
-        let hash = xxhash_rust::xxh3::xxh3_128(&bytes).to_le_bytes();
+        let hash = twox_hash::XxHash3_128::oneshot(&bytes).to_le_bytes();
         let body = SealedBody { bytes: bytes.into(), codec: Codec::None, version: 1, hash, count, tags: Tags::Any };
         let batch = Batch::seal(&placement, body).unwrap();
         self.append(node, batch).unwrap();

@@ -12,7 +12,7 @@ use seaway_federation_proto::{
     limits::{BATCH_BYTES_TARGET, MESSAGE_BYTES_CEILING, QUEUES_MAX},
     wire::store::{ControlEntry, TopicSettings, control_entry},
 };
-use xxhash_rust::xxh3::xxh3_64;
+use twox_hash::XxHash3_64;
 
 use super::queue::OwnQueue;
 use crate::node::TopicConfig;
@@ -43,7 +43,7 @@ impl OwnTopic {
     pub(super) fn choose(&self, key: Option<&[u8]>, bytes: usize) -> Option<&Arc<OwnQueue>> {
         let count = self.queues.len().max(1);
         let index = match key {
-            Some(key) => usize::try_from(xxh3_64(key) % u64::try_from(count).unwrap_or(1)).unwrap_or(0),
+            Some(key) => usize::try_from(XxHash3_64::oneshot(key) % u64::try_from(count).unwrap_or(1)).unwrap_or(0),
             None if count == 1 => 0,
             None => (self.keyless_bytes.fetch_add(bytes, Ordering::Relaxed) / BATCH_BYTES_TARGET) % count,
         };
