@@ -9,5 +9,6 @@ pub(crate) mod cursor;
 pub(crate) mod feed;
 pub(crate) mod filter;
 pub(crate) mod plain;
+pub(crate) mod standing;
 pub(crate) mod start;
 pub(crate) mod wants;

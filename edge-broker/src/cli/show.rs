@@ -14,7 +14,7 @@ use crate::api::{
     Group, ListGroupsRequest, ListLinksRequest, ListSitesRequest, ListTokensRequest, ListTopicsRequest, SiteInfo,
     StatusRequest, TopicStatus,
 };
-use views::{GroupView, LinkView, SiteView, StatusView, TokenView, TopicView};
+use views::{GroupView, HeldView, LinkView, SiteView, StatusView, TokenView, TopicView};
 
 pub(crate) async fn status(args: ListArgs) -> Result<Exit, CliError> {
     let mut admin = Servers::of(&args.client)?.admin().await?;
@@ -61,8 +61,22 @@ fn status_text(view: &StatusView) -> String {
             alarm.text.clone(),
         ]);
     }
+    let mut subscribers = Table::new(&["CLIENT", "PATTERN", "STATE", "REASON"]);
+    for subscriber in &view.subscribers {
+        subscribers.row([
+            subscriber.client.clone(),
+            short(&subscriber.pattern),
+            subscriber.state.clone(),
+            subscriber.reason.clone(),
+        ]);
+    }
     // What people should know first; there may be thousands of topics.
-    let tables = [("", alarms), ("links\n", links_table(&view.links)), ("topics\n", topics_table(&view.topics))];
+    let tables = [
+        ("", alarms),
+        ("links\n", links_table(&view.links)),
+        ("subscribers that something waits for\n", subscribers),
+        ("topics\n", topics_table(&view.topics)),
+    ];
     for (title, table) in tables {
         if !table.is_empty() {
             text.push_str(&format!("\n{title}{}", table.render()));
@@ -237,7 +251,17 @@ pub(crate) async fn topic(args: NamedListArgs) -> Result<Exit, CliError> {
     }
     let views: Vec<TopicView> = topics.into_iter().map(TopicView::from).collect();
     print(args.list.output, &views, |topics| {
-        let mut table = Table::new(&["ORIGIN", ">QUEUE", "BEGIN", "END", "ORIGIN'S END", ">HOLES", ">FORKS", "CHAIN"]);
+        let mut table = Table::new(&[
+            "ORIGIN",
+            ">QUEUE",
+            "BEGIN",
+            "END",
+            "ORIGIN'S END",
+            ">HOLES",
+            ">FORKS",
+            "CHAIN",
+            "VERIFIED TO",
+        ]);
         for topic in topics {
             for queue in &topic.queues {
                 table.row([
@@ -249,6 +273,7 @@ pub(crate) async fn topic(args: NamedListArgs) -> Result<Exit, CliError> {
                     queue.holes_total.to_string(),
                     queue.forks.len().to_string(),
                     queue.chain.clone(),
+                    queue.verified.clone().unwrap_or_else(|| "-".into()),
                 ]);
             }
         }
@@ -260,7 +285,7 @@ pub(crate) async fn groups(args: ListArgs) -> Result<Exit, CliError> {
     let groups = all_groups(&args, "").await?;
     let views: Vec<GroupView> = groups.into_iter().map(GroupView::from).collect();
     print(args.output, &views, |groups| {
-        let mut table = Table::new(&["GROUP", "PATTERN", ">MEMBERS", ">LAG", ">UNCONFIRMED"]);
+        let mut table = Table::new(&["GROUP", "PATTERN", ">MEMBERS", ">LAG", ">UNCONFIRMED", "STATE", "REASON"]);
         for group in groups {
             table.row([
                 group.name.clone(),
@@ -268,6 +293,8 @@ pub(crate) async fn groups(args: ListArgs) -> Result<Exit, CliError> {
                 group.members.to_string(),
                 group.lag_messages.to_string(),
                 group.unconfirmed.to_string(),
+                group.state.clone(),
+                group.reason.clone(),
             ]);
         }
         table
@@ -307,6 +334,7 @@ pub(crate) async fn sites(args: ListArgs) -> Result<Exit, CliError> {
             "BELOW",
             ">LAG",
             "REGISTERED",
+            "VERIFIED TO",
         ]);
         let word = |yes| if yes { "yes" } else { "no" };
         for site in sites {
@@ -318,7 +346,7 @@ pub(crate) async fn sites(args: ListArgs) -> Result<Exit, CliError> {
                 site.cost.to_string(),
             ];
             if site.held.is_empty() {
-                table.row(head.clone().into_iter().chain(std::iter::repeat_n("-".to_string(), 5)));
+                table.row(head.clone().into_iter().chain(std::iter::repeat_n("-".to_string(), 6)));
             }
             for held in &site.held {
                 table.row(head.clone().into_iter().chain([
@@ -327,11 +355,18 @@ pub(crate) async fn sites(args: ListArgs) -> Result<Exit, CliError> {
                     held.below.clone().unwrap_or_default(),
                     held.lag_messages.to_string(),
                     word(held.registered).to_string(),
+                    verified(held),
                 ]));
             }
         }
         table
     })
+}
+
+/// Up to where a site's copy is proven to hold the same bytes.
+fn verified(held: &HeldView) -> String {
+    let to = held.verified_to.clone().unwrap_or_else(|| "-".into());
+    if held.differs { format!("{to}, DIFFERS above") } else { to }
 }
 
 pub(crate) async fn tokens(args: ListArgs) -> Result<Exit, CliError> {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use seaway_federation_proto::ids::LogName;
+use seaway_federation_proto::{ids::LogName, session::vitals::lasting};
 use seaway_relay::node::{LogEvent, PublishError};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     api::{
-        self, SubscribeReply,
+        self, SubscribeReply, TopicState,
         subscribe_reply::{Confirmed, Kind},
         subscribe_request::Confirm,
     },
@@ -31,6 +31,7 @@ use crate::{
         credit::Credit,
         feed::Filled,
         plain::{Replies, next_event},
+        standing::STANDS_AFTER,
         start::from_begin,
     },
 };
@@ -106,6 +107,8 @@ pub(crate) struct Actor<E: Engine> {
     /// Logs that could not be read: tried again at the next tick.
     unread: BTreeSet<LogName>,
     reported_full: bool,
+    /// When anything was delivered or confirmed last.
+    moved_at: Instant,
     drain: CancellationToken,
 }
 
@@ -141,6 +144,7 @@ impl<E: Engine> Actor<E> {
             ticks: 0,
             unread: BTreeSet::new(),
             reported_full: false,
+            moved_at: Instant::now(),
             drain,
         }
     }
@@ -245,6 +249,7 @@ impl<E: Engine> Actor<E> {
         let Some(kind) = self.state.take_reply(member, log, Instant::now()) else { return };
         if let Some(permit) = self.links.get_mut(&member).and_then(|link| link.permit.take()) {
             permit.send(Ok(SubscribeReply { kind: Some(kind) }));
+            self.moved_at = Instant::now();
             self.reserve(member);
         }
     }
@@ -263,6 +268,9 @@ impl<E: Engine> Actor<E> {
                     refused = why;
                 }
             }
+        }
+        if refused.is_empty() {
+            self.moved_at = Instant::now();
         }
         self.waiting.push(Waiting { number: confirm.number, refused, answer });
     }
@@ -370,7 +378,34 @@ impl<E: Engine> Actor<E> {
                 end_offset,
             });
         }
+        self.add_standing(&mut group);
         group
+    }
+
+    /// Whether the group goes on, and if not, what keeps it.
+    fn add_standing(&self, group: &mut api::Group) {
+        if group.lag_messages == 0 {
+            return group.set_state(TopicState::Live);
+        }
+        let silent = self.moved_at.elapsed();
+        let members = self.links.len();
+        let reads = self.links.values().filter(|link| link.permit.is_some()).count();
+        let grants = self.state.members_with_credit();
+        let (state, why) = match (members, silent > STANDS_AFTER) {
+            (0, _) => (TopicState::Stalled, "nobody is subscribed".to_owned()),
+            (_, false) => (TopicState::CatchingUp, String::new()),
+            _ if reads == 0 => (TopicState::Stalled, format!("none of {members} members reads what it was sent")),
+            _ if group.unconfirmed > 0 => {
+                (TopicState::Stalled, format!("members have {} messages and confirm none", group.unconfirmed))
+            }
+            _ if grants == 0 => (TopicState::Stalled, format!("none of {members} members grants credit")),
+            _ => (TopicState::CatchingUp, String::new()),
+        };
+        group.set_state(state);
+        if state == TopicState::Stalled {
+            group.reason = format!("{why}, for {}", lasting(silent));
+            group.state_for_ms = u64::try_from(silent.as_millis()).unwrap_or(u64::MAX);
+        }
     }
 
     /// Stores what is confirmed, answers it, and tells the members to go elsewhere.

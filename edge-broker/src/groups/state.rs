@@ -342,6 +342,11 @@ impl GroupState {
         }
     }
 
+    /// Members that would take a message.
+    pub(crate) fn members_with_credit(&self) -> usize {
+        self.members.values().filter(|member| member.credit.is_left()).count()
+    }
+
     /// Each log with its position and how many messages are out or come again.
     pub(crate) fn positions(&self) -> impl Iterator<Item = (&LogName, &LogPosition, usize)> {
         self.logs.iter().map(|(name, log)| (name, &log.position, log.out.len().saturating_add(log.returned.len())))

@@ -21,7 +21,7 @@ use crate::{
     limits::{CONNECTIONS_MAX, DECODING_BYTES_MAX, IN_FLIGHT_BYTES_MAX, PARTS_BYTES_MAX, Rates, SUBSCRIPTIONS_MAX},
     metrics::traffic::Traffic,
     steering::Steer,
-    subscriptions::wants::PassingWants,
+    subscriptions::{standing::Standings, wants::PassingWants},
 };
 
 /// Granularity of the permits for bytes in flight: a semaphore counts at most 2^32 of them.
@@ -83,6 +83,8 @@ pub(crate) struct Shared<E: Engine> {
     pub(crate) decoding: Arc<Semaphore>,
     /// The same of what the requests' parts take.
     pub(crate) parts: Arc<Semaphore>,
+    /// Which plain subscribers keep something waiting.
+    pub(crate) standings: Arc<Standings>,
     /// Subscriptions that may still be opened.
     pub(crate) subscriptions: Arc<Semaphore>,
     /// Connections that may still be made.
@@ -115,6 +117,7 @@ impl<E: Engine> Shared<E> {
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX / PERMIT_BYTES)),
             decoding: Arc::new(Semaphore::new(DECODING_BYTES_MAX / PERMIT_BYTES)),
             parts: Arc::new(Semaphore::new(PARTS_BYTES_MAX / PERMIT_BYTES)),
+            standings: Arc::default(),
             subscriptions: Arc::new(Semaphore::new(SUBSCRIPTIONS_MAX)),
             connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             drain,

@@ -67,6 +67,7 @@ pub(crate) fn status<E: Engine>(shared: &Shared<E>) -> api::StatusReply {
         topics_left_out: !more.is_empty(),
         log: Some(log_status(engine.log_stats())),
         alarms: engine.alarms().into_iter().map(alarm).collect(),
+        subscribers: shared.standings.list(),
         counters: counters(shared),
         queues: queues(shared),
         certificates: certificates(shared),
@@ -140,6 +141,10 @@ pub(crate) fn queues<E: Engine>(shared: &Shared<E>) -> Vec<api::QueueStatus> {
     queues
 }
 
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn to_u64(count: usize) -> u64 {
     u64::try_from(count).unwrap_or(u64::MAX)
 }
@@ -165,6 +170,8 @@ fn link(link: LinkStatus) -> api::LinkStatus {
         address: link.address,
         state: link_state(link.state).into(),
         reason: link.reason,
+        state_for_ms: milliseconds(link.lasting),
+        heard_ms_ago: link.heard.map(milliseconds),
         rtt_ms: link.rtt.map_or(0.0, |rtt| rtt.as_secs_f64() * 1000.0),
         loss: link.loss,
         bytes_per_s_in: link.rate_in,
@@ -183,6 +190,7 @@ fn link_state(state: &str) -> api::LinkState {
     match state {
         "connecting" => api::LinkState::Connecting,
         "live" => api::LinkState::Live,
+        "catching-up" => api::LinkState::CatchingUp,
         "stalled" => api::LinkState::Stalled,
         "down" => api::LinkState::Down,
         "paused" => api::LinkState::Paused,
@@ -230,6 +238,7 @@ fn add_log(topic: &mut api::TopicStatus, log: &LogName, info: &LogInfo, status: 
     topic.bytes = topic.bytes.saturating_add(info.bytes);
     // The origin's last mark may be older than what has come since: it holds at least what is here.
     let origin_end = status.as_ref().and_then(|s| s.origin_end).map(|end| at_least(end, info));
+    let verified = status.as_ref().and_then(|s| s.proven).map(place);
     match status {
         Some(status) => add_status(topic, status),
         None => topic.lag_known = false,
@@ -240,6 +249,7 @@ fn add_log(topic: &mut api::TopicStatus, log: &LogName, info: &LogInfo, status: 
         begin: Some(place(info.begin)),
         end: Some(place(info.end)),
         origin_end: origin_end.map(place),
+        verified,
         holes: info.holes.iter().take(HOLES_SHOWN_MAX).map(hole).collect(),
         holes_total: u32::try_from(info.holes.len()).unwrap_or(u32::MAX),
         forks: info.fork_tips.iter().copied().map(place).collect(),
@@ -259,6 +269,7 @@ fn add_status(topic: &mut api::TopicStatus, status: CopyStatus) {
     if rank(state) < rank(topic.state()) {
         topic.set_state(state);
         topic.reason = status.reason;
+        topic.state_for_ms = milliseconds(status.lasting);
     }
     topic.lag_known &= status.lag_messages.is_some();
     topic.lag_messages = topic.lag_messages.saturating_add(status.lag_messages.unwrap_or(0));
@@ -290,6 +301,8 @@ pub(crate) fn sites<E: Engine>(engine: &E) -> impl Iterator<Item = (String, api:
 }
 
 fn site_info<E: Engine>(engine: &E, site: SiteStatus, own: &Site) -> api::SiteInfo {
+    let proven: BTreeMap<&LogName, (Option<Place>, bool)> =
+        site.proven.iter().map(|(log, at, differs)| (log, (*at, *differs))).collect();
     let held = |(log, below, registered, verified): (LogName, seaway_federation_proto::ids::Place, bool, bool)| {
         let end = engine.info(&log).map_or(below.offset, |info| info.end.offset);
         api::SiteHeld {
@@ -299,6 +312,8 @@ fn site_info<E: Engine>(engine: &E, site: SiteStatus, own: &Site) -> api::SiteIn
             lag_messages: end.saturating_sub(below.offset),
             registered,
             verified,
+            verified_to: proven.get(&log).and_then(|(at, _)| *at).map(place),
+            differs: proven.get(&log).is_some_and(|(_, differs)| *differs),
         }
     };
     api::SiteInfo {

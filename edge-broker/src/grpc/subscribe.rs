@@ -31,6 +31,7 @@ use crate::{
         credit::Credit,
         filter::Filter,
         plain::{Plain, PlainOpen, Replies},
+        standing::Standing,
         start::StartAt,
     },
 };
@@ -62,7 +63,8 @@ pub(crate) async fn subscribe<E: Engine>(
     let (replies, receiver) = mpsc::channel(SUBSCRIBE_REPLIES_MAX);
     let stream = ReceiverStream::new(receiver);
     if open.group.is_empty() {
-        let notes = open_plain(&shared, filter, open, requests, replies, slot).await?;
+        let standing = shared.standings.add(&caller.name, filter.pattern.as_str());
+        let notes = open_plain(&shared, filter, open, requests, replies, (slot, standing)).await?;
         return Ok(while_caller_counts(caller, counted(shared, notes, stream)));
     }
     let answers = open_group(&shared, filter, open, requests, replies, slot).await?;
@@ -119,13 +121,13 @@ async fn open_plain<E: Engine>(
     open: Open,
     requests: Streaming<SubscribeRequest>,
     replies: Replies,
-    slot: OwnedSemaphorePermit,
+    (slot, standing): (OwnedSemaphorePermit, Arc<Standing>),
 ) -> Result<Vec<String>, Status> {
     let start = start(open.from)?;
     let want = shared.wants.keep(&filter, start.for_want()).await.map_err(|error| errors::engine_status(&error))?;
     let (until_end, one_way) = (open.until_end, open.one_way);
     let open = PlainOpen { filter, start, credit: credit(open.credit), until_end, one_way };
-    let plain = Plain::open(shared.engine.clone(), open, replies).await?;
+    let plain = Plain::open(shared.engine.clone(), open, replies, standing).await?;
     let notes = plain.notes();
     let (forward, forwarded) = mpsc::channel(REQUESTS_QUEUED_MAX);
     tokio::spawn(forward_requests(requests, forward));

@@ -137,6 +137,7 @@ fn link_state(state: LinkState) -> &'static str {
     match state {
         LinkState::Connecting => "connecting",
         LinkState::Live => "live",
+        LinkState::CatchingUp => "catching-up",
         LinkState::Stalled => "stalled",
         LinkState::Down => "down",
         LinkState::Paused => "paused",

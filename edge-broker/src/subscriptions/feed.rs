@@ -130,6 +130,12 @@ impl Feed {
         !self.items.is_empty()
     }
 
+    /// Whether it has not read up to a place.
+    pub(crate) fn is_below(&self, end: Place) -> bool {
+        let at = self.cursor.at();
+        at.incarnation < end.incarnation || at.incarnation == end.incarnation && at.offset < end.offset
+    }
+
     /// Bytes held: of messages as they were decoded, and of batches that are not yet.
     pub(crate) fn bytes(&self) -> usize {
         self.decoded_bytes.saturating_add(self.read_bytes)

@@ -15,6 +15,7 @@ use super::{
     credit::Credit,
     feed::{Feed, Filled, Item, Reason},
     filter::Filter,
+    standing::{Standing, Waits},
     start::{StartAt, from_begin},
 };
 use crate::{
@@ -30,6 +31,8 @@ use crate::{
 
 /// Sentences that a subscriber is told when it opens.
 const NOTES_MAX: usize = 16;
+/// Logs that are looked at for whether anything waits.
+const LOGS_LOOKED_AT_MAX: usize = 16;
 
 /// Where replies go.
 pub(crate) type Replies = mpsc::Sender<Result<SubscribeReply, Status>>;
@@ -66,11 +69,17 @@ pub(crate) struct Plain<E: Engine> {
     events: broadcast::Receiver<LogEvent>,
     one_way: Option<mpsc::Receiver<OneWayMessage>>,
     replies: Replies,
+    standing: Arc<Standing>,
 }
 
 impl<E: Engine> Plain<E> {
     /// Opens the subscription: finds the logs and where to begin in each.
-    pub(crate) async fn open(engine: E, open: PlainOpen, replies: Replies) -> Result<Self, Status> {
+    pub(crate) async fn open(
+        engine: E,
+        open: PlainOpen,
+        replies: Replies,
+        standing: Arc<Standing>,
+    ) -> Result<Self, Status> {
         let events = engine.watch(); // before the logs are listed, so that none is missed between
         let one_way = open.one_way.then(|| engine.subscribe_one_way(open.filter.pattern.clone()));
         let mut plain = Self {
@@ -85,6 +94,7 @@ impl<E: Engine> Plain<E> {
             events,
             one_way,
             replies,
+            standing,
         };
         for log in plain.engine.logs() {
             plain.begin(log).await?;
@@ -143,6 +153,7 @@ impl<E: Engine> Plain<E> {
                 self.reply(Kind::AtEnd(AtEnd {})).await;
                 break None;
             }
+            self.note_waiting();
             let can_send = self.credit.is_left() && !self.ready.is_empty();
             let can_send_one_way = self.credit.is_left() && self.one_way.is_some();
             tokio::select! {
@@ -221,9 +232,31 @@ impl<E: Engine> Plain<E> {
         }
     }
 
+    /// Tells status whether messages wait for credit.
+    fn note_waiting(&self) {
+        let waits = !self.credit.is_left() && (self.standing.is_waited_for() || self.is_behind());
+        self.standing.set(waits.then_some(Waits::Credit));
+    }
+
+    /// Whether something can be read that was not sent.
+    fn is_behind(&self) -> bool {
+        let ready = self.ready.iter().filter_map(|log| self.feeds.get(log)).take(LOGS_LOOKED_AT_MAX);
+        let mut ends =
+            ready.map(|feed| feed.bytes() > 0 || self.engine.info(feed.log()).is_some_and(|i| feed.is_below(i.end)));
+        ends.any(|behind| behind)
+    }
+
     /// Sends one reply from the log whose turn it is.
     async fn send_some(&mut self) -> Result<(), Status> {
-        let Ok(permit) = self.replies.clone().reserve_owned().await else { return Ok(()) };
+        let permit = match self.replies.clone().try_reserve_owned() {
+            Ok(permit) => permit,
+            Err(mpsc::error::TrySendError::Closed(_)) => return Ok(()),
+            Err(mpsc::error::TrySendError::Full(replies)) => {
+                self.standing.set(Some(Waits::Reading));
+                let Ok(permit) = replies.reserve_owned().await else { return Ok(()) };
+                permit
+            }
+        };
         let Some(log) = self.next_turn() else { return Ok(()) };
         let Some(feed) = self.feeds.get_mut(&log) else {
             self.ready.remove(&log);

@@ -361,7 +361,8 @@ impl Engine for TestEngine {
     fn copy_status(&self, log: &LogName) -> Option<CopyStatus> {
         let origin_end = self.info(log).map(|i| i.end);
         let (lag_messages, lag_bytes, lag) = (Some(0), Some(0), Some(std::time::Duration::ZERO));
-        Some(CopyStatus { state: "own", reason: String::new(), origin_end, lag_messages, lag_bytes, lag })
+        let (reason, lasting) = (String::new(), std::time::Duration::ZERO);
+        Some(CopyStatus { state: "own", reason, lasting, origin_end, lag_messages, lag_bytes, lag, proven: None })
     }
 
     fn sites(&self) -> Vec<SiteStatus> {

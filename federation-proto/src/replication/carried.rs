@@ -71,6 +71,8 @@ pub(super) enum Content {
     HeldSeen {
         start: Start,
         sequences: Vec<u64>,
+        /// What was compared by chain value: up to where, and whether it differs.
+        compared: Vec<(LogName, Place, bool)>,
     },
     Register {
         sequence: u64,
@@ -126,7 +128,16 @@ fn read_content(kind: Option<Kind>, to: &To) -> Checked<Content> {
     Ok(match kind {
         None => Content::Unknown,
         Some(Kind::Held(m)) => Content::Held { sequence: m.sequence, logs: wire::all(m.logs)? },
-        Some(Kind::HeldSeen(m)) => Content::HeldSeen { start: convert::start_from(m.start)?, sequences: m.sequences },
+        Some(Kind::HeldSeen(m)) => {
+            let compared = |c: &link::Compared| {
+                Ok((convert::log_from(c.log.as_ref())?, convert::place_from(c.at.as_ref())?, c.differs))
+            };
+            Content::HeldSeen {
+                start: convert::start_from(m.start)?,
+                sequences: m.sequences,
+                compared: m.compared.iter().map(compared).collect::<Checked<_>>()?,
+            }
+        }
         Some(Kind::Register(m)) => {
             Content::Register { sequence: m.sequence, patterns: patterns_from(&m.patterns)?, withdraw: m.withdraw }
         }
@@ -340,7 +351,7 @@ impl Replication {
     fn take_carried(&mut self, from: LinkId, carried: link::Carried, head: &Head, content: Content) {
         match content {
             Content::Held { sequence, logs } => self.hear_statement(head, sequence, logs),
-            Content::HeldSeen { start, sequences } => self.hear_seen(head, start, sequences),
+            Content::HeldSeen { start, sequences, compared } => self.hear_seen(head, start, sequences, compared),
             Content::Register { sequence, patterns, withdraw } => {
                 self.hear_registration(head, sequence, patterns, withdraw);
             }

@@ -238,7 +238,9 @@ impl Replication {
                 had: state.edges().iter().map(|e| e.incarnation).collect(),
             };
             state.fetches.insert(plan.key, fetch);
-            state.moved_at = now;
+            if state.failures == 0 {
+                state.moved_at = now;
+            }
         }
         self.out.push_back(Output::StartFetch(plan.link, order));
     }

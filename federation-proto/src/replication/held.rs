@@ -61,6 +61,10 @@ struct Stated {
     jumps: Vec<Jump>,
     /// Its chain value was found equal to ours at the place it named.
     compared: bool,
+    /// The newest place at which it was: below it the site holds what we hold.
+    proven: Option<Place>,
+    /// It stated another chain value than ours at this place: since then it is believed nothing.
+    differs: Option<Place>,
     /// To be stored with the next tick.
     dirty: bool,
 }
@@ -74,7 +78,7 @@ impl Stated {
     fn covers(&self, info: &LogInfo, place: Place) -> bool {
         let below_begin = place.incarnation <= self.from.incarnation && place.offset < self.from.offset;
         let in_hole = self.holes.iter().any(|h| h.contains(place));
-        !below_begin && !in_hole && lines::covers(info, &self.tips, &self.jumps, place)
+        self.differs.is_none() && !below_begin && !in_hole && lines::covers(info, &self.tips, &self.jumps, place)
     }
 }
 
@@ -106,6 +110,24 @@ struct Ahead {
     reported: bool,
 }
 
+/// What is to be answered to a site.
+#[derive(Debug)]
+struct Answers {
+    start: Start,
+    sequences: Vec<u64>,
+    /// What was compared of what it stated, and whether it differs.
+    compared: BTreeMap<LogName, (Place, bool)>,
+}
+
+/// What was found when the chain value that a site stated was compared with ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    /// It names none, or a place at which ours is not remembered.
+    Unknown,
+    Equal,
+    Differs,
+}
+
 /// All that concerns statements.
 #[derive(Debug, Default)]
 pub(super) struct Held {
@@ -116,7 +138,7 @@ pub(super) struct Held {
     pub(super) answer_at: Option<Duration>,
     sites: BTreeMap<LogName, BTreeMap<Site, Stated>>,
     changed: BTreeSet<(LogName, Site)>,
-    answers: BTreeMap<Site, (Start, Vec<u64>)>,
+    answers: BTreeMap<Site, Answers>,
     /// Holes, tips and jumps remembered of each site.
     parts: BTreeMap<Site, usize>,
     boundaries: BTreeMap<LogName, BTreeMap<Place, Chain>>,
@@ -135,6 +157,14 @@ impl Held {
         })
     }
 
+    /// Up to where a site's copies of our logs are proven equal, and whether they were found to differ.
+    pub(super) fn proven_of<'a>(&'a self, site: &'a Site) -> impl Iterator<Item = (LogName, Option<Place>, bool)> + 'a {
+        self.sites.iter().filter_map(move |(log, sites)| {
+            let stated = sites.get(site)?;
+            Some((log.clone(), stated.proven, stated.differs.is_some()))
+        })
+    }
+
     pub(super) fn restore(&mut self, value: &[u8]) -> Checked<()> {
         let by = link::StoredHeld::decode(value).map_err(|_| wire::WireError::Undecodable)?;
         let site = convert::site_from(&by.site)?;
@@ -150,6 +180,8 @@ impl Held {
             holes: log.holes,
             jumps: log.jumps,
             compared: false,
+            proven: None,
+            differs: None,
             dirty: false,
         };
         self.put(&log.log, &site, stated);
@@ -194,6 +226,16 @@ impl Held {
                 known.pop_first();
             }
         }
+    }
+
+    /// What is to be answered to this start of a site's process.
+    fn answers_to(&mut self, site: &Site, start: Start) -> &mut Answers {
+        let anew = || Answers { start, sequences: Vec::new(), compared: BTreeMap::new() };
+        let answers = self.answers.entry(site.clone()).or_insert_with(anew);
+        if answers.start != start {
+            *answers = anew();
+        }
+        answers
     }
 
     fn stated(&self, site: &Site, log: &LogName) -> Option<&Stated> {
@@ -323,12 +365,9 @@ impl Replication {
                 return;
             }
         }
-        let (answered, sequences) = self.held.answers.entry(site.clone()).or_insert((start, Vec::new()));
-        if *answered != start {
-            (*answered, *sequences) = (start, Vec::new());
-        }
-        sequences.push(sequence);
-        if sequences.len() >= ANSWERS_MAX {
+        let answers = self.held.answers_to(site, start);
+        answers.sequences.push(sequence);
+        if answers.sequences.len() >= ANSWERS_MAX {
             self.answer_statements();
         } else if self.held.answer_at.is_none() {
             self.held.answer_at = Some(self.now.saturating_add(ANSWER_AFTER));
@@ -369,7 +408,24 @@ impl Replication {
             );
             self.report_of("site-went-back", format!("{site} {log}"), text);
         }
-        let compared = self.compare_chain(site, &held) || before.as_ref().is_some_and(|b| b.compared && b.tips == tips);
+        let found = self.compare_chain(site, &held);
+        if found != Found::Unknown {
+            let compared = &mut self.held.answers_to(site, start).compared;
+            if compared.contains_key(&log) || compared.len() < ANSWERS_MAX {
+                compared.insert(log.clone(), (held.below, found == Found::Differs));
+            }
+        }
+        let compared = found == Found::Equal || before.as_ref().is_some_and(|b| b.compared && b.tips == tips);
+        let proven = match found {
+            Found::Equal => Some(held.below),
+            // What it had before it went back is not what it has.
+            Found::Unknown | Found::Differs => before.as_ref().and_then(|b| b.proven).filter(|_| lower.is_none()),
+        };
+        let differs = match found {
+            Found::Equal => None,
+            Found::Differs => Some(held.below),
+            Found::Unknown => before.as_ref().and_then(|b| b.differs),
+        };
         let unknown = self.logs.get(&log).is_none_or(|s| s.submitted.is_none());
         if unknown && before.is_none() && self.held.sites.len() >= self.config.logs_max {
             self.count("statement_dropped_too_many_logs");
@@ -383,8 +439,15 @@ impl Replication {
             holes: held.holes.clone(),
             jumps: held.jumps.clone(),
             compared,
+            proven,
+            differs,
             dirty: true,
         };
+        if differs.is_some() {
+            // It holds something else: it is named in no receipt, and nothing is given up for it.
+            self.held.put(&log, site, stated);
+            return true;
+        }
         self.out.push_back(Output::RemoteHeld(RemoteHeld {
             site: site.clone(),
             log: log.clone(),
@@ -408,20 +471,23 @@ impl Replication {
         true
     }
 
-    /// Whether the stated chain value was found equal to ours; a different one is told to people.
-    fn compare_chain(&mut self, site: &Site, held: &wire::HeldLog) -> bool {
-        let Some(theirs) = held.chain else { return false };
+    /// Compares the stated chain value with ours; a different one is told to people.
+    fn compare_chain(&mut self, site: &Site, held: &wire::HeldLog) -> Found {
+        let Some(theirs) = held.chain else { return Found::Unknown };
         let ours = self.held.boundaries.get(&held.log).and_then(|b| b.get(&held.below)).copied();
         match ours {
-            None => false,
-            Some(ours) if ours == theirs => true,
+            None => Found::Unknown,
+            Some(ours) if ours == theirs => {
+                self.out.push_back(Output::ReportOver("broken-chain", format!("{site} {}", held.log)));
+                Found::Equal
+            }
             Some(_) => {
                 let text = format!(
                     "site {site} holds other bytes than this origin below {} of {}; compare both with `seaway log verify`",
                     held.below, held.log
                 );
                 self.report_of("broken-chain", format!("{site} {}", held.log), text);
-                false
+                Found::Differs
             }
         }
     }
@@ -472,8 +538,17 @@ impl Replication {
     pub(super) fn answer_statements(&mut self) {
         self.held.answer_at = None;
         self.store_statements();
-        for (site, (start, sequences)) in std::mem::take(&mut self.held.answers) {
-            self.promise_site(&site, Kind::HeldSeen(link::HeldSeen { start: Some(start.into()), sequences }));
+        for (site, Answers { start, mut sequences, compared }) in std::mem::take(&mut self.held.answers) {
+            let compared = compared.into_iter().map(|(log, (at, differs))| link::Compared {
+                log: Some((&log).into()),
+                at: Some(at.into()),
+                differs,
+            });
+            for compared in carried::parts(compared.collect()) {
+                let sequences = std::mem::take(&mut sequences);
+                let seen = link::HeldSeen { start: Some(start.into()), sequences, compared };
+                self.promise_site(&site, Kind::HeldSeen(seen));
+            }
         }
     }
 
@@ -513,13 +588,33 @@ impl Replication {
     }
 
     /// An origin answers what this site stated.
-    pub(super) fn hear_seen(&mut self, head: &Head, start: Start, sequences: Vec<u64>) {
-        if start == self.config.start
-            && self.routing.is_edge(&head.author)
-            && let Some(stating) = self.held.stating.get_mut(&head.author.site)
-        {
+    pub(super) fn hear_seen(
+        &mut self,
+        head: &Head,
+        start: Start,
+        sequences: Vec<u64>,
+        compared: Vec<(LogName, Place, bool)>,
+    ) {
+        if start != self.config.start || !self.routing.is_edge(&head.author) {
+            return;
+        }
+        if let Some(stating) = self.held.stating.get_mut(&head.author.site) {
             let sequences: BTreeSet<u64> = sequences.into_iter().collect();
             stating.unseen.retain(|_, stated| !stated.iter().any(|s| sequences.contains(s)));
+        }
+        for (log, at, differs) in compared.into_iter().filter(|(log, ..)| log.origin == head.author.site) {
+            let Some(state) = self.logs.get_mut(&log) else { continue };
+            if differs {
+                state.differs = Some(at);
+                let text = format!(
+                    "{} says that what this site holds of {log} below {at} is not what it holds; compare both with `seaway log verify`",
+                    head.author
+                );
+                self.report_of("broken-chain", &log, text);
+            } else {
+                state.differs = None;
+                state.proven = Some(at);
+            }
         }
     }
 

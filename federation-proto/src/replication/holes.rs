@@ -34,6 +34,11 @@ pub(super) struct Seeking {
 const STORE_WAIT: Duration = Duration::from_secs(10);
 
 impl Replication {
+    /// Since when pending ranges of the copy are sought from others.
+    pub(super) fn sought_since(&self, log: &LogName) -> Option<Duration> {
+        self.logs.get(log)?.seeking.as_ref().map(|seeking| seeking.since)
+    }
+
     /// Whether a range of the copy is to be fetched again.
     pub(super) fn has_pending_hole(&self, log: &LogName) -> bool {
         self.pending_holes(log).next().is_some()

@@ -71,7 +71,7 @@ pub(super) struct LogState {
     /// Attempts since the copy last grew.
     pub(super) failures: u32,
     pub(super) retry_at: Option<Duration>,
-    /// When the copy last grew.
+    /// When the copy last grew, or was first fetched for after that.
     pub(super) moved_at: Duration,
     /// Why nothing comes, as far as it is known.
     pub(super) trouble: Option<String>,
@@ -85,6 +85,10 @@ pub(super) struct LogState {
     /// The question about its pending holes.
     pub(super) seeking: Option<Seeking>,
     pub(super) marked: Marked,
+    /// Below this the origin found the copy equal to its own by the chain value.
+    pub(super) proven: Option<Place>,
+    /// Below this it found it to differ.
+    pub(super) differs: Option<Place>,
 }
 
 impl LogState {

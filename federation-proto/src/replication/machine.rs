@@ -27,7 +27,7 @@ use super::{
 use crate::{
     copies::{AppendRefusal, INCARNATIONS_MANY, INCARNATIONS_MAX, LogInfo},
     ids::{LogName, NodeName, Offset, Place, Site, Topic},
-    session::{FetchEnded, FetchNumber, FetchOrder, NodeKind, PeerInfo},
+    session::{FetchEnded, FetchNumber, FetchOrder, NodeKind, PeerInfo, vitals::Trouble},
     wire::link,
 };
 
@@ -41,12 +41,14 @@ pub(super) struct Link {
     pub(super) announcing: Announcing,
     /// Fetches of ours open there.
     pub(super) open_fetches: usize,
+    /// Why what comes over it does not arrive.
+    pub(super) trouble: Option<Trouble>,
 }
 
 impl Link {
     fn new(peer: PeerInfo) -> Self {
         let announcing = Announcing::default();
-        Self { peer, next_fetch: 0, announced: BTreeMap::new(), announcing, open_fetches: 0 }
+        Self { peer, next_fetch: 0, announced: BTreeMap::new(), announcing, open_fetches: 0, trouble: None }
     }
 }
 
@@ -58,8 +60,8 @@ pub struct Replication {
     pub(super) wall_us: u64,
     pub(super) out: VecDeque<Output>,
     pub(super) transit: bool,
-    /// Why nothing more can be stored here.
-    pub(super) stopped: Option<String>,
+    /// Why nothing more can be stored here, and since when.
+    pub(super) stopped: Option<(String, Duration)>,
     pub(super) links: BTreeMap<LinkId, Link>,
     pub(super) routing: Routing,
     pub(super) logs: Logs,
@@ -279,6 +281,7 @@ impl Replication {
             | Kind::Goodbye(_)
             | Kind::Credit(_)
             | Kind::Probe(_)
+            | Kind::Condition(_)
             | Kind::ProbeReply(_)
             | Kind::Fetch(_)
             | Kind::FetchMore(_)
@@ -363,7 +366,7 @@ impl Replication {
         if self.stopped.is_some() {
             return;
         }
-        self.stopped = Some(why.to_owned());
+        self.stopped = Some((why.to_owned(), now));
         self.handle_transit(now, false);
         for origin in self.logs.origins() {
             self.evaluate_origin(&origin);
@@ -599,6 +602,7 @@ impl Replication {
                         (log, below, registered, compared)
                     })
                     .collect(),
+                proven: self.held.proven_of(&site).collect(),
                 site,
             })
             .collect()

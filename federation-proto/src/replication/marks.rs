@@ -8,9 +8,10 @@ use std::{
 };
 
 use super::{
-    CopyStatus, LinkId, Replication,
+    LinkId, Replication,
     carried::{self, Head, Kind, MarkedPoint, To},
     logs::{FetchKey, LogState},
+    standing::{reached, reaches},
 };
 use crate::{
     copies::LogInfo,
@@ -20,15 +21,13 @@ use crate::{
 
 /// Marks of one log remembered, to tell what had to be reached by now.
 const RECENT_MAX: usize = 6;
-/// A copy is live while the newest mark of its origin is no older than this many intervals.
-const LIVE_INTERVALS: u32 = 3;
-
 /// A point of a log as its origin stated it.
 #[derive(Debug, Clone, Copy)]
-struct Point {
-    heard: Duration,
+pub(super) struct Point {
+    /// When it was first heard.
+    pub(super) heard: Duration,
     time_us: u64,
-    end: Place,
+    pub(super) end: Place,
     bytes_total: u64,
     messages_total: u64,
 }
@@ -39,19 +38,19 @@ pub(super) struct Marked {
     bytes_total: u64,
     messages_total: u64,
     counted_to: u64,
-    recent: VecDeque<Point>,
+    pub(super) recent: VecDeque<Point>,
     /// Origin time of the newest mark that the copy had reached before it fell behind.
     reached_us: u64,
 }
 
 /// An origin's marks as heard here.
 #[derive(Debug)]
-struct Heard {
+pub(super) struct Heard {
     author: NodeName,
     start: Start,
     sequence: u64,
-    time_us: u64,
-    at: Duration,
+    pub(super) time_us: u64,
+    pub(super) at: Duration,
     link: LinkId,
 }
 
@@ -69,7 +68,7 @@ struct MarkHead {
 pub(super) struct Marks {
     sequence: u64,
     changed: BTreeSet<LogName>,
-    heard: BTreeMap<Site, Heard>,
+    pub(super) heard: BTreeMap<Site, Heard>,
 }
 
 impl Marked {
@@ -90,12 +89,38 @@ impl Marked {
         self.counted_to = self.counted_to.max(info.end.offset);
     }
 
-    fn newest(&self) -> Option<&Point> {
+    /// Keeps the newest points. One that says nothing new keeps the moment at which it was heard first: what it names has been
+    /// due since then.
+    fn remember(&mut self, point: Point) {
+        match self.recent.back_mut().filter(|newest| newest.end == point.end) {
+            Some(newest) => *newest = Point { heard: newest.heard, ..point },
+            None => self.recent.push_back(point),
+        }
+        if self.recent.len() > RECENT_MAX {
+            // The newest that was reached and the oldest that was not stay: they tell for how long the copy has been behind.
+            self.recent.remove(2);
+        }
+    }
+
+    /// What the copy reached is of no more use, but for the newest of it.
+    fn forget_reached(&mut self, is_reached: impl Fn(Place) -> bool) {
+        while self.recent.get(1).is_some_and(|second| is_reached(second.end)) {
+            self.recent.pop_front();
+        }
+    }
+
+    /// The newest time that a point among these says which the copy has reached.
+    pub(super) fn reached_us(&self, is_reached: impl Fn(Place) -> bool) -> u64 {
+        let points = self.recent.iter().filter(|p| is_reached(p.end)).map(|p| p.time_us);
+        points.max().unwrap_or(0).max(self.reached_us)
+    }
+
+    pub(super) fn newest(&self) -> Option<&Point> {
         self.recent.back()
     }
 
     /// Byte total at an offset, between the points known.
-    fn bytes_behind(&self, at: u64) -> Option<u64> {
+    pub(super) fn bytes_behind(&self, at: u64) -> Option<u64> {
         let newest = self.newest()?;
         let behind = newest.end.offset.saturating_sub(at);
         if behind == 0 {
@@ -228,10 +253,9 @@ impl Replication {
         if reached(state) {
             state.marked.reached_us = state.marked.reached_us.max(before_us);
         }
-        state.marked.recent.push_back(point);
-        if state.marked.recent.len() > RECENT_MAX {
-            state.marked.recent.pop_front();
-        }
+        let info = state.submitted.as_ref();
+        state.marked.forget_reached(|place| reaches(info, place));
+        state.marked.remember(point);
         if let Some(remote) = &mut state.remote {
             for edge in remote.edges.iter_mut().filter(|e| e.incarnation == point.end.incarnation) {
                 edge.end = edge.end.max(point.end.offset);
@@ -257,122 +281,4 @@ impl Replication {
         }
         self.evaluate(log);
     }
-
-    pub(super) fn status_of(&self, now: Duration, log: &LogName) -> Option<CopyStatus> {
-        let state = self.logs.get(log)?;
-        if self.config.is_origin_of(&log.origin) {
-            return Some(CopyStatus {
-                state: "own",
-                reason: String::new(),
-                origin_end: state.durable.as_ref().map(|i| i.end),
-                lag_messages: Some(0),
-                lag_bytes: Some(0),
-                lag: Some(Duration::ZERO),
-            });
-        }
-        let newest = state.marked.newest();
-        let end = state.end();
-        let heard = self.marks.heard.get(&log.origin);
-        let lag_messages = match (newest, end) {
-            (Some(point), Some(end)) => Some(point.end.offset.saturating_sub(end.offset)),
-            _ => None,
-        };
-        let (name, reason) = self.state_of(now, log, state);
-        Some(CopyStatus {
-            state: name,
-            reason,
-            origin_end: newest.map(|p| p.end).or_else(|| state.remote.as_ref().map(super::lines::View::tip)),
-            lag_messages,
-            lag_bytes: end.and_then(|end| state.marked.bytes_behind(end.offset)),
-            lag: newest.and(heard).map(|heard| lag(state, heard.time_us)),
-        })
-    }
-
-    fn state_of(&self, now: Duration, log: &LogName, state: &LogState) -> (&'static str, String) {
-        let origin = &log.origin;
-        if let Some(why) = self.stopped.as_ref().filter(|_| self.is_wanted(log)) {
-            return ("stalled", why.clone());
-        }
-        if self.routing.upstream(origin).is_none() {
-            return ("down", format!("there is no way to {origin} at present"));
-        }
-        let young = self.config.mark_interval.saturating_mul(LIVE_INTERVALS);
-        let heard = self.marks.heard.get(origin).map(|h| now.saturating_sub(h.at));
-        match heard {
-            Some(age) if age <= young => {}
-            Some(age) => return ("down", format!("nothing was heard of {origin} for {} s", age.as_secs())),
-            None => return ("down", format!("nothing was heard of {origin} yet")),
-        }
-        if let Some(failed) = self.trace_trouble(now, origin) {
-            return ("down", failed);
-        }
-        if state.submitted.is_none() {
-            return ("catching-up", "the copy is not begun yet".to_owned());
-        }
-        if let Some(gap) = &state.gap {
-            return ("stalled", gap.words(log));
-        }
-        let due = state.marked.recent.iter().rev().find(|p| now.saturating_sub(p.heard) > young);
-        let end = state.end();
-        let reached_due = due.is_none_or(|p| end.is_some_and(|e| past(e, p.end)) || holds(state, p.end));
-        let by_announcement = || match (&state.remote, end) {
-            (Some(remote), Some(end)) => past(end, remote.tip()) || holds(state, remote.tip()),
-            _ => false,
-        };
-        let unmarked = state.marked.recent.is_empty();
-        if reached(state) || (reached_due && due.is_some()) || (unmarked && by_announcement()) {
-            return ("live", String::new());
-        }
-        if !self.needs(log) {
-            return ("not-wanted", "no want covers this log any more".to_owned());
-        }
-        if state.is_as_blank_as_there() && state.marked.newest().is_none() {
-            return ("live", String::new());
-        }
-        if state.fetches.is_empty() {
-            let why = state.trouble.clone().unwrap_or_else(|| "it is not being fetched".to_owned());
-            return ("stalled", why);
-        }
-        if now.saturating_sub(state.moved_at) > young.saturating_mul(2) {
-            return ("stalled", "it is being fetched, but nothing comes".to_owned());
-        }
-        ("catching-up", String::new())
-    }
-}
-
-/// Whether an end has reached a place (by offset where the incarnations differ: offsets go on counting over them).
-fn past(end: Place, place: Place) -> bool {
-    end.offset >= place.offset && end.incarnation >= place.incarnation || end == place
-}
-
-/// Whether the copy has reached the newest mark.
-fn reached(state: &LogState) -> bool {
-    match (state.end(), state.marked.newest()) {
-        (Some(end), Some(point)) => past(end, point.end) || holds(state, point.end),
-        _ => false,
-    }
-}
-
-/// Whether the copy reaches a place in that place's own incarnation: one that a later lost part of the origin's history left
-/// behind may be its newest.
-fn holds(state: &LogState, place: Place) -> bool {
-    let held = state.submitted.iter().flat_map(|info| &info.incarnations);
-    held.into_iter().any(|i| i.incarnation == place.incarnation && i.end >= place.offset)
-}
-
-fn lag(state: &LogState, newest_us: u64) -> Duration {
-    if reached(state) {
-        return Duration::ZERO;
-    }
-    let by_marks = state
-        .marked
-        .recent
-        .iter()
-        .filter(|p| state.end().is_some_and(|e| past(e, p.end)) || holds(state, p.end))
-        .map(|p| p.time_us)
-        .max()
-        .unwrap_or(0);
-    let by_batch = state.submitted.as_ref().map_or(0, |i| i.newest_origin_time_us);
-    let seen = by_marks.max(by_batch).max(state.marked.reached_us);
-    Duration::from_micros(newest_us.saturating_sub(seen))
 }

@@ -7,7 +7,8 @@
 //! One file for each concern: [`machine`] holds the state and spreads the inputs; [`routing`] knows the way; [`wants`] and
 //! [`announce`] say what is asked for and what there is; [`fetching`] feeds the own copies, [`serving`] answers others' fetches, [`passes`] bounds what
 //! is read through for them;
-//! [`held`] and [`registration`] tell origins who has what; [`marks`] and [`trace`] keep status true; [`questions`] look for
+//! [`held`] and [`registration`] tell origins who has what; [`marks`] and [`trace`] keep status true, which [`standing`] says; [`ways`] tells which
+//! nodes a way leads over; [`questions`] look for
 //! what an origin lost, and [`holes`] for what cannot be read any more; [`unstored`] plans anew what the
 //! shell had no room for; [`one_way`] carries what is not stored, [`carried`] what goes to nodes
 //! farther than a neighbour. [`lines`] knows how a log's incarnations hang together.
@@ -28,10 +29,12 @@ mod questions;
 mod registration;
 mod routing;
 mod serving;
+mod standing;
 mod trace;
 mod twins;
 mod unstored;
 mod wants;
+mod ways;
 
 use std::time::Duration;
 
@@ -258,8 +261,10 @@ pub enum Output {
 pub struct CopyStatus {
     /// `live`, `catching-up`, `stalled`, `own` …
     pub state: &'static str,
-    /// Why, where there is something to say.
+    /// Why, where there is something to say: the fault, and at which node or link, as far as it can be known here.
     pub reason: String,
+    /// For how long it has not been live, by this node's own monotonic clock: since the first sign of the fault.
+    pub lasting: Duration,
     /// The origin's end as last marked or announced.
     pub origin_end: Option<Place>,
     /// Messages behind; `None` while nothing is known.
@@ -268,6 +273,8 @@ pub struct CopyStatus {
     pub lag_bytes: Option<u64>,
     /// Seconds behind, by the origin's clock alone.
     pub lag: Option<Duration>,
+    /// Below this the origin found the copy equal to its own log, by the chain value; as it said last since this start.
+    pub proven: Option<Place>,
 }
 
 /// A site as this node knows it.
@@ -287,6 +294,8 @@ pub struct SiteStatus {
     pub round_trip: Option<Duration>,
     /// What it states to hold of our logs: place below which all is held, whether registered, whether the chain value was checked equal.
     pub held: Vec<(LogName, Place, bool, bool)>,
+    /// Of these logs: below which place its copy was found equal to ours by the chain value, and whether it differs since.
+    pub proven: Vec<(LogName, Option<Place>, bool)>,
 }
 
 #[cfg(test)]

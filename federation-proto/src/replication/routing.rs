@@ -15,6 +15,7 @@ use super::{
     Change, LinkId, Output, Replication, StateTable,
     convert::{self, Checked},
     twins::Twins,
+    ways::Ways,
 };
 use crate::{
     ids::{NodeName, Site, Start},
@@ -79,6 +80,7 @@ pub(super) struct Routing {
     claimed: BTreeMap<Site, Vec<NodeName>>,
     /// For each node the links that lead to it by a way as short as the shortest.
     shortest: BTreeMap<NodeName, BTreeSet<LinkId>>,
+    pub(super) ways: Ways,
 }
 
 /// Key of when this node's data was begun.
@@ -104,6 +106,7 @@ impl Routing {
             doubled: BTreeSet::new(),
             claimed: BTreeMap::new(),
             shortest: BTreeMap::new(),
+            ways: Ways::default(),
         }
     }
 
@@ -133,6 +136,17 @@ impl Routing {
         let nodes = self.claimed.get(&me.site)?;
         let first = nodes.first()?;
         (first != me && nodes.contains(me)).then_some(first)
+    }
+
+    /// The edge broker that counts of a site, as far as its record is known.
+    pub(super) fn edge_of(&self, site: &Site) -> Option<NodeName> {
+        if let Some(first) = self.claimed.get(site).and_then(|nodes| nodes.first()) {
+            return Some(first.clone());
+        }
+        self.records
+            .iter()
+            .find(|(node, known)| node.site == *site && known.kind == NodeKind::Edge)
+            .map(|(n, _)| n.clone())
     }
 
     pub(super) fn cost(&self, site: &Site) -> Option<u64> {
@@ -239,7 +253,7 @@ impl Routing {
 
     /// A node's usable links: the peer, and what the way over the link costs. A link counts only if both ends state it; its
     /// cost is the greater of the two.
-    fn steps(&self, node: &NodeName, transit: bool) -> impl Iterator<Item = (&NodeName, u64)> {
+    pub(super) fn steps(&self, node: &NodeName, transit: bool) -> impl Iterator<Item = (&NodeName, u64)> {
         let known = self.records.get(node);
         let through = if transit && known.is_some_and(|k| k.no_transit) { NO_TRANSIT_COST } else { 0 };
         known.into_iter().flat_map(|k| &k.neighbours).filter_map(move |(peer, here)| {
@@ -471,7 +485,9 @@ impl Replication {
         let before = self.routing.sites.clone();
         // Where two links lead to one node, the newer one counts: the older is about to be found dead.
         let links: BTreeMap<NodeName, LinkId> = self.links.iter().map(|(id, l)| (l.peer.node.clone(), *id)).collect();
-        self.routing.recompute(&self.config.node, &links);
+        let me = self.config.node.clone();
+        self.routing.recompute(&me, &links);
+        self.routing.renew_ways(&me, self.now, before.keys());
         let mut changed: BTreeSet<Site> = BTreeSet::new();
         for (site, hop) in &self.routing.sites {
             if before.get(site).is_none_or(|b| b.link != hop.link) {

@@ -1,14 +1,14 @@
 //! Hello: what both sides say of themselves, and whether they can work together.
 
-use super::{Fault, Lane, NodeKind, PeerInfo, SessionConfig, credit::Allowed, credit::Granted};
+use super::{FEATURE_CONDITION, Fault, Lane, NodeKind, PeerInfo, SessionConfig, credit::Allowed, credit::Granted};
 use crate::{
     ids::NodeName,
     message::BODY_VERSION,
     wire::{WireError, link, link::RefuseReason, required},
 };
 
-/// What this build understands beyond its protocol version, by number: nothing yet.
-const FEATURES: [u32; 0] = [];
+/// What this build understands beyond its protocol version, by number.
+const FEATURES: [u32; 1] = [FEATURE_CONDITION];
 /// Most features remembered of a peer.
 const FEATURES_MAX: usize = 256;
 /// Open fetches that a peer which states no bound is taken to allow.

@@ -6,14 +6,15 @@ use bytes::Bytes;
 use prost::Message as _;
 
 use super::{
-    Channel, CloseReason, Congested, Event, Fault, FetchEnded, FetchNumber, FetchOrder, LANES, Lane, PeerInfo,
-    ReadOutcome, ServedAt, SessionConfig, Transmit,
+    Channel, CloseReason, Congested, Event, FEATURE_CONDITION, Fault, FetchEnded, FetchNumber, FetchOrder, LANES, Lane,
+    PeerInfo, ReadOutcome, ServedAt, SessionConfig, Transmit,
     credit::Granted,
     fetches::{Asking, Taken},
     frames::{self, Frame, FrameDecoder, TransmitBuilder},
     handshake, lane_index,
     probes::Probes,
     serving::Serving,
+    vitals::{Trouble, Vitals},
 };
 use crate::{
     envelope::Batch,
@@ -21,6 +22,9 @@ use crate::{
     limits,
     wire::{link, link::RefuseReason, link::control::Kind, plain},
 };
+
+/// Longest sentence that is taken of a peer's condition, characters.
+const CONDITION_CHARS_MAX: usize = 256;
 
 #[derive(Debug)]
 enum State {
@@ -51,6 +55,9 @@ pub struct Session {
     events: VecDeque<Event>,
     skipped: u64,
     one_way_dropped: u64,
+    /// Why the peer stores nothing, as it says; and what it was told of this side.
+    there: Option<Trouble>,
+    condition: String,
 }
 
 impl Session {
@@ -78,6 +85,8 @@ impl Session {
             events: VecDeque::new(),
             skipped: 0,
             one_way_dropped: 0,
+            there: None,
+            condition: String::new(),
             config,
         }
     }
@@ -337,17 +346,29 @@ impl Session {
         }
     }
 
-    /// Why the link is not live although it is up, in words: a probe's answer is late, or a batch waits for credit and nothing
-    /// of its lane is sent. Both by one rule: two probe intervals and the last round trip.
-    pub fn trouble(&self, now: Duration) -> Option<String> {
-        if !matches!(self.state, State::Up) {
-            return None;
+    /// Looks at whether probes come back and what is due moves; to be called with each timeout, and judged at any later time.
+    pub fn vitals(&mut self, now: Duration) -> Vitals {
+        let (waits, oldest) = self.serving.look(now);
+        Vitals {
+            looked: now,
+            patience: self.probes.patience(),
+            unanswered: self.probes.unanswered(),
+            heard: self.probes.heard_at(),
+            waits,
+            oldest,
+            here: None,
+            there: self.there.clone(),
         }
-        if let Some(late) = self.probes.late(now) {
-            return Some(format!("a probe has had no answer for {} ms", late.as_millis()));
+    }
+
+    /// Tells the peer, if it understands that, why this node stores nothing of what it sends, or (empty) that it does again.
+    pub fn say_condition(&mut self, stalled: &str) {
+        let understands = self.peer.as_ref().is_some_and(|peer| peer.features.contains(&FEATURE_CONDITION));
+        if understands && self.condition != stalled {
+            stalled.clone_into(&mut self.condition);
+            // Congestion ends the session by itself.
+            let _ = self.send(Kind::Condition(link::Condition { stalled: stalled.to_owned() }));
         }
-        let blocked = self.serving.blocked(now).filter(|waited| *waited > self.probes.patience())?;
-        Some(format!("the peer has granted no room for {} ms; its disk may be full or slow", blocked.as_millis()))
     }
 
     /// The peer, once its hello was accepted.
@@ -430,6 +451,11 @@ impl Session {
             Kind::Probe(link::Probe { number }) => {
                 // Congestion ends the session by itself.
                 let _ = self.send(Kind::ProbeReply(link::ProbeReply { number }));
+            }
+            Kind::Condition(condition) => {
+                let what: String = plain(&condition.stalled).chars().take(CONDITION_CHARS_MAX).collect();
+                let since = self.there.as_ref().map_or(now, |there| there.since);
+                self.there = (!what.is_empty()).then_some(Trouble::storing(since, what));
             }
             Kind::ProbeReply(reply) => {
                 if let Some(took) = self.probes.answered(reply.number, now) {

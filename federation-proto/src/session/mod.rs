@@ -16,6 +16,7 @@ mod probes;
 mod serving;
 #[cfg(test)]
 mod tests;
+pub mod vitals;
 
 use std::time::Duration;
 
@@ -51,6 +52,9 @@ fn lane_index(lane: Lane) -> usize {
         Lane::Backlog => 1,
     }
 }
+
+/// What a peer that names it in its hello understands: `Condition`. The number is on the wire.
+pub const FEATURE_CONDITION: u32 = 140;
 
 /// An ordered sequence of bytes that the transport gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

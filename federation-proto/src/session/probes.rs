@@ -57,15 +57,18 @@ impl Probes {
         Some(self.round_trip)
     }
 
-    /// For how long the oldest probe has been without its answer, if that is too long: two intervals and the last round
-    /// trip, so that it is noticed before the third probe would be answered.
-    pub(super) fn late(&self, now: Duration) -> Option<Duration> {
-        let (_, sent) = self.outstanding.front()?;
-        let waited = now.saturating_sub(*sent);
-        (waited > self.patience()).then_some(waited)
+    /// When the oldest probe was sent that has no answer.
+    pub(super) fn unanswered(&self) -> Option<Duration> {
+        self.outstanding.front().map(|(_, sent)| *sent)
     }
 
-    /// How long anything that is due may take.
+    /// When the peer was heard last.
+    pub(super) fn heard_at(&self) -> Duration {
+        self.heard
+    }
+
+    /// How long anything that is due may take: two intervals and the last round trip, so that a probe's missing answer is noticed
+    /// before the third would be answered.
     pub(super) fn patience(&self) -> Duration {
         self.interval.saturating_mul(2).saturating_add(self.round_trip)
     }
@@ -102,18 +105,16 @@ mod tests {
     fn a_late_answer_is_noticed_before_the_silence() {
         let mut probes = Probes::new(S, 60 * S, S);
         probes.poll(S);
-        assert_eq!(probes.late(3 * S), None);
-        assert_eq!(probes.late(4 * S), Some(3 * S));
+        assert_eq!((probes.unanswered(), probes.patience()), (Some(S), 2 * S));
         assert_eq!(probes.answered(1, 5 * S), Some(4 * S));
-        assert_eq!(probes.late(50 * S), None, "nothing is awaited");
+        assert_eq!(probes.unanswered(), None, "nothing is awaited");
         probes.poll(6 * S);
-        assert_eq!(probes.late(12 * S), None, "a long round trip is known by now");
-        assert_eq!(probes.late(13 * S), Some(7 * S));
+        assert_eq!((probes.unanswered(), probes.patience()), (Some(6 * S), 6 * S), "a long round trip is known by now");
         // Those sent since do not make it younger, and an answer to a later one answers it.
         probes.poll(13 * S);
-        assert_eq!(probes.late(14 * S), Some(8 * S));
+        assert_eq!(probes.unanswered(), Some(6 * S));
         probes.answered(3, 14 * S);
-        assert_eq!(probes.late(15 * S), None);
+        assert_eq!(probes.unanswered(), None);
     }
 
     #[test]

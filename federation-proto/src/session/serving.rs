@@ -21,6 +21,7 @@ use super::{
     fetches::{contains, follows},
     frames::TransmitBuilder,
     lane_index,
+    vitals::Wait,
 };
 use crate::{
     envelope::Batch,
@@ -37,6 +38,8 @@ const QUANTUM_BYTES: u64 = 64 * 1024;
 /// The core is told how a fed fetch goes on whenever this many bytes were sent on, or when it had less room than this
 /// and has more now.
 const FED_REPORT_BYTES: u64 = 256 * 1024;
+/// Looks remembered, to tell when the oldest of what waits came.
+const LOOKS_MAX: usize = 64;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Source {
@@ -128,8 +131,12 @@ struct LaneOut {
     queued_fed: u64,
     reading: u64,
     fed: BTreeSet<FetchNumber>,
-    /// Since when a batch waits for credit and nothing was sent.
-    blocked: Option<Duration>,
+    /// Bytes of batches that were sent, or dropped with their fetch.
+    gone: u64,
+    /// Since when something is due and nothing went, and what had gone by then.
+    idle: Option<(Duration, u64)>,
+    /// How much had come at each look, as long as some of it is due.
+    came: VecDeque<(Duration, u64)>,
 }
 
 /// All fetches served on a link.
@@ -455,6 +462,7 @@ impl Serving {
         lane.fed.remove(&number);
         lane.queued_fed = lane.queued_fed.saturating_sub(fed_queued);
         lane.queued = lane.queued.saturating_sub(fetch.queued);
+        lane.gone = lane.gone.saturating_add(fetch.queued);
         lane.reading = lane.reading.saturating_sub(fetch.reading.unwrap_or_default());
         if fetch.ready {
             lane.ready.retain(|n| *n != number);
@@ -489,10 +497,45 @@ impl Serving {
         }
     }
 
-    /// For how long a batch has been waiting for credit while nothing of its lane was sent.
-    pub(super) fn blocked(&self, now: Duration) -> Option<Duration> {
-        let waits = |l: &&LaneOut| !l.ready.is_empty();
-        self.lanes.iter().filter(waits).filter_map(|l| l.blocked).map(|since| now.saturating_sub(since)).max()
+    /// Notes what moved on a lane since the last look, and answers since when what is due there does not, and why; and when the
+    /// oldest of it came.
+    fn look_at(&mut self, now: Duration, lane: Lane) -> (Option<(Duration, Wait)>, Option<Duration>) {
+        let out = self.lane(lane);
+        let (room, first, reads) = (out.credit.room(), out.ready.front().copied(), out.reading > 0);
+        let batch = first.and_then(|number| self.fetches.get(&number)?.queue.front()).map(|q| q.batch.len() as u64);
+        let wait = match batch {
+            Some(len) if len > room => Some(Wait::Credit),
+            Some(_) => Some(Wait::Line),
+            None => (first.is_none() && reads).then_some(Wait::Disk),
+        };
+        let out = self.lane(lane);
+        let Some(wait) = wait else {
+            out.idle = None;
+            out.came.clear();
+            return (None, None);
+        };
+        let gone = out.gone;
+        let idle = out.idle.filter(|(_, before)| *before == gone).unwrap_or((now, gone));
+        out.idle = Some(idle);
+        let came = gone.saturating_add(out.queued);
+        while out.came.front().is_some_and(|(_, came)| *came <= gone) {
+            out.came.pop_front();
+        }
+        if came > gone && out.came.back().is_none_or(|(_, before)| *before != came) {
+            if out.came.len() >= LOOKS_MAX {
+                // Any but the oldest.
+                out.came.remove(1);
+            }
+            out.came.push_back((now, came));
+        }
+        (Some((idle.0, wait)), out.came.front().map(|(at, _)| *at))
+    }
+
+    /// The same over all lanes: what waits longest.
+    pub(super) fn look(&mut self, now: Duration) -> (Option<(Duration, Wait)>, Option<Duration>) {
+        let looks = LANES.map(|lane| self.look_at(now, lane));
+        let waits = looks.iter().filter_map(|(waits, _)| *waits).min_by_key(|(since, _)| *since);
+        (waits, looks.iter().filter_map(|(_, oldest)| *oldest).min())
     }
 
     /// Begins the reads that there is room for.
@@ -538,7 +581,9 @@ impl Serving {
             };
             match turn(fetch, room) {
                 Turn::NoCredit => {
-                    self.lane(lane).blocked.get_or_insert(now);
+                    let this = self.lane(lane);
+                    let gone = this.gone;
+                    this.idle.get_or_insert((now, gone));
                     break;
                 }
                 Turn::Over => {
@@ -565,7 +610,8 @@ impl Serving {
 
     fn sent(&mut self, number: FetchNumber, lane: Lane, len: u64, fed: bool) {
         let out = self.lane(lane);
-        out.blocked = None;
+        out.idle = None;
+        out.gone = out.gone.saturating_add(len);
         out.credit.take(len);
         out.queued = out.queued.saturating_sub(len);
         if fed {

@@ -25,6 +25,7 @@ use seaway_federation_proto::{
     session::{
         Channel, CloseReason, Event, FetchEnded, FetchLine, FetchNumber, Lane, NodeKind, PeerInfo, ReadOutcome,
         Session, SessionConfig, Transmit,
+        vitals::{Judgement, Trouble, Vitals},
     },
     wire::{link, link::FetchEnd},
 };
@@ -33,6 +34,7 @@ use super::{
     command::{LinkCommand, Mailbox},
     passing::PassTicket,
     port::HubPort,
+    storing::Storing,
 };
 use crate::log::contract::{CommitLog, Entry, Line, Read, ReadError, RejectReason, Role, Unit};
 
@@ -88,13 +90,19 @@ pub struct LinkCounters {
     pub one_way_dropped: AtomicU64,
     /// Newest round trip of a probe through the whole session, microseconds; 0 before the first.
     pub round_trip_us: AtomicU64,
-    trouble: Mutex<Option<String>>,
+    /// Of the driver's last look, which comes with each probe.
+    vitals: Mutex<Option<Vitals>>,
 }
 
 impl LinkCounters {
-    /// Why the link is not live although it is up, as of the driver's last look, which comes with each probe.
-    pub fn trouble(&self) -> Option<String> {
-        self.trouble.lock().clone()
+    /// How the link stands at this moment of the driver's time, once it is up.
+    pub fn judge(&self, now: Duration) -> Option<Judgement> {
+        self.vitals.lock().as_ref().map(|vitals| vitals.judge(now))
+    }
+
+    /// For how long nothing has been heard of the peer, as of the driver's last look.
+    pub fn silence(&self, now: Duration) -> Option<Duration> {
+        self.vitals.lock().as_ref().map(|vitals| now.saturating_sub(vitals.heard))
     }
 }
 
@@ -150,8 +158,9 @@ pub struct LinkDriver {
     one_way_bytes: usize,
     /// What the session had dropped when it was last asked.
     session_dropped: u64,
-    /// Whether the counters tell of trouble.
-    troubled: bool,
+    /// Whether what is in the counters tells of trouble, or the hub was told.
+    troubled: Option<Trouble>,
+    storing: Storing,
     closed: Option<CloseReason>,
 }
 
@@ -189,7 +198,8 @@ impl LinkDriver {
             one_way: VecDeque::new(),
             one_way_bytes: 0,
             session_dropped: 0,
-            troubled: false,
+            troubled: None,
+            storing: Storing::default(),
             closed: None,
         }
     }
@@ -241,8 +251,12 @@ impl LinkDriver {
             LinkCommand::Passed(number, batch, ticket) => self.feed(number, batch, ticket),
             LinkCommand::EndServed(ended) => self.session.end_served(ended),
             LinkCommand::Advanced(log) => self.session.handle_advanced(&log),
-            LinkCommand::Stored(lane, credit) => self.session.release(lane, credit),
+            LinkCommand::Stored(lane, credit) => {
+                self.storing.stored(now);
+                self.session.release(lane, credit);
+            }
             LinkCommand::Stopped(lane, credit, poisoned) => {
+                self.storing.stored(now);
                 self.session.release(lane, credit);
                 self.hub.on_stopped(now, &poisoned.to_string());
             }
@@ -274,9 +288,18 @@ impl LinkDriver {
     }
 
     fn look_for_trouble(&mut self, now: Duration) {
-        let trouble = self.session.trouble(now);
-        self.troubled = trouble.is_some();
-        *self.counters.trouble.lock() = trouble;
+        if self.closed.is_some() || self.session.peer().is_none() {
+            return;
+        }
+        let mut vitals = self.session.vitals(now);
+        vitals.here = self.storing.trouble(now, vitals.patience, self.hub.is_stopped());
+        self.session.say_condition(vitals.here.as_ref().map_or("", |here| here.what.as_str()));
+        let trouble = vitals.incoming(now);
+        *self.counters.vitals.lock() = Some(vitals);
+        if self.troubled != trouble {
+            self.hub.on_condition(now, self.link, trouble.clone());
+            self.troubled = trouble;
+        }
     }
 
     /// The transport is gone: the session is over at once and nothing more is sent.
@@ -296,7 +319,7 @@ impl LinkDriver {
         }
         // What was sent makes room for reads, and may be worth telling the hub.
         self.pump(now);
-        if self.troubled {
+        if self.troubled.is_some() {
             self.look_for_trouble(now);
         }
         transmit
@@ -372,7 +395,10 @@ impl LinkDriver {
     fn handle_event(&mut self, now: Duration, event: Event) {
         let link = self.link;
         match event {
-            Event::Up(peer) => self.hub.on_up(now, link, peer),
+            Event::Up(peer) => {
+                self.hub.on_up(now, link, peer);
+                self.look_for_trouble(now);
+            }
             Event::Control(message) => self.hub.on_control(now, link, message),
             Event::FetchRequested(order) => self.hub.on_fetch_requested(now, link, order),
             Event::Read { number, log, from, line, bytes_max } => {
@@ -512,17 +538,22 @@ impl LinkDriver {
                 Err(poisoned) => LinkCommand::Stopped(lane, credit, poisoned),
             });
         });
-        let Err(rejected) = self.log.submit(unit, done) else { return true };
+        let Err(rejected) = self.log.submit(unit, done) else {
+            self.storing.submitted(now);
+            return true;
+        };
         match rejected.reason {
             RejectReason::Busy => {
                 // As the log charges it: a wake for less than that would only find it busy again.
                 let bytes = rejected.unit.room_bytes();
+                self.storing.put_back(now, "its commit log has no room; its disk is slow or stuck");
                 self.held.push_front(Waiting::Batch(Incoming { number, lane, credit, batch }));
                 let mailbox = Arc::clone(&self.mailbox);
                 self.log.ready(bytes, Box::new(move || mailbox.post(LinkCommand::Retry)));
                 return false;
             }
             RejectReason::DiskFull { .. } => {
+                self.storing.put_back(now, "its disk is nearly full");
                 self.held.push_front(Waiting::Batch(Incoming { number, lane, credit, batch }));
                 self.retry_at = Some(now.saturating_add(DISK_FULL_RETRY));
                 return false;
@@ -564,6 +595,7 @@ impl LinkDriver {
 
     /// Batches of a fetch that is stopped are dropped, and their credit is given back.
     fn drop_held(&mut self, number: FetchNumber) {
+        self.storing.looked_again();
         let session = &mut self.session;
         self.held.retain(|held| {
             match held {

@@ -24,7 +24,7 @@ use seaway_federation_proto::{
         Change, CopyStatus, LinkId, Output, RemoteHeld, Replication, ReplicationConfig, Report, SiteStatus, StateTable,
         Want,
     },
-    session::{CloseReason, FetchEnded, FetchNumber, FetchOrder, Lane, PeerInfo},
+    session::{CloseReason, FetchEnded, FetchNumber, FetchOrder, Lane, PeerInfo, vitals::Trouble},
     wire::link,
 };
 
@@ -610,6 +610,10 @@ impl HubPort for Hub {
             core.machine.handle_pass_arrived(now, to, served, bytes);
             core.post(to, LinkCommand::Passed(served, batch, ticket));
         });
+    }
+
+    fn on_condition(&self, now: Duration, link: LinkId, trouble: Option<Trouble>) {
+        self.act(|core| core.machine.handle_link_condition(now, link, trouble));
     }
 
     fn on_one_way(&self, now: Duration, link: LinkId, message: Box<link::OneWay>) {

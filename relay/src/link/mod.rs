@@ -16,6 +16,7 @@ pub mod hub;
 pub mod passing;
 pub mod port;
 mod stores;
+mod storing;
 
 #[cfg(test)]
 mod stopped_tests;

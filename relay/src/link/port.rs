@@ -18,7 +18,7 @@ use seaway_federation_proto::{
     envelope::Batch,
     ids::Place,
     replication::LinkId,
-    session::{CloseReason, FetchEnded, FetchNumber, FetchOrder, Lane, PeerInfo},
+    session::{CloseReason, FetchEnded, FetchNumber, FetchOrder, Lane, PeerInfo, vitals::Trouble},
     wire::link,
 };
 
@@ -65,6 +65,9 @@ pub trait HubPort: Send + Sync {
     /// credit stays taken until `Stored(lane, credit)` is posted to this link, which the hub does at once where the asker's
     /// pool has room, else when the batch has left or was dropped (see [`PassTicket`](super::passing::PassTicket)).
     fn on_passed_batch(&self, now: Duration, link: LinkId, number: FetchNumber, batch: Batch, lane: Lane, credit: u64);
+
+    /// Whether what comes over the link arrives changed: why it does not, or `None`. After [`HubPort::on_up`] only.
+    fn on_condition(&self, now: Duration, link: LinkId, trouble: Option<Trouble>);
 
     /// A one-way message came.
     fn on_one_way(&self, now: Duration, link: LinkId, message: Box<link::OneWay>);

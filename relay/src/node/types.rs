@@ -301,10 +301,14 @@ pub struct LinkStatus {
     pub dials: bool,
     /// Address in use or last tried.
     pub address: String,
-    /// `live`, `connecting`, `down`.
+    /// `connecting`, `live`, `catching-up`, `stalled`, `down`; see [`seaway_federation_proto::session::vitals`].
     pub state: &'static str,
-    /// Why.
+    /// Why: fault and place.
     pub reason: String,
+    /// For how long it has been so, by this node's monotonic clock; what is not live counts from the first sign of it.
+    pub lasting: Duration,
+    /// How long ago anything was heard of the peer over this connection, by this node's monotonic clock.
+    pub heard: Option<Duration>,
     /// Smoothed round-trip time of probes.
     pub rtt: Option<Duration>,
     /// Share of packets lost, over about ten seconds.

@@ -207,7 +207,7 @@ struct LinkTask {
 /// Runs a link on a connection until it ends; the connection is closed then.
 pub async fn run(connection: Connection, parts: LinkParts) -> LinkEnd {
     let LinkParts { drive, mailbox: (sender, mailbox), epoch, board, stop } = parts;
-    let number = board.connected(connection.clone(), drive.counters(), sender);
+    let number = board.connected(connection.clone(), epoch, drive.counters(), sender);
     let mut sampler = tokio::time::interval(SAMPLE_INTERVAL);
     sampler.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     let mut task = LinkTask {

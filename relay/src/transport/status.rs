@@ -8,16 +8,16 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use seaway_federation_proto::{ids::NodeName, session::NodeKind};
+use seaway_federation_proto::{
+    ids::NodeName,
+    session::{NodeKind, vitals::Standing},
+};
 
 use super::mailbox::LinkMailbox;
 use crate::{link::driver::LinkCounters, node::LinkStatus};
 
 /// Rates and loss are taken over about so long.
 const WINDOW: Duration = Duration::from_secs(10);
-
-/// A link's task looks at it once a second; one that has not for so long does not run.
-const TASK_SILENT_MAX: Duration = Duration::from_secs(10);
 
 /// State of a link that somebody paused, here or there.
 pub(super) const PAUSED: &str = "paused";
@@ -36,6 +36,8 @@ struct Sample {
 #[derive(Debug)]
 struct Active {
     connection: quinn::Connection,
+    /// What the driver's time is counted from.
+    epoch: Instant,
     counters: Arc<LinkCounters>,
     mailbox: LinkMailbox,
     up_since_us: Option<u64>,
@@ -49,6 +51,8 @@ struct State {
     peer: Option<NodeName>,
     address: String,
     state: &'static str,
+    /// Since when.
+    since: Instant,
     reason: String,
     connections: u64,
     active: Option<Active>,
@@ -67,6 +71,15 @@ fn wall_us() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
 }
 
+impl State {
+    /// Goes over into a state, if it is another one.
+    fn turn(&mut self, to: &'static str) {
+        if std::mem::replace(&mut self.state, to) != to {
+            self.since = Instant::now();
+        }
+    }
+}
+
 impl LinkBoard {
     /// A link that is not up yet.
     pub fn new(peer: Option<NodeName>, dials: bool, address: String) -> Self {
@@ -74,6 +87,7 @@ impl LinkBoard {
             peer,
             address,
             state: "connecting",
+            since: Instant::now(),
             reason: String::new(),
             connections: 0,
             active: None,
@@ -82,29 +96,31 @@ impl LinkBoard {
         Self { dials, state: Mutex::new(state) }
     }
 
-    /// An attempt begins.
+    /// An attempt begins. A link that is known to be down stays so, with the reason, until it is up.
     pub fn connecting(&self, address: String) {
-        let mut state = self.state.lock();
-        // That the peer keeps the link paused is known until it says otherwise.
-        if state.state != PAUSED {
-            state.state = "connecting";
-        }
-        state.address = address;
+        self.state.lock().address = address;
     }
 
     /// A connection stands; the session's hello is still to come. Gives the connection's number.
-    pub fn connected(&self, connection: quinn::Connection, counters: Arc<LinkCounters>, mailbox: LinkMailbox) -> u64 {
+    pub fn connected(
+        &self,
+        connection: quinn::Connection,
+        epoch: Instant,
+        counters: Arc<LinkCounters>,
+        mailbox: LinkMailbox,
+    ) -> u64 {
         let mut state = self.state.lock();
         if let Some(replaced) = state.active.take() {
             state.one_way_dropped += dropped(&replaced);
         }
         state.connections += 1;
-        state.state = "connecting";
+        state.turn("connecting");
         let remote = connection.remote_address();
         state.address = SocketAddr::new(remote.ip().to_canonical(), remote.port()).to_string();
         "waiting for the peer's hello".clone_into(&mut state.reason);
         state.active = Some(Active {
             connection,
+            epoch,
             counters,
             mailbox,
             up_since_us: None,
@@ -121,7 +137,7 @@ impl LinkBoard {
         if state.connections != number {
             return;
         }
-        state.state = "live";
+        state.turn("live");
         state.reason.clear();
         if let Some(active) = state.active.as_mut() {
             active.kind = Some(kind);
@@ -132,7 +148,7 @@ impl LinkBoard {
     /// An attempt failed.
     pub fn failed(&self, reason: String, paused: bool) {
         let mut state = self.state.lock();
-        state.state = if paused { PAUSED } else { "down" };
+        state.turn(if paused { PAUSED } else { "down" });
         state.reason = reason;
     }
 
@@ -142,7 +158,7 @@ impl LinkBoard {
         if state.connections != number {
             return;
         }
-        state.state = if paused { PAUSED } else { "down" };
+        state.turn(if paused { PAUSED } else { "down" });
         state.reason = reason;
         if let Some(active) = state.active.take() {
             state.one_way_dropped += dropped(&active);
@@ -174,6 +190,8 @@ impl LinkBoard {
             address: state.address.clone(),
             state: state.state,
             reason: state.reason.clone(),
+            lasting: state.since.elapsed(),
+            heard: None,
             rtt: None,
             loss: 0.0,
             rate_in: 0.0,
@@ -188,20 +206,22 @@ impl LinkBoard {
         };
         if let Some(active) = &state.active {
             fill(&mut status, active);
-            if let Some(trouble) = trouble(active).filter(|_| state.state == "live") {
-                status.state = "stalled";
-                status.reason = trouble;
+            let now = active.epoch.elapsed();
+            status.heard = active.counters.silence(now);
+            if state.state == "live"
+                && let Some(judged) = active.counters.judge(now)
+            {
+                status.state = match judged.standing {
+                    Standing::Live => "live",
+                    Standing::CatchingUp => "catching-up",
+                    Standing::Stalled => "stalled",
+                };
+                status.reason = judged.reason;
+                status.lasting = judged.since.map_or(status.lasting, |since| now.saturating_sub(since));
             }
         }
         status
     }
-}
-
-/// Why a link that is up is not live.
-fn trouble(active: &Active) -> Option<String> {
-    let silent = active.samples.back().map(|newest| newest.at.elapsed()).filter(|silent| *silent > TASK_SILENT_MAX);
-    let task = silent.map(|silent| format!("its task has not run for {} s; this node is overloaded", silent.as_secs()));
-    task.or_else(|| active.counters.trouble())
 }
 
 fn dropped(active: &Active) -> u64 {

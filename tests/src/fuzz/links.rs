@@ -150,7 +150,15 @@ fn carried(held: link::HeldLog, announce: link::Announce) -> Vec<Kind> {
     let marked = link::MarkedLog { log: log(), end: Some(place(50)), bytes_total: 9, messages_total: 50 };
     let said = [
         ("a", to_b.clone(), Said::Held(link::Held { sequence: 9, logs: vec![held.clone()] })),
-        ("b", to_a.clone(), Said::HeldSeen(link::HeldSeen { start: start(), sequences: vec![9] })),
+        (
+            "b",
+            to_a.clone(),
+            Said::HeldSeen(link::HeldSeen {
+                start: start(),
+                sequences: vec![9],
+                compared: vec![link::Compared { log: log(), at: Some(place(5)), differs: true }],
+            }),
+        ),
         (
             "a",
             to_b.clone(),

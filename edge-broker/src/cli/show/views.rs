@@ -21,6 +21,7 @@ fn link_state(state: api::LinkState) -> &'static str {
         api::LinkState::Unspecified => "unknown",
         api::LinkState::Connecting => "connecting",
         api::LinkState::Live => "live",
+        api::LinkState::CatchingUp => "catching-up",
         api::LinkState::Stalled => "stalled",
         api::LinkState::Down => "down",
         api::LinkState::Paused => "paused",
@@ -48,6 +49,8 @@ pub(crate) struct LinkView {
     pub(crate) address: String,
     pub(crate) state: String,
     pub(crate) reason: String,
+    pub(crate) state_for_ms: u64,
+    pub(crate) heard_ms_ago: Option<u64>,
     pub(crate) rtt_ms: f64,
     pub(crate) loss: f64,
     pub(crate) bytes_per_s_in: f64,
@@ -70,6 +73,8 @@ impl From<api::LinkStatus> for LinkView {
             direction: from.direction,
             address: from.address,
             reason: from.reason,
+            state_for_ms: from.state_for_ms,
+            heard_ms_ago: from.heard_ms_ago,
             rtt_ms: from.rtt_ms,
             loss: from.loss,
             bytes_per_s_in: from.bytes_per_s_in,
@@ -92,6 +97,7 @@ pub(crate) struct TopicView {
     pub(crate) origin: String,
     pub(crate) state: String,
     pub(crate) reason: String,
+    pub(crate) state_for_ms: u64,
     pub(crate) messages: u64,
     pub(crate) bytes: u64,
     pub(crate) lag_known: bool,
@@ -108,6 +114,7 @@ impl From<api::TopicStatus> for TopicView {
             topic: from.topic,
             origin: from.origin,
             reason: from.reason,
+            state_for_ms: from.state_for_ms,
             messages: from.messages,
             bytes: from.bytes,
             lag_known: from.lag_known,
@@ -130,6 +137,7 @@ pub(crate) struct QueueCopyView {
     pub(crate) holes_total: u32,
     pub(crate) forks: Vec<String>,
     pub(crate) chain: String,
+    pub(crate) verified: Option<String>,
 }
 
 impl From<api::QueueCopy> for QueueCopyView {
@@ -143,6 +151,7 @@ impl From<api::QueueCopy> for QueueCopyView {
             holes_total: from.holes_total,
             forks: from.forks.iter().map(place_text).collect(),
             chain: from.chain,
+            verified: place(from.verified),
         }
     }
 }
@@ -175,12 +184,42 @@ pub(crate) struct GroupView {
     pub(crate) members: u32,
     pub(crate) lag_messages: u64,
     pub(crate) unconfirmed: u64,
+    pub(crate) state: String,
+    pub(crate) reason: String,
+    pub(crate) state_for_ms: u64,
     pub(crate) positions: Vec<GroupPositionView>,
+}
+
+/// A plain subscriber that something waits for.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct SubscriberView {
+    pub(crate) subscriber: u64,
+    pub(crate) client: String,
+    pub(crate) pattern: String,
+    pub(crate) state: String,
+    pub(crate) reason: String,
+    pub(crate) state_for_ms: u64,
+}
+
+impl From<api::SubscriberStatus> for SubscriberView {
+    fn from(from: api::SubscriberStatus) -> Self {
+        Self {
+            state: topic_state(from.state()).into(),
+            subscriber: from.subscriber,
+            client: from.client,
+            pattern: from.pattern,
+            reason: from.reason,
+            state_for_ms: from.state_for_ms,
+        }
+    }
 }
 
 impl From<api::Group> for GroupView {
     fn from(from: api::Group) -> Self {
         Self {
+            state: topic_state(from.state()).into(),
+            reason: from.reason,
+            state_for_ms: from.state_for_ms,
             name: from.name,
             pattern: from.pattern,
             members: from.members,
@@ -200,6 +239,8 @@ pub(crate) struct HeldView {
     pub(crate) lag_messages: u64,
     pub(crate) registered: bool,
     pub(crate) verified: bool,
+    pub(crate) verified_to: Option<String>,
+    pub(crate) differs: bool,
 }
 
 impl From<api::SiteHeld> for HeldView {
@@ -211,6 +252,8 @@ impl From<api::SiteHeld> for HeldView {
             lag_messages: from.lag_messages,
             registered: from.registered,
             verified: from.verified,
+            verified_to: place(from.verified_to),
+            differs: from.differs,
         }
     }
 }
@@ -337,6 +380,7 @@ pub(crate) struct StatusView {
     pub(crate) topics: Vec<TopicView>,
     pub(crate) topics_left_out: bool,
     pub(crate) alarms: Vec<AlarmView>,
+    pub(crate) subscribers: Vec<SubscriberView>,
     pub(crate) counters: Vec<CounterView>,
     pub(crate) queues: Vec<QueueView>,
     pub(crate) certificates: Vec<CertificateView>,
@@ -371,6 +415,7 @@ impl From<api::StatusReply> for StatusView {
             topics: from.topics.into_iter().map(Into::into).collect(),
             topics_left_out: from.topics_left_out,
             alarms: from.alarms.into_iter().map(Into::into).collect(),
+            subscribers: from.subscribers.into_iter().map(Into::into).collect(),
             counters: from.counters.into_iter().map(Into::into).collect(),
             queues: from.queues.into_iter().map(Into::into).collect(),
             certificates: from.certificates.into_iter().map(Into::into).collect(),

@@ -112,6 +112,8 @@ fn no_statement_covers_what_its_site_does_not_hold() {
             holes: held.holes.clone(),
             jumps: held.jumps(),
             compared: false,
+            proven: None,
+            differs: None,
             dirty: false,
         };
         jumped += stated.jumps.len();

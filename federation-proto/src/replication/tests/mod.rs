@@ -7,6 +7,7 @@ mod carried;
 mod gaps;
 mod net;
 mod passing;
+mod standing;
 mod starts;
 
 use std::time::Duration;

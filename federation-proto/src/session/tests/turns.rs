@@ -195,13 +195,17 @@ fn a_link_tells_why_it_is_not_live() {
         }
     };
     exchange(&mut a, &mut b, NOW);
-    assert_eq!(a.trouble(NOW + 5 * second), None, "every probe was answered");
+    let judged = |session: &mut Session, now: Duration| {
+        let judged = session.vitals(now).judge(now);
+        (judged.standing != vitals::Standing::Live).then_some((judged.standing, judged.reason))
+    };
+    assert_eq!(judged(&mut a, NOW + 5 * second), None, "every probe was answered");
     a.handle_timeout(NOW + second);
-    assert_eq!(a.trouble(NOW + 3 * second), None);
-    let late = a.trouble(NOW + 3 * second + Duration::from_millis(1)).unwrap();
-    assert!(late.contains("probe"), "{late}");
+    assert_eq!(judged(&mut a, NOW + 3 * second), None);
+    let (_, late) = judged(&mut a, NOW + 3 * second + Duration::from_millis(1)).unwrap();
+    assert!(late.contains("nothing was heard"), "{late}");
     exchange(&mut a, &mut b, NOW + 4 * second);
-    assert_eq!(a.trouble(NOW + 5 * second), None);
+    assert_eq!(judged(&mut a, NOW + 5 * second), None);
     // What is due does not move: the peer has no room.
     let now = NOW + 5 * second;
     let mut log = TestLog::new("x");
@@ -212,9 +216,18 @@ fn a_link_tells_why_it_is_not_live() {
         out.chunks.into_iter().for_each(|c| a.handle_bytes(now, Channel::Lane(Lane::Live), c));
     }
     exchange(&mut a, &mut b, now);
-    assert_eq!(b.trouble(now + second), None);
-    let blocked = b.trouble(now + 10 * second).unwrap();
-    assert!(blocked.contains("granted no room"), "{blocked}");
+    assert_eq!(judged(&mut b, now + second), None);
+    let (standing, blocked) = judged(&mut b, now + 10 * second).unwrap();
+    assert!(standing == vitals::Standing::Stalled && blocked.contains("granted no room"), "{blocked}");
+    // The peer says itself why, once and only while it lasts.
+    a.say_condition("its disk is nearly full");
+    a.say_condition("its disk is nearly full");
+    exchange(&mut a, &mut b, now);
+    let (_, told) = judged(&mut b, now + second).unwrap();
+    assert!(told.starts_with("the peer stores nothing that comes: its disk is nearly full"), "{told}");
+    a.say_condition("");
+    exchange(&mut a, &mut b, now);
+    assert_eq!(judged(&mut b, now + second), None);
 }
 
 #[test]
