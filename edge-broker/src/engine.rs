@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use seaway_federation_proto::{
     copies::LogInfo,
-    ids::{LogName, NodeName, Pattern, Place, Topic},
-    replication::{CopyStatus, SiteStatus, Want},
+    ids::{LogName, NodeName, Pattern, Place, Site, Topic},
+    replication::{CopyStatus, ExplainedWay, Finding, KnownLink, KnownNode, SiteStatus, Want},
     session::NodeKind,
 };
 use seaway_relay::{
@@ -70,6 +70,17 @@ pub trait Engine: Clone + Send + Sync + 'static {
     fn copy_status(&self, log: &LogName) -> Option<CopyStatus>;
     /// See [`Node::sites`].
     fn sites(&self) -> Vec<SiteStatus>;
+    /// See [`Node::find`].
+    fn find(
+        &self,
+        log: &LogName,
+        place: Place,
+        deadline: std::time::Duration,
+    ) -> impl Future<Output = Result<Finding, String>> + Send;
+    /// See [`Node::topology`].
+    fn topology(&self) -> (Vec<KnownNode>, Vec<KnownLink>);
+    /// See [`Node::explain_way`].
+    fn explain_way(&self, from: &Site, to: &Site) -> Result<ExplainedWay, String>;
     /// See [`Node::alarms`].
     fn alarms(&self) -> Vec<Alarm>;
     /// See [`Node::counters`].
@@ -136,6 +147,15 @@ impl Engine for Node {
     }
     fn sites(&self) -> Vec<SiteStatus> {
         Node::sites(self)
+    }
+    async fn find(&self, log: &LogName, place: Place, deadline: std::time::Duration) -> Result<Finding, String> {
+        Node::find(self, log, place, deadline).await
+    }
+    fn topology(&self) -> (Vec<KnownNode>, Vec<KnownLink>) {
+        Node::topology(self)
+    }
+    fn explain_way(&self, from: &Site, to: &Site) -> Result<ExplainedWay, String> {
+        Node::explain_way(self, from, to)
     }
     fn alarms(&self) -> Vec<Alarm> {
         Node::alarms(self)

@@ -3,6 +3,7 @@
 pub(crate) mod admin;
 pub(crate) mod convert;
 pub mod errors;
+pub(crate) mod federation;
 pub(crate) mod messages;
 pub(crate) mod pages;
 pub(crate) mod publish;

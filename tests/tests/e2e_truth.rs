@@ -308,3 +308,188 @@ fn a_slow_subscriber_is_named_and_holds_up_nobody_else() {
         assert!(Instant::now() < deadline, "who is gone is still named");
     }
 }
+
+/// Runs a command and reads its JSON, whatever it ended with.
+fn json(federation: &Federation, node: &str, args: &[&str]) -> (i32, Value) {
+    let ran = federation.run(node, &[args, &["--output", "json"]].concat());
+    let value = serde_json::from_str(&ran.out).unwrap_or_else(|_| panic!("{args:?}: {} {}", ran.out, ran.err));
+    (ran.code, value)
+}
+
+/// What a node says of a message.
+fn said(answer: &Value, node: &str) -> String {
+    let answers = answer["answers"].as_array().unwrap();
+    answers.iter().find(|a| a["node"] == node).map(|a| text(a, "state")).unwrap_or_default()
+}
+
+#[test]
+fn a_message_is_found_from_anywhere_and_the_way_to_it_is_told() {
+    let lines = Lines::start();
+    let federation = &lines.federation;
+    let receipt = federation.run("eu/edge", &["pub", "t", "--receipts", "where am I"]).ok().out;
+    let receipt: Value = serde_json::from_str(&receipt).unwrap();
+    let id = text(&receipt, "position");
+    assert!(id.starts_with("t@eu#1=1."), "{id}");
+    // The subscriber's position is the same name.
+    let last = ["sub", "t", "--origin", "eu", "--last", "1", "--count", "1", "--timeout", "60s", "--output", "json"];
+    let line: Value = serde_json::from_str(&federation.run("eu/edge", &last).ok().out).unwrap();
+    assert_eq!(text(&line, "position"), id);
+    let deadline = Instant::now() + PATIENCE;
+    for node in ["us/edge", "eu/edge", "hub/relay"] {
+        loop {
+            let (code, answer) = json(federation, node, &["find", &id, "--deadline", "20s"]);
+            if code == 0 && said(&answer, "us/edge") == "here" {
+                assert_eq!((said(&answer, "eu/edge"), answer["complete"] == true), ("here".into(), true), "{answer:#}");
+                break;
+            }
+            assert!(Instant::now() < deadline, "asked at {node}: {answer:#}");
+        }
+    }
+    let (head, offset) = id.rsplit_once(':').unwrap();
+    let beyond = format!("{head}:{}", offset.parse::<u64>().unwrap() + 1000);
+    let (code, answer) = json(federation, "us/edge", &["find", &beyond, "--deadline", "20s"]);
+    assert_eq!((code, said(&answer, "eu/edge").as_str()), (1, "never-published"), "{answer:#}");
+    for bad in ["nonsense", "t@eu#1", "t@eu#1=1.zz:4", "t@EU!#1=1.00:4", "t/x@eu#1=1.00:4", "t@eu#99999=1.00:4"] {
+        federation.run("us/edge", &["find", bad]).failed(2, "is no message id");
+    }
+    let (code, answer) = json(federation, "us/edge", &["find", "t@mars#1=1.00:4", "--deadline", "2s"]);
+    assert_eq!(code, 4, "{answer:#}");
+    assert!(
+        answer["missing"][0]["why"].as_str().unwrap().contains("no edge broker of this site is known"),
+        "{answer:#}"
+    );
+}
+
+#[test]
+fn nodes_and_ways_are_told_and_so_is_who_cannot_be_asked() {
+    let lines = Lines::start();
+    let federation = &lines.federation;
+    let deadline = Instant::now() + PATIENCE;
+    let (_, topology) = json(federation, "us/edge", &["topology"]);
+    let nodes: Vec<String> = topology["nodes"].as_array().unwrap().iter().map(|n| text(n, "node")).collect();
+    assert_eq!(nodes, ["eu/edge", "hub/relay", "us/edge"]);
+    assert_eq!(topology["links"].as_array().unwrap().len(), 2);
+    let way = federation.run("us/edge", &["route", "explain", "t/x", "--from", "eu", "--to", "us"]).ok().out;
+    assert!(way.contains("goes over 2 links, at a cost of 2") && way.contains("hub/relay"), "{way}");
+    federation.run("us/edge", &["route", "explain", "t", "--from", "eu", "--to", "mars"]).failed(1, "mars");
+    // us is cut off: what comes now is behind there, and it cannot be asked from eu.
+    lines.us.set(&black_hole());
+    lines.watch().until("eu/edge", What::Copy("us"), &["down"], &["between hub/relay and us/edge"]);
+    let receipt = federation.run("eu/edge", &["pub", "t", "--receipts", "and I"]).ok().out;
+    let late = text(&serde_json::from_str::<Value>(&receipt).unwrap(), "position");
+    let (code, answer) = json(federation, "us/edge", &["find", &late, "--deadline", "1s"]);
+    assert_eq!((code, said(&answer, "us/edge").as_str()), (4, "lagging"), "{answer:#}");
+    let (code, answer) = json(federation, "eu/edge", &["find", &late, "--deadline", "1s"]);
+    assert_eq!((code, said(&answer, "eu/edge").as_str()), (4, "here"), "{answer:#}");
+    assert_eq!(answer["missing"][0]["site"], "us", "{answer:#}");
+    let (_, topology) = json(federation, "eu/edge", &["topology"]);
+    let gone = topology["nodes"].as_array().unwrap().iter().find(|n| n["node"] == "us/edge").cloned().unwrap();
+    assert_eq!(
+        (text(&gone, "state").as_str(), text(&gone, "reason").contains("hub/relay")),
+        ("away", true),
+        "{gone:#}"
+    );
+    federation.run("eu/edge", &["route", "explain", "t", "--from", "eu", "--to", "us"]).failed(1, "");
+    lines.us.set(&Conditions::default());
+    lines.until_all_live();
+    let (_, shown) = json(federation, "us/edge", &["topic", "show", "t"]);
+    let verified = |topics: &Value| {
+        let copy = topics.as_array().unwrap().iter().find(|t| t["origin"] == "eu").unwrap();
+        let queue = copy["queues"].as_array().unwrap().iter().find(|q| q["queue"] == 1).unwrap();
+        queue["verified"] == queue["end"]
+    };
+    while !verified(&json(federation, "us/edge", &["topic", "show", "t"]).1) {
+        assert!(Instant::now() < deadline, "the copy is not proven equal to its end: {shown:#}");
+    }
+}
+
+/// A node on a disk of its own, of 64 MiB until `room` exists; see `e2e_trouble.rs`. `None` where the machine allows no such thing.
+fn on_a_small_disk(federation: &Federation, node: &str) -> Option<SmallDisk> {
+    let script = "mkdir -p \"$1\" && mount -t tmpfs -o size=64m none \"$1\" || exit 77
+        \"$2\" edge --config \"$3\" --set node.data_dir=\"$1/data\" & node=$!
+        trap 'kill $node; wait $node; exit' TERM
+        while [ ! -e \"$4\" ] && kill -0 $node; do sleep 0.1; done
+        mount -o remount,size=512m none \"$1\"
+        wait $node";
+    let member = federation.cluster.member(node).unwrap();
+    let path = |name: &str| federation.cluster.dir.join(name).display().to_string();
+    let mut child = Command::new("unshare")
+        .args(["--mount", "--map-root-user", "sh", "-c", script, "sh"])
+        .args([&path("small"), &federation.cluster.binary.display().to_string()])
+        .args([&member.config().display().to_string(), &path("room")])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(std::fs::File::create(path("small.log")).unwrap())
+        .spawn()
+        .ok()?;
+    let deadline = Instant::now() + PATIENCE;
+    while federation.run(node, &["status"]).code != 0 {
+        if child.try_wait().unwrap().is_some() || Instant::now() > deadline {
+            let _ = child.kill();
+            eprintln!("no disk of its own here: {}", std::fs::read_to_string(path("small.log")).unwrap());
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Some(SmallDisk(child))
+}
+
+/// Told to end when dropped.
+struct SmallDisk(std::process::Child);
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        signal("TERM", self.0.id());
+        let deadline = Instant::now() + PATIENCE;
+        while self.0.try_wait().is_ok_and(|ended| ended.is_none()) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_full_disk_downstream_is_named_at_both_ends_of_the_link() {
+    let mut federation = Federation::empty();
+    let small = "[log]\nsegment_size = \"4 MiB\"\ndisk_reserve = \"16 MiB\"\n";
+    federation.cluster.add("eu/edge", Kind::Edge, &[], "").unwrap();
+    federation.cluster.add("us/edge", Kind::Edge, &["eu/edge"], small).unwrap();
+    federation.cluster.start("eu/edge").unwrap();
+    federation.wait_up("eu/edge");
+    let Some(_node) = on_a_small_disk(&federation, "us/edge") else {
+        return seaway_tests::skipped(
+            "a full disk downstream: this machine gives no user namespace with a disk of its own",
+        );
+    };
+    // 100 MB that do not compress.
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut sent = Vec::with_capacity(100 << 20);
+    for number in 0..1_000 {
+        sent.extend_from_slice(format!("{number} ").as_bytes());
+        for _ in 0..100_000 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            sent.push(b'0' + (random >> 58) as u8);
+        }
+        sent.push(b'\n');
+    }
+    let file = federation.file("sent", &sent);
+    federation.run("eu/edge", &["pub", "t", "--file", &file]).ok();
+    // The bound of copies counts from when the disk is full; only what is said after that is looked at.
+    let deadline = Instant::now() + PATIENCE;
+    while !status(&federation, "us/edge")["log"]["disk_full"].as_bool().unwrap() {
+        assert!(Instant::now() < deadline, "the disk never gets full: {:#}", status(&federation, "us/edge"));
+    }
+    let watch = Watch { federation: &federation, since: Instant::now() };
+    watch.until("us/edge", What::Copy("eu"), &["stalled"], &["this node stores nothing", "disk is nearly full"]);
+    watch.until("us/edge", What::Link("eu/edge"), &["stalled"], &["this node stores nothing", "disk is nearly full"]);
+    watch.until("eu/edge", What::Link("us/edge"), &["stalled"], &["the peer stores nothing", "disk is nearly full"]);
+    watch.stays_so("us/edge", What::Copy("eu"));
+    watch.stays_so("eu/edge", What::Link("us/edge"));
+    federation.file("room", b"");
+    let well = |node, what| find(&status(&federation, node), what)["state"] == "live";
+    let parts = [("us/edge", What::Copy("eu")), ("us/edge", What::Link("eu/edge")), ("eu/edge", What::Link("us/edge"))];
+    while !parts.iter().all(|(node, what)| well(node, *what)) {
+        assert!(Instant::now() < deadline, "it is not well again: {:#}", status(&federation, "us/edge"));
+    }
+}

@@ -37,6 +37,7 @@ fn trees_under_faults_keep_the_invariants_and_become_whole() {
     let mut tried_again = 0;
     let mut alarms = std::collections::BTreeSet::new();
     let mut remote_receipts = 0;
+    let mut called_live = 0;
     let mut bad = Vec::new();
     let kept = KEPT.iter().map(|seed| (*seed, Disasters::Apart));
     let together = KEPT_TOGETHER.iter().copied().chain(1..=SEEDS).map(|seed| (seed, Disasters::Together));
@@ -48,6 +49,7 @@ fn trees_under_faults_keep_the_invariants_and_become_whole() {
             alarms.insert(*alarm);
         }
         remote_receipts += outcome.remote_receipts;
+        called_live += outcome.called_live;
         bad.extend(check(seed, &outcome).map_err(|broken| format!("{broken} ({disasters:?})")).err());
     }
     assert!(bad.is_empty(), "{}", bad.join("\n"));
@@ -56,6 +58,7 @@ fn trees_under_faults_keep_the_invariants_and_become_whole() {
     for alarm in ["origin-went-back", "site-went-back", "range-lost"] {
         assert!(alarms.contains(alarm), "no run raised {alarm}: {alarms:?}");
     }
+    assert!(called_live > 10_000, "copies must really be called live, to be held to it: {called_live} times");
     assert!(remote_receipts > 1000, "receipts of other sites must really be given: {remote_receipts}");
 }
 

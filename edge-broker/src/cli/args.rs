@@ -52,6 +52,13 @@ pub(crate) enum Command {
     /// Short for `site ls`.
     #[command(hide = true)]
     Sites(ListArgs),
+    /// Ask every site where a message is.
+    Find(FindArgs),
+    /// Nodes and links of the federation, as a node knows them.
+    Topology(ListArgs),
+    /// Ways through the federation.
+    #[command(subcommand)]
+    Route(RouteCommand),
     /// Tokens that clients show.
     #[command(subcommand)]
     Token(TokenCommand),
@@ -236,6 +243,45 @@ pub(crate) enum GroupCommand {
 pub(crate) enum SiteCommand {
     /// Sites, the way to them, and what they hold of this site's logs.
     Ls(ListArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit codes: 0 some site has it, 1 none has, 4 not every site answered in time or could be asked. A message's id is what \
+    `pub --receipts` and `sub --output json` print as its position."
+)]
+pub(crate) struct FindArgs {
+    /// The message's id: TOPIC@SITE#QUEUE=COUNTER.RANDOM:OFFSET.
+    #[arg(value_name = "MESSAGE-ID")]
+    pub(crate) message: String,
+    /// How long to wait for answers, such as 10s (at most 30s); 3s if not given.
+    #[arg(long, value_name = "D", value_parser = duration)]
+    pub(crate) deadline: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
+    /// How to print.
+    #[arg(long, value_enum, default_value = "table")]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RouteCommand {
+    /// The way from one site to another, what each hop costs, and why no other is taken.
+    Explain(ExplainArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExplainArgs {
+    /// What is published: topic, or topic/tag/…
+    pub(crate) path: String,
+    /// The site that publishes.
+    #[arg(long, value_name = "SITE")]
+    pub(crate) from: String,
+    /// The site that wants it.
+    #[arg(long, value_name = "SITE")]
+    pub(crate) to: String,
+    #[command(flatten)]
+    pub(crate) list: ListArgs,
 }
 
 #[derive(Debug, Subcommand)]

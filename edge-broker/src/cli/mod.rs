@@ -10,6 +10,7 @@ mod ca;
 mod client;
 mod config;
 mod exit;
+mod federation;
 mod json;
 mod log;
 mod metrics;
@@ -69,6 +70,9 @@ fn run(command: Command) -> Result<Exit, CliError> {
         Command::Group(args::GroupCommand::Show(args)) => client::block_on(show::group(args)),
         Command::Group(args::GroupCommand::Rm(args)) => client::block_on(steer::remove_group(args)),
         Command::Site(args::SiteCommand::Ls(args)) | Command::Sites(args) => client::block_on(show::sites(args)),
+        Command::Find(args) => client::block_on(federation::find(args)),
+        Command::Topology(args) => client::block_on(federation::topology(args)),
+        Command::Route(args::RouteCommand::Explain(args)) => client::block_on(federation::explain(args)),
         Command::Token(args::TokenCommand::Ls(args)) | Command::Tokens(args) => client::block_on(show::tokens(args)),
         Command::Token(args::TokenCommand::Create(args)) => client::block_on(steer::create_token(args)),
         Command::Token(args::TokenCommand::Revoke(args)) => client::block_on(steer::revoke_token(args)),

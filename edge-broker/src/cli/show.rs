@@ -14,7 +14,7 @@ use crate::api::{
     Group, ListGroupsRequest, ListLinksRequest, ListSitesRequest, ListTokensRequest, ListTopicsRequest, SiteInfo,
     StatusRequest, TopicStatus,
 };
-use views::{GroupView, HeldView, LinkView, SiteView, StatusView, TokenView, TopicView};
+use views::{GroupView, HeldView, LinkView, SiteView, StatusView, SubscriberView, TokenView, TopicView};
 
 pub(crate) async fn status(args: ListArgs) -> Result<Exit, CliError> {
     let mut admin = Servers::of(&args.client)?.admin().await?;
@@ -61,20 +61,11 @@ fn status_text(view: &StatusView) -> String {
             alarm.text.clone(),
         ]);
     }
-    let mut subscribers = Table::new(&["CLIENT", "PATTERN", "STATE", "REASON"]);
-    for subscriber in &view.subscribers {
-        subscribers.row([
-            subscriber.client.clone(),
-            short(&subscriber.pattern),
-            subscriber.state.clone(),
-            subscriber.reason.clone(),
-        ]);
-    }
     // What people should know first; there may be thousands of topics.
     let tables = [
         ("", alarms),
         ("links\n", links_table(&view.links)),
-        ("subscribers that something waits for\n", subscribers),
+        ("subscribers that something waits for\n", subscribers_table(&view.subscribers)),
         ("topics\n", topics_table(&view.topics)),
     ];
     for (title, table) in tables {
@@ -103,6 +94,19 @@ fn status_text(view: &StatusView) -> String {
         }
     }
     text
+}
+
+fn subscribers_table(subscribers: &[SubscriberView]) -> Table {
+    let mut table = Table::new(&["CLIENT", "PATTERN", "STATE", "REASON"]);
+    for subscriber in subscribers {
+        table.row([
+            subscriber.client.clone(),
+            short(&subscriber.pattern),
+            subscriber.state.clone(),
+            subscriber.reason.clone(),
+        ]);
+    }
+    table
 }
 
 pub(crate) async fn links(args: ListArgs) -> Result<Exit, CliError> {

@@ -2,10 +2,11 @@
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
+use seaway_federation_proto::ids::Pattern;
 use tonic::{Request, Response, Status};
 
 use super::{
-    errors,
+    errors, federation,
     pages::{page, split},
     shared::Shared,
     status,
@@ -39,6 +40,18 @@ impl<E: Engine> AdminService<E> {
         let by = Caller::of(request.extensions())?.name.clone();
         let steering = self.shared.steering.get().cloned();
         Ok((steering.ok_or_else(|| errors::unavailable("the node is not up yet; ask again later"))?, by))
+    }
+
+    /// Who may see the node, or read all of the message's topic.
+    fn check_find(&self, request: &Request<api::FindRequest>) -> Result<(), Status> {
+        let caller = Caller::of(request.extensions())?;
+        let topic = request.get_ref().id.as_ref().map(|id| id.topic.as_str()).unwrap_or_default();
+        let own = topic.starts_with(['_', '$']);
+        let reads = |pattern: Pattern| !own && caller.check_subscribe(&pattern).is_ok();
+        if format!("{topic}/#").parse().is_ok_and(reads) {
+            return Ok(());
+        }
+        self.counted(caller.check_see())
     }
 
     fn counted(&self, result: Result<(), Status>) -> Result<(), Status> {
@@ -118,6 +131,26 @@ impl<E: Engine> Admin for AdminService<E> {
         let listed = move || page(status::sites(&engine), &request.page_token, request.page_size);
         let (sites, next_page_token) = aside(listed).await?;
         Ok(Response::new(api::ListSitesReply { sites, next_page_token }))
+    }
+
+    async fn find(&self, request: Request<api::FindRequest>) -> Result<Response<api::FindReply>, Status> {
+        self.check_find(&request)?;
+        Ok(Response::new(federation::find(&self.shared.engine, request.into_inner()).await?))
+    }
+
+    async fn topology(&self, request: Request<api::TopologyRequest>) -> Result<Response<api::TopologyReply>, Status> {
+        self.check_see(&request)?;
+        let engine = self.shared.engine.clone();
+        Ok(Response::new(aside(move || federation::topology(&engine)).await?))
+    }
+
+    async fn explain_route(
+        &self,
+        request: Request<api::ExplainRouteRequest>,
+    ) -> Result<Response<api::ExplainRouteReply>, Status> {
+        self.check_see(&request)?;
+        let (engine, request) = (self.shared.engine.clone(), request.into_inner());
+        Ok(Response::new(aside(move || federation::explain(&engine, &request)).await??))
     }
 
     async fn create_token(

@@ -369,6 +369,27 @@ impl Engine for TestEngine {
         Vec::new()
     }
 
+    async fn find(
+        &self,
+        _: &LogName,
+        _: Place,
+        _: std::time::Duration,
+    ) -> Result<seaway_federation_proto::replication::Finding, String> {
+        Err("there is no federation".to_owned())
+    }
+    fn topology(
+        &self,
+    ) -> (Vec<seaway_federation_proto::replication::KnownNode>, Vec<seaway_federation_proto::replication::KnownLink>)
+    {
+        (Vec::new(), Vec::new())
+    }
+    fn explain_way(
+        &self,
+        _: &seaway_federation_proto::ids::Site,
+        _: &seaway_federation_proto::ids::Site,
+    ) -> Result<seaway_federation_proto::replication::ExplainedWay, String> {
+        Err("there is no federation".to_owned())
+    }
     fn alarms(&self) -> Vec<Alarm> {
         Vec::new()
     }

@@ -13,6 +13,7 @@ use super::{
     LinkId, Output, Replication,
     announce::view_from,
     convert::{self, Checked},
+    find::Found,
     lines::View,
 };
 use crate::{
@@ -96,6 +97,12 @@ pub(super) enum Content {
     },
     /// What its author holds, and whether another part follows.
     Answer(Vec<(LogName, View)>, bool),
+    /// Where is this message?
+    Find {
+        log: LogName,
+        place: Place,
+    },
+    Found(Box<Found>),
     TraceProbe(u64),
     TraceReply {
         number: u64,
@@ -124,7 +131,7 @@ fn read_head(body: &link::CarriedBody) -> Checked<Head> {
     })
 }
 
-fn read_content(kind: Option<Kind>, to: &To) -> Checked<Content> {
+fn read_content(kind: Option<Kind>, Head { to, author, .. }: &Head) -> Checked<Content> {
     Ok(match kind {
         None => Content::Unknown,
         Some(Kind::Held(m)) => Content::Held { sequence: m.sequence, logs: wire::all(m.logs)? },
@@ -160,10 +167,25 @@ fn read_content(kind: Option<Kind>, to: &To) -> Checked<Content> {
             let log = |a: &link::Announce| Ok((convert::log_from(a.log.as_ref())?, view_from(a)?));
             Content::Answer(m.logs.iter().map(log).collect::<Checked<_>>()?, m.more)
         }
+        Some(Kind::Find(m)) => {
+            Content::Find { log: convert::log_from(m.log.as_ref())?, place: convert::place_from(m.place.as_ref())? }
+        }
+        Some(Kind::Found(m)) => Content::Found(Box::new(found_from(author, &m)?)),
         Some(Kind::TraceProbe(m)) => Content::TraceProbe(m.number),
         Some(Kind::TraceReply(m)) => {
             Content::TraceReply { number: m.number, failed: m.failed.chars().take(512).collect() }
         }
+    })
+}
+
+/// A state that this build does not know is taken as unknown.
+fn found_from(author: &NodeName, found: &link::Found) -> Checked<Found> {
+    Ok(Found {
+        node: author.clone(),
+        state: found.state(),
+        lag_messages: found.lag_messages,
+        text: found.text.clone(),
+        way: found.way.iter().take(WAY_MAX).map(|node| convert::node_from(Some(node))).collect::<Checked<_>>()?,
     })
 }
 
@@ -260,7 +282,7 @@ impl Replication {
         if head.author == self.config.node {
             return;
         }
-        match read_content(body.kind, &head.to) {
+        match read_content(body.kind, &head) {
             Ok(content) => self.route_carried(from, carried, &head, content),
             Err(why) if self.is_peer(from, &head.author) => {
                 self.out.push_back(Output::CloseLink(from, link::RefuseReason::Protocol, why.to_string()));
@@ -366,6 +388,18 @@ impl Replication {
             Content::Answer(logs, more) => {
                 if let To::Back((_, start, number)) = &head.to {
                     self.hear_answer(head, (*start, *number), logs, !more);
+                }
+            }
+            Content::Find { log, place } => {
+                if let To::All(number) = head.to {
+                    self.answer_find(from, (head.author.clone(), head.start, number), &log, place);
+                }
+            }
+            Content::Found(found) => {
+                if let To::Back((_, start, number)) = &head.to
+                    && *start == self.config.start
+                {
+                    self.hear_found(head, *number, *found);
                 }
             }
             Content::TraceProbe(number) => self.answer_trace(head, number, carried.way, String::new()),

@@ -243,6 +243,17 @@ impl Held {
     }
 }
 
+/// Up to where a copy is proven equal after a statement of this place, and where it was found to differ.
+fn proven_by(found: Found, below: Place, before: Option<&Stated>, lower: bool) -> (Option<Place>, Option<Place>) {
+    // What it had before it went back is not what it has.
+    let proven = before.and_then(|b| b.proven).filter(|_| !lower);
+    match found {
+        Found::Equal => (Some(below), None),
+        Found::Differs => (proven, Some(below)),
+        Found::Unknown => (proven, before.and_then(|b| b.differs)),
+    }
+}
+
 impl Replication {
     /// What is durable of a copy here changed: its origin is told.
     pub(super) fn state_held(&mut self, log: &LogName) {
@@ -397,17 +408,7 @@ impl Replication {
             self.report_of("statement-refused", site, text);
             return false;
         }
-        let lower = before.as_ref().and_then(|b| {
-            let was = b.tips.first()?;
-            (was.incarnation == held.below.incarnation && held.below.offset < was.offset).then_some(*was)
-        });
-        if let Some(was) = lower {
-            let text = format!(
-                "site {site} held {log} up to {was} and now states {}; it was restored or lost data, and is believed",
-                held.below
-            );
-            self.report_of("site-went-back", format!("{site} {log}"), text);
-        }
+        let lower = self.went_back(site, &held, before.as_ref());
         let found = self.compare_chain(site, &held);
         if found != Found::Unknown {
             let compared = &mut self.held.answers_to(site, start).compared;
@@ -416,16 +417,7 @@ impl Replication {
             }
         }
         let compared = found == Found::Equal || before.as_ref().is_some_and(|b| b.compared && b.tips == tips);
-        let proven = match found {
-            Found::Equal => Some(held.below),
-            // What it had before it went back is not what it has.
-            Found::Unknown | Found::Differs => before.as_ref().and_then(|b| b.proven).filter(|_| lower.is_none()),
-        };
-        let differs = match found {
-            Found::Equal => None,
-            Found::Differs => Some(held.below),
-            Found::Unknown => before.as_ref().and_then(|b| b.differs),
-        };
+        let (proven, differs) = proven_by(found, held.below, before.as_ref(), lower);
         let unknown = self.logs.get(&log).is_none_or(|s| s.submitted.is_none());
         if unknown && before.is_none() && self.held.sites.len() >= self.config.logs_max {
             self.count("statement_dropped_too_many_logs");
@@ -461,6 +453,12 @@ impl Replication {
         self.held.changed.insert((log.clone(), site.clone()));
         // An empty copy is begun at a place that was announced once: nothing of it can be fetched.
         let empty = tips.len() == 1 && held.from == Some(held.below);
+        self.note_ahead(log, site, tips, empty);
+        true
+    }
+
+    /// Takes note of whether somebody's tips lie beyond what we hold.
+    fn note_ahead(&mut self, log: LogName, site: &Site, tips: Vec<Place>, empty: bool) {
         if !empty && self.is_ahead(&log, &tips) {
             let ahead = Ahead { site: site.clone(), tips, ticks: 0, reported: false };
             let known = self.held.ahead.entry((log, site.clone())).or_insert(ahead);
@@ -468,7 +466,20 @@ impl Replication {
         } else {
             self.held.ahead.remove(&(log, site.clone()));
         }
-        true
+    }
+
+    /// Whether a site states a lower place than before; people are told.
+    fn went_back(&mut self, site: &Site, held: &wire::HeldLog, before: Option<&Stated>) -> bool {
+        let Some(was) = before.and_then(|b| b.tips.first().copied()) else { return false };
+        let lower = was.incarnation == held.below.incarnation && held.below.offset < was.offset;
+        if lower {
+            let (log, below) = (&held.log, held.below);
+            let text = format!(
+                "site {site} held {log} up to {was} and now states {below}; it was restored or lost data, and is believed"
+            );
+            self.report_of("site-went-back", format!("{site} {log}"), text);
+        }
+        lower
     }
 
     /// Compares the stated chain value with ours; a different one is told to people.

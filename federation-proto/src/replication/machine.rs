@@ -12,6 +12,7 @@ use super::{
     announce::Announcing,
     convert::Checked,
     fetching::FetchOwner,
+    find::Finds,
     held::Held,
     logs::{IDLE_LOOKS, Logs},
     marks::Marks,
@@ -83,6 +84,7 @@ pub struct Replication {
     pub(super) regaining: BTreeMap<LogName, u32>,
     pub(super) one_ways: OneWays,
     pub(super) traces: Traces,
+    pub(super) finds: Finds,
     /// Logs whose begin moved: announced with the next tick.
     trimmed: BTreeSet<LogName>,
     /// Somewhere a blank copy's origin turned out to have no such log.
@@ -122,6 +124,7 @@ impl Replication {
             regaining: BTreeMap::new(),
             one_ways: OneWays::default(),
             traces: Traces::default(),
+            finds: Finds::default(),
             trimmed: BTreeSet::new(),
             none_to_tell: false,
             counters: BTreeMap::new(),

@@ -9,7 +9,7 @@
 //! is read through for them;
 //! [`held`] and [`registration`] tell origins who has what; [`marks`] and [`trace`] keep status true, which [`standing`] says; [`ways`] tells which
 //! nodes a way leads over; [`questions`] look for
-//! what an origin lost, and [`holes`] for what cannot be read any more; [`unstored`] plans anew what the
+//! what an origin lost, [`find`] asks all nodes for one message, and [`holes`] for what cannot be read any more; [`unstored`] plans anew what the
 //! shell had no room for; [`one_way`] carries what is not stored, [`carried`] what goes to nodes
 //! farther than a neighbour. [`lines`] knows how a log's incarnations hang together.
 
@@ -17,6 +17,7 @@ mod announce;
 mod carried;
 mod convert;
 mod fetching;
+mod find;
 mod held;
 mod holes;
 mod lines;
@@ -40,7 +41,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-pub use self::{held::RemoteHeld, machine::Replication, passes::PASS_POOL_BYTES};
+pub use self::{
+    find::{Finding, Found},
+    held::RemoteHeld,
+    machine::Replication,
+    passes::PASS_POOL_BYTES,
+    ways::{ExplainedWay, KnownLink, KnownNode, WayHop},
+};
 use crate::{
     copies::{Hole, HoleKind},
     envelope::Chain,

@@ -187,6 +187,17 @@ impl Questions {
         share
     }
 
+    /// The number of something that this node is about to flood, if it may now: enough is left for what it must ask.
+    pub(super) fn next_flooded(&mut self, now: Duration) -> Option<u64> {
+        let share = self.own_share(now);
+        if share.left <= KEPT_FOR_OWN {
+            return None;
+        }
+        share.left -= 1;
+        self.sequence += 1;
+        Some(self.sequence)
+    }
+
     /// The link that something flooded came on.
     pub(super) fn came_from(&self, key: &FloodKey) -> Option<LinkId> {
         self.seen.get(key).copied()

@@ -15,7 +15,7 @@ use super::{
     Change, LinkId, Output, Replication, StateTable,
     convert::{self, Checked},
     twins::Twins,
-    ways::Ways,
+    ways::{KnownLink, Ways},
 };
 use crate::{
     ids::{NodeName, Site, Start},
@@ -138,6 +138,33 @@ impl Routing {
         (first != me && nodes.contains(me)).then_some(first)
     }
 
+    /// What a node's record says: kind, whether it carries no transit, and how long ago it came.
+    pub(super) fn said_of(&self, node: &NodeName, now: Duration) -> Option<(NodeKind, bool, Duration)> {
+        let known = self.records.get(node)?;
+        let age = known.age.saturating_add(now.saturating_sub(known.heard));
+        Some((known.kind, known.no_transit, age))
+    }
+
+    /// What kind of node was ever heard of by this name.
+    pub(super) fn kind_ever(&self, node: &NodeName) -> Option<NodeKind> {
+        self.ever.get(node).copied()
+    }
+
+    /// All links that records state, in order of name, with the cost that each end states.
+    pub(super) fn stated_links(&self) -> Vec<KnownLink> {
+        let mut links: BTreeMap<(NodeName, NodeName), [Option<u32>; 2]> = BTreeMap::new();
+        for (node, known) in &self.records {
+            for (peer, cost) in &known.neighbours {
+                let (key, end) = if node < peer { ((node, peer), 0) } else { ((peer, node), 1) };
+                let costs = links.entry((key.0.clone(), key.1.clone())).or_default();
+                if let Some(stated) = costs.get_mut(end) {
+                    *stated = Some((*cost).max(1));
+                }
+            }
+        }
+        links.into_iter().map(|((a, b), costs)| KnownLink { a, b, costs }).collect()
+    }
+
     /// The edge broker that counts of a site, as far as its record is known.
     pub(super) fn edge_of(&self, site: &Site) -> Option<NodeName> {
         if let Some(first) = self.claimed.get(site).and_then(|nodes| nodes.first()) {
@@ -223,7 +250,7 @@ impl Routing {
 
     /// Dijkstra from `me`: each node's distance, and the first hops of all shortest ways. Costs are at least 1, so next hops
     /// along shortest paths cannot form a loop; of several the one of smallest name is taken.
-    fn paths(&self, me: &NodeName) -> BTreeMap<NodeName, (u64, BTreeSet<NodeName>)> {
+    pub(super) fn paths(&self, me: &NodeName) -> BTreeMap<NodeName, (u64, BTreeSet<NodeName>)> {
         let mut best: BTreeMap<NodeName, (u64, BTreeSet<NodeName>)> = BTreeMap::new();
         let mut open: BTreeSet<(u64, NodeName)> = BTreeSet::from([(0, me.clone())]);
         let mut done: BTreeSet<NodeName> = BTreeSet::new();

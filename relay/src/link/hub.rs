@@ -21,8 +21,8 @@ use seaway_federation_proto::{
     envelope::Batch,
     ids::{LogName, NodeName, Place, Site, Topic},
     replication::{
-        Change, CopyStatus, LinkId, Output, RemoteHeld, Replication, ReplicationConfig, Report, SiteStatus, StateTable,
-        Want,
+        Change, CopyStatus, ExplainedWay, Finding, KnownLink, KnownNode, LinkId, Output, RemoteHeld, Replication,
+        ReplicationConfig, Report, SiteStatus, StateTable, Want,
     },
     session::{CloseReason, FetchEnded, FetchNumber, FetchOrder, Lane, PeerInfo, vitals::Trouble},
     wire::link,
@@ -329,6 +329,39 @@ impl Hub {
     /// State of a log.
     pub fn copy_status(&self, now: Duration, log: &LogName) -> Option<CopyStatus> {
         self.core.lock().machine.copy_status(now, log)
+    }
+
+    /// See [`Replication::find`].
+    ///
+    /// # Errors
+    /// A sentence: too much is asked already.
+    pub fn find(&self, now: Duration, log: &LogName, place: Place) -> Result<u64, String> {
+        let mut asked = Err(String::new());
+        self.act(|core| asked = core.machine.find(now, log, place));
+        asked
+    }
+
+    /// See [`Replication::found`].
+    pub fn found(&self, number: u64, log: &LogName) -> Option<Finding> {
+        self.core.lock().machine.found(number, log)
+    }
+
+    /// See [`Replication::find_over`].
+    pub fn find_over(&self, number: u64) {
+        self.core.lock().machine.find_over(number);
+    }
+
+    /// See [`Replication::topology`].
+    pub fn topology(&self, now: Duration) -> (Vec<KnownNode>, Vec<KnownLink>) {
+        self.core.lock().machine.topology(now)
+    }
+
+    /// See [`Replication::explain_way`].
+    ///
+    /// # Errors
+    /// A sentence: a site is not known here.
+    pub fn explain_way(&self, from: &Site, to: &Site) -> Result<ExplainedWay, String> {
+        self.core.lock().machine.explain_way(from, to)
     }
 
     /// The sites known.

@@ -11,6 +11,7 @@ mod answers;
 pub mod clock;
 #[cfg(test)]
 mod disk_tests;
+mod find;
 mod inner;
 pub mod life;
 mod one_way;

@@ -172,6 +172,17 @@ fn carried(held: link::HeldLog, announce: link::Announce) -> Vec<Kind> {
             Said::Question(link::Question { origin: "b".into(), known: vec![held], patterns: vec!["#".into()] }),
         ),
         ("c", back, Said::Answer(link::Answer { logs: vec![announce], more: false })),
+        ("a", To::All(10), Said::Find(link::Find { log: log(), place: Some(place(5)) })),
+        (
+            "c",
+            To::Back(link::Back { node: node("b"), start: start(), number: 10 }),
+            Said::Found(link::Found {
+                state: link::FoundState::Lagging.into(),
+                lag_messages: 7,
+                text: "behind".into(),
+                way: node("a").into_iter().collect(),
+            }),
+        ),
         ("a", to_b, Said::TraceProbe(link::TraceProbe { number: 7 })),
         (
             "a",

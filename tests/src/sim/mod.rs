@@ -18,6 +18,7 @@
 
 pub mod check;
 pub mod crossings;
+pub mod honest;
 pub mod net;
 pub mod node;
 pub mod sabotage;

@@ -218,6 +218,11 @@ impl SimNode {
         self.running.as_ref().map(|running| running.log.logs()).unwrap_or_default()
     }
 
+    /// A log as its commit log has accepted it.
+    pub fn submitted(&self, log: &LogName) -> Option<LogInfo> {
+        self.running.as_ref()?.log.info(log, false)
+    }
+
     /// What its status says of a log, if its process runs.
     pub fn status(&self, log: &LogName) -> Option<String> {
         let status = self.running.as_ref()?.hub.copy_status(self.clock.now(), log)?;

@@ -105,7 +105,8 @@ impl Truth {
         self.published.get(&id).is_some_and(|tries| tries.losses_first != tries.losses_last)
     }
 
-    fn losses_of(&self, node: &str) -> u64 {
+    /// How often a node's disk was lost or set back.
+    pub fn losses_of(&self, node: &str) -> u64 {
         self.losses.get(node).copied().unwrap_or(0)
     }
 

@@ -21,6 +21,7 @@ use seaway_relay::node::clock::Clock;
 use super::{
     check::{Disk, Holdings, Violation},
     crossings::{Crossings, reachable},
+    honest::Honesty,
     net::{Conn, ConnId},
     node::{Loss, SimNode},
     scenario::Scenario,
@@ -131,6 +132,7 @@ pub struct World {
     /// How far the run has come.
     phase: Phase,
     crossings: Option<Crossings>,
+    honesty: Honesty,
     violations: Vec<Violation>,
     refusals: Vec<String>,
     /// Events handled, for the summary.
@@ -156,6 +158,8 @@ pub struct Outcome {
     pub time: Duration,
     /// Deaths of nodes.
     pub deaths: u64,
+    /// How often a copy was called live when it was looked at, and held to it.
+    pub called_live: u64,
     /// Alarms raised, by name.
     pub alarms: BTreeMap<&'static str, u64>,
     /// Links that a node ended because of what its peer sent, with its words.
@@ -194,6 +198,7 @@ impl World {
             faults_until,
             phase: Phase::Faults,
             crossings: None,
+            honesty: Honesty::default(),
             violations: Vec::new(),
             refusals: Vec::new(),
             scenario,
@@ -229,6 +234,7 @@ impl World {
             self.clock.set(at);
             self.events += 1;
             self.handle(event);
+            self.honesty.look(self.now, &self.nodes, &self.truth.lock(), &mut self.violations);
         }
         self.finish()
     }
@@ -537,6 +543,7 @@ impl World {
             events: self.events,
             time: self.now,
             deaths: self.nodes.iter().map(SimNode::deaths).sum(),
+            called_live: self.honesty.called_live,
             alarms: self.nodes.iter().flat_map(SimNode::alarms).fold(BTreeMap::new(), |mut all, (name, count)| {
                 *all.entry(name).or_default() += count;
                 all

@@ -4,6 +4,7 @@
 
 mod bounds;
 mod carried;
+mod find;
 mod gaps;
 mod net;
 mod passing;
