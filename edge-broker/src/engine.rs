@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use seaway_federation_proto::{
     copies::LogInfo,
-    ids::{LogName, NodeName, Pattern, Place, Site, Topic},
+    ids::{LogName, NodeName, Path, Pattern, Place, Site, Topic},
     replication::{CopyStatus, ExplainedWay, Finding, KnownLink, KnownNode, SiteStatus, Want},
     session::NodeKind,
 };
@@ -36,6 +36,8 @@ pub trait Engine: Clone + Send + Sync + 'static {
         run: PublishRun,
         room: ReceiptRoom,
     ) -> impl Future<Output = Result<PendingRun, PublishError>> + Send;
+    /// See [`Node::record`].
+    fn record(&self, path: Path, payload: Bytes) -> impl Future<Output = Result<(), PublishError>> + Send;
     /// See [`Node::publish_one_way`].
     fn publish_one_way(&self, publish: Publish) -> Result<(), PublishError>;
     /// See [`Node::subscribe_one_way`].
@@ -105,6 +107,9 @@ impl Engine for Node {
     }
     async fn publish_run(&self, run: PublishRun, room: ReceiptRoom) -> Result<PendingRun, PublishError> {
         Node::publish_run(self, run, room).await
+    }
+    async fn record(&self, path: Path, payload: Bytes) -> Result<(), PublishError> {
+        Node::record(self, path, payload).await
     }
     fn publish_one_way(&self, publish: Publish) -> Result<(), PublishError> {
         Node::publish_one_way(self, publish)

@@ -1,6 +1,7 @@
 //! The gRPC services: what clients call, checked and handed to the engine, subscriptions and groups.
 
 pub(crate) mod admin;
+pub(crate) mod audit;
 pub(crate) mod convert;
 pub mod errors;
 pub(crate) mod federation;

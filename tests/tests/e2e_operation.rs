@@ -128,6 +128,17 @@ fn a_drained_node_takes_nothing_says_so_and_comes_back() {
         assert_eq!(back, "the node is in use again\n");
         wait_for("ready", || operated.get(node, "/readyz").0 == 200);
     }
+    // Who did that can be read by those who may do it; the drained node stored it, too.
+    let trail = ["sub", "_audit/#", "--from", "earliest", "--until-end", "--timeout", "120s"];
+    federation.run("eu/edge", &trail).failed(5, "never done for unknown callers");
+    let trail = operated.operate("eu/edge", &[&trail[..], &["--origin", "eu"]].concat()).ok().out;
+    let told: Vec<serde_json::Value> = trail.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told: Vec<_> = told.iter().map(|r| ["who", "call", "detail"].map(|key| r[key].as_str().unwrap())).collect();
+    assert_eq!(
+        told,
+        [["anonymous", "Drain", ""], ["token:operator", "Drain", ""], ["token:operator", "Drain", "undo"]],
+        "{trail}"
+    );
     federation.run("eu/edge", &["pub", "orders", "here", "--ack", "sites=us", "--deadline", "120s"]).ok();
 }
 

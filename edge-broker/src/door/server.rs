@@ -24,6 +24,7 @@ use crate::{
     engine::Engine,
     grpc::{
         admin::AdminService,
+        audit::Audited,
         messages::MessagesService,
         shared::{DoorCounters, Shared},
         status,
@@ -232,7 +233,8 @@ fn add_services<E: Engine>(mut server: Server, shared: &Arc<Shared<E>>) -> Resul
         .build_v1()
         .map_err(|error| DoorError::Serve(format!("the reflection service does not start: {error}")))?;
     Ok(server
-        .add_service(InterceptedService::new(admin, intercept.clone()))
+        // Behind the interceptor: strangers leave no records.
+        .add_service(InterceptedService::new(Audited { inner: admin, shared: shared.clone() }, intercept.clone()))
         .add_optional_service(messages)
         .add_service(InterceptedService::new(reflection, intercept)))
 }

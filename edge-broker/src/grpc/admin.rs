@@ -6,7 +6,7 @@ use seaway_federation_proto::ids::Pattern;
 use tonic::{Request, Response, Status};
 
 use super::{
-    errors, federation,
+    audit, errors, federation,
     pages::{page, split},
     shared::Shared,
     status,
@@ -117,6 +117,7 @@ impl<E: Engine> Admin for AdminService<E> {
         &self,
         request: Request<api::DeleteGroupRequest>,
     ) -> Result<Response<api::DeleteGroupReply>, Status> {
+        audit::note(request.extensions(), || request.get_ref().group.clone());
         self.check_steer(&request)?;
         self.shared.groups.delete(&request.into_inner().group).await?;
         Ok(Response::new(api::DeleteGroupReply {}))
@@ -157,6 +158,7 @@ impl<E: Engine> Admin for AdminService<E> {
         &self,
         request: Request<api::CreateTokenRequest>,
     ) -> Result<Response<api::CreateTokenReply>, Status> {
+        audit::note(request.extensions(), || format!("{:?}", request.get_ref()));
         self.check_steer(&request)?;
         let request = request.into_inner();
         let asked = request.rights.unwrap_or_default();
@@ -185,12 +187,14 @@ impl<E: Engine> Admin for AdminService<E> {
         &self,
         request: Request<api::RevokeTokenRequest>,
     ) -> Result<Response<api::RevokeTokenReply>, Status> {
+        audit::note(request.extensions(), || request.get_ref().name.clone());
         self.check_steer(&request)?;
         self.shared.tokens.revoke(&request.into_inner().name).await?;
         Ok(Response::new(api::RevokeTokenReply {}))
     }
 
     async fn drain(&self, request: Request<api::DrainRequest>) -> Result<Response<api::DrainReply>, Status> {
+        audit::note(request.extensions(), || if request.get_ref().undo { "undo".into() } else { String::new() });
         let (steering, by) = self.steering(&request)?;
         Ok(Response::new(steering.drain(request.into_inner().undo, &by)))
     }
@@ -199,6 +203,7 @@ impl<E: Engine> Admin for AdminService<E> {
         &self,
         request: Request<api::PauseLinkRequest>,
     ) -> Result<Response<api::PauseLinkReply>, Status> {
+        audit::note(request.extensions(), || request.get_ref().peer.clone());
         let (steering, by) = self.steering(&request)?;
         steering.pause_link(&request.into_inner().peer, &by)?;
         Ok(Response::new(api::PauseLinkReply {}))
@@ -208,6 +213,7 @@ impl<E: Engine> Admin for AdminService<E> {
         &self,
         request: Request<api::ResumeLinkRequest>,
     ) -> Result<Response<api::ResumeLinkReply>, Status> {
+        audit::note(request.extensions(), || request.get_ref().peer.clone());
         let (steering, _) = self.steering(&request)?;
         let was_paused = steering.resume_link(&request.into_inner().peer)?;
         Ok(Response::new(api::ResumeLinkReply { was_paused }))
@@ -225,6 +231,10 @@ impl<E: Engine> Admin for AdminService<E> {
         &self,
         request: Request<api::SetLogLevelRequest>,
     ) -> Result<Response<api::LogLevels>, Status> {
+        audit::note(request.extensions(), || {
+            let asked = request.get_ref();
+            format!("{}={} for {} ms", asked.target, asked.level, asked.for_ms)
+        });
         let (steering, by) = self.steering(&request)?;
         steering.set_level(&request.into_inner(), &by).map(Response::new)
     }

@@ -42,6 +42,8 @@ pub(crate) struct DoorCounters {
     pub(crate) subscribers: AtomicU64,
     /// Connections that were one too many.
     pub(crate) connections_refused: AtomicU64,
+    /// Admin calls whose record could not be stored.
+    pub(crate) audit_failures: AtomicU64,
 }
 
 impl DoorCounters {

@@ -9,6 +9,7 @@ use std::{
 
 use futures_util::Stream;
 use seaway_federation_proto::ids::{InvalidName, LogName, Pattern, Place, Site};
+use seaway_relay::node::AUDIT_TOPIC;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::{Status, Streaming};
@@ -27,6 +28,7 @@ use crate::{
     engine::Engine,
     groups::{Joining, Member, actor::Command},
     limits::{CONFIRMS_UNANSWERED_MAX, ORIGINS_MAX, SUBSCRIBE_REPLIES_MAX, SUBSCRIPTIONS_MAX},
+    metrics::traffic::topic_of,
     subscriptions::{
         credit::Credit,
         filter::Filter,
@@ -56,7 +58,11 @@ pub(crate) async fn subscribe<E: Engine>(
         return Err(errors::invalid("the first request of a subscription must open it"));
     };
     let filter = filter(&open)?;
-    caller.check_subscribe(&filter.pattern).inspect_err(|_| DoorCounters::count(&shared.counters.not_allowed))?;
+    let allowed = match is_audit(&filter.pattern) {
+        true => caller.check_steer(),
+        false => caller.check_subscribe(&filter.pattern),
+    };
+    allowed.inspect_err(|_| DoorCounters::count(&shared.counters.not_allowed))?;
     let slot = shared.subscriptions.clone().try_acquire_owned().map_err(|_| {
         errors::too_many(format!("there are {SUBSCRIPTIONS_MAX} subscriptions already; close some or try again later"))
     })?;
@@ -226,10 +232,15 @@ async fn serve_member(
     }
 }
 
+/// Whether a pattern is within the audit trail, which those who may steer the node may read.
+fn is_audit(pattern: &Pattern) -> bool {
+    topic_of(pattern.as_str()) == AUDIT_TOPIC
+}
+
 fn filter(open: &Open) -> Result<Filter, Status> {
     let invalid = |error: InvalidName| errors::invalid(error.to_string());
     let pattern: Pattern = open.pattern.parse().map_err(invalid)?;
-    if pattern.as_str().starts_with(['_', '$']) {
+    if pattern.as_str().starts_with(['_', '$']) && !is_audit(&pattern) {
         return Err(errors::not_allowed(format!(
             "{pattern} is Seaway's own and closed to clients; subscribe to another topic"
         )));

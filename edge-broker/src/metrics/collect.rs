@@ -70,7 +70,7 @@ impl Collector {
             let kind = status::kind_name(node.identity().2);
             let (federation, name, _) = node.identity();
             page.count(&t::BUILD_INFO, &[env!("CARGO_PKG_VERSION")], 1);
-            page.count(&t::NODE_INFO, &[&federation, name.site.as_str(), &name.node.to_string(), &kind], 1);
+            page.count(&t::NODE_INFO, &[&federation, name.site.as_str(), &name.node, &kind], 1);
             page.count(&t::READY, &[], u64::from(ready));
             add_times(&mut page, node.uptime());
             process::add(&mut page);
@@ -252,6 +252,7 @@ fn add_door<E: Engine>(page: &mut Page, shared: &Shared<E>) {
     page.count(&t::DOOR_REFUSED, &["connections"], counters.connections_refused.load(Relaxed));
     page.count(&t::DOOR_REFUSED, &["rate"], rates.refused.load(Relaxed));
     page.count(&t::DOOR_DELAYED, &[], rates.delayed.load(Relaxed));
+    page.count(&t::AUDIT_FAILURES, &[], counters.audit_failures.load(Relaxed));
     let (connections, subscriptions) = status::held(shared);
     page.count(&t::DOOR_CONNECTIONS, &[], connections);
     page.count(&t::DOOR_SUBSCRIPTIONS, &[], subscriptions);

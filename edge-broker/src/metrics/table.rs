@@ -107,6 +107,8 @@ metrics! {
     DOOR_REFUSED Counter "seaway_door_refused_total" ["reason"] "What the door refused: not-allowed, connections, rate."
     DOOR_DELAYED Counter "seaway_door_delayed_total" [] "Publishes that waited for their client's rate."
 
+    AUDIT_FAILURES Counter "seaway_audit_failures_total" [] "Admin calls whose record could not be stored in _audit; the node's log has them."
+
     GROUP_MEMBERS Gauge "seaway_group_members" ["group"] "Members of a durable group."
     GROUP_LAG Gauge "seaway_group_lag_messages" ["group"] "Messages held here that the group has not confirmed."
     GROUP_UNCONFIRMED Gauge "seaway_group_unconfirmed_messages" ["group"] "Messages that are with members and not confirmed yet."

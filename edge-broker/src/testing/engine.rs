@@ -286,6 +286,20 @@ impl Engine for TestEngine {
         Ok(told)
     }
 
+    async fn record(&self, path: Path, payload: Bytes) -> Result<(), PublishError> {
+        let publish = Publish {
+            path,
+            key: None,
+            headers: Vec::new(),
+            payload,
+            producer: None,
+            acknowledgement: Acknowledgement::Local,
+            deadline: std::time::Duration::from_secs(60),
+            on_deadline: seaway_relay::node::OnDeadline::Fail,
+        };
+        self.publish_one(publish)?.await.unwrap().map(drop)
+    }
+
     fn publish_one_way(&self, publish: Publish) -> Result<(), PublishError> {
         let mut message = self.message("x", "");
         (message.path, message.payload) = (publish.path, publish.payload);

@@ -318,6 +318,11 @@ impl NodeInner {
         before.is_some()
     }
 
+    /// Whether nothing else keeps the node from taking messages than that it is drained, as upkeep saw it last.
+    pub(super) fn is_kept_by_drain_alone(&self) -> bool {
+        [0, Unavailable::Drained as u8].contains(&self.not_taking.load(Ordering::Relaxed))
+    }
+
     /// Whether an operator took the node out of use.
     pub(super) fn is_drained(&self) -> bool {
         self.drained.load().is_some()
@@ -508,7 +513,7 @@ impl NodeInner {
 /// The first settings that match the topic, else the defaults.
 pub(super) fn topic_config(topics: &[(Pattern, TopicConfig)], topic: &Topic) -> TopicConfig {
     let found = topics.iter().find(|(pattern, _)| pattern.touches(topic));
-    found.map_or_else(TopicConfig::default, |(_, settings)| settings.clone())
+    found.map_or_else(|| TopicConfig::unnamed(topic), |(_, settings)| settings.clone())
 }
 
 /// Makes the drivers of links.

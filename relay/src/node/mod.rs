@@ -31,7 +31,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use seaway_federation_proto::{
     copies::LogInfo,
-    ids::{LogName, NodeName, Pattern, Place, Topic},
+    ids::{LogName, NodeName, Path, Pattern, Place, Topic},
     replication::{CopyStatus, Report, SiteStatus, Want},
 };
 use tokio::sync::{broadcast, mpsc};
@@ -46,8 +46,9 @@ pub use self::{
     one_way::{SUBSCRIBER_BYTES_MAX, SUBSCRIBER_MESSAGES_MAX},
     origin::OwnMessage,
     types::{
-        Acknowledgement, Alarm, LinkStatus, LinkTls, LogEvent, NodeConfig, OnDeadline, OneWayMessage, Outcome,
-        PendingReceipt, PendingRun, Publish, PublishError, PublishRun, Receipt, ReceiptRoom, StartError, TopicConfig,
+        AUDIT_TOPIC, Acknowledgement, Alarm, LinkStatus, LinkTls, LogEvent, NodeConfig, OnDeadline, OneWayMessage,
+        Outcome, PendingReceipt, PendingRun, Publish, PublishError, PublishRun, Receipt, ReceiptRoom, StartError,
+        TopicConfig,
     },
 };
 
@@ -109,6 +110,15 @@ impl Node {
     /// As [`PublishError`] says; nothing is stored then. What fails later comes with the receipt.
     pub async fn publish(&self, publish: Publish) -> Result<PendingReceipt, PublishError> {
         self.inner.publish(publish).await
+    }
+
+    /// Stores a message of Seaway's own, in a topic that nobody else may publish to; it is durable when this returns. Taken by a drained
+    /// node, too.
+    ///
+    /// # Errors
+    /// As [`PublishError`] says.
+    pub async fn record(&self, path: Path, payload: Bytes) -> Result<(), PublishError> {
+        self.inner.record(path, payload).await
     }
 
     /// Waits for room for `count` messages of one topic that wait for other sites: a site that is cut off may let it wait long, so

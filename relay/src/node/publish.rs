@@ -9,12 +9,13 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use parking_lot::Mutex;
-use seaway_federation_proto::ids::{Site, Topic};
+use seaway_federation_proto::ids::{Path, Site, Topic};
 use tokio::sync::{Notify, oneshot};
 
 use super::{
-    Acknowledgement, Outcome, PendingReceipt, PendingRun, Publish, PublishError, PublishRun, ReceiptRoom,
+    Acknowledgement, OnDeadline, Outcome, PendingReceipt, PendingRun, Publish, PublishError, PublishRun, ReceiptRoom,
     answers::{Answers, Part, PartRoom, RunDone, Waits},
     clock::Clock,
     inner::NodeInner,
@@ -25,6 +26,16 @@ use super::{
 
 /// A run is handed over in parts of so many bytes, or one message: each waits for its own room.
 const RUN_BYTES: usize = 1024 * 1024;
+
+/// How long a record of the node's own may wait for room.
+const RECORD_WITHIN: Duration = Duration::from_secs(30);
+
+/// Whose messages a run has: clients have no topics of Seaway's own, and Seaway has no others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    Clients,
+    Own,
+}
 
 type Sites = Arc<[Site]>;
 
@@ -61,7 +72,7 @@ impl NodeInner {
         let Publish { path, key, headers, payload, producer, acknowledgement, deadline, on_deadline } = publish;
         let message = OwnMessage { path, key, headers, payload, producer };
         // What is refused at once is answered at once.
-        self.check_message(&message, &acknowledgement)?;
+        self.check_message(&message, &acknowledgement, Whose::Clients)?;
         let (sender, receiver) = oneshot::channel();
         let answer = move |outcomes: Vec<Outcome>| {
             let only = outcomes.into_iter().next();
@@ -69,8 +80,22 @@ impl NodeInner {
             drop(only.map(|outcome| sender.send(outcome.result)));
         };
         let run = PublishRun { messages: vec![message], acknowledgement, deadline, on_deadline };
-        self.accept_run(run, ReceiptRoom::default(), Box::new(answer)).await;
+        self.accept_run(run, ReceiptRoom::default(), Whose::Clients, Box::new(answer)).await;
         Ok(receiver)
+    }
+
+    /// See [`super::Node::record`].
+    pub(super) async fn record(self: &Arc<Self>, path: Path, payload: Bytes) -> Result<(), PublishError> {
+        let message = OwnMessage { path, key: None, headers: Vec::new(), payload, producer: None };
+        let (acknowledgement, on_deadline) = (Acknowledgement::Local, OnDeadline::Fail);
+        let run = PublishRun { messages: vec![message], acknowledgement, deadline: RECORD_WITHIN, on_deadline };
+        let (sender, receiver) = oneshot::channel();
+        let told = Box::new(move |outcomes| _ = sender.send(outcomes));
+        self.accept_run(run, ReceiptRoom::default(), Whose::Own, told).await;
+        let outcomes: Vec<Outcome> = receiver.await.unwrap_or_default();
+        let only = outcomes.into_iter().next();
+        let lost = || Err(PublishError::InDoubt("the node stopped before it said so".to_owned()));
+        only.map_or_else(lost, |outcome| outcome.result.map(drop))
     }
 
     /// See [`super::Node::publish_run`].
@@ -81,7 +106,7 @@ impl NodeInner {
     ) -> Result<PendingRun, PublishError> {
         self.check_taking()?;
         let (sender, receiver) = oneshot::channel();
-        self.accept_run(run, room, Box::new(move |outcomes| _ = sender.send(outcomes))).await;
+        self.accept_run(run, room, Whose::Clients, Box::new(move |outcomes| _ = sender.send(outcomes))).await;
         Ok(receiver)
     }
 
@@ -94,10 +119,18 @@ impl NodeInner {
     }
 
     /// What is known of a message without storing it.
-    fn check_message(&self, message: &OwnMessage, asked: &Acknowledgement) -> Result<Option<Need>, PublishError> {
-        self.check_taking()?;
+    fn check_message(
+        &self,
+        message: &OwnMessage,
+        asked: &Acknowledgement,
+        whose: Whose,
+    ) -> Result<Option<Need>, PublishError> {
+        match whose {
+            Whose::Own => self.check_storing()?,
+            Whose::Clients => self.check_taking()?,
+        }
         let topic = message.path.topic();
-        if topic.is_internal() {
+        if topic.is_internal() != (whose == Whose::Own) {
             return Err(PublishError::Internal(topic));
         }
         let need = self.need(&topic, asked)?;
@@ -106,7 +139,7 @@ impl NodeInner {
     }
 
     /// Takes a run: waits for room, and gives it to the origin. `done` is called once all is told.
-    async fn accept_run(self: &Arc<Self>, run: PublishRun, mut held: ReceiptRoom, done: RunDone) {
+    async fn accept_run(self: &Arc<Self>, run: PublishRun, mut held: ReceiptRoom, whose: Whose, done: RunDone) {
         let PublishRun { messages, acknowledgement, deadline, on_deadline } = run;
         let deadline = self.clock.now().saturating_add(deadline);
         let total = u32::try_from(messages.len()).unwrap_or(u32::MAX);
@@ -117,7 +150,7 @@ impl NodeInner {
             let begin = number;
             number = number.saturating_add(1);
             // Before it waits for room: what is too large would never fit.
-            let need = match self.check_message(&first, &acknowledgement) {
+            let need = match self.check_message(&first, &acknowledgement, whose) {
                 Ok(need) => need,
                 Err(error) => {
                     answers.put(begin, 1, Err(error));
@@ -234,6 +267,14 @@ impl NodeInner {
             return Err(self.no_origin());
         }
         self.readiness().map_err(PublishError::Unavailable)
+    }
+
+    /// Whether the node stores what it says itself: a drained one does, and one that was drained until just now.
+    fn check_storing(&self) -> Result<(), PublishError> {
+        if self.origin.is_some() && !self.is_draining() && self.is_kept_by_drain_alone() {
+            return Ok(());
+        }
+        self.check_taking()
     }
 
     fn no_origin(&self) -> PublishError {

@@ -69,6 +69,9 @@ pub struct LinkTls {
     pub ca: PathBuf,
 }
 
+/// The topic of the audit trail: Seaway's own, see [`super::Node::record`].
+pub const AUDIT_TOPIC: &str = "_audit";
+
 /// Settings of a topic at this origin or holder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicConfig {
@@ -93,6 +96,21 @@ impl Default for TopicConfig {
             codec: Codec::None,
             retention_bytes: None,
             retention_age: None,
+        }
+    }
+}
+
+impl TopicConfig {
+    /// What holds for a topic that no setting names.
+    pub(super) fn unnamed(topic: &Topic) -> Self {
+        match topic.as_str() {
+            // A quarter of a year, and never so much that it fills a disk.
+            AUDIT_TOPIC => Self {
+                retention_bytes: Some(64 << 20),
+                retention_age: Some(Duration::from_secs(92 * 86_400)),
+                ..Self::default()
+            },
+            _ => Self::default(),
         }
     }
 }

@@ -364,6 +364,77 @@ async fn who_loses_rights_by_a_reload_is_told_and_others_are_not_touched() {
 }
 
 #[tokio::test]
+async fn what_changes_a_node_is_recorded_and_admins_alone_read_it() {
+    let engine = TestEngine::new();
+    let tokens = format!(
+        "{TOKENS}[[token]]\nname = \"reader\"\ntoken = \"reader-reader-reader\"\nsubscribe = [\"#\", \"_audit/#\"]\n"
+    );
+    let harness = Harness::start_with(&engine, |config| config.auth.token_file = Some(token_file(&tokens))).await;
+    let mut admin = harness.admin().await;
+    let create = |token: &str| {
+        let request = api::CreateTokenRequest { name: "made".into(), ..Default::default() };
+        with_token(request, token)
+    };
+    admin.create_token(create("admin-admin-admin")).await.unwrap();
+    assert_eq!(admin.create_token(create("orders-orders-orders")).await.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(admin.create_token(create("nobody-nobody-nobody")).await.unwrap_err().code(), Code::Unauthenticated);
+    admin.status(with_token(api::StatusRequest {}, "admin-admin-admin")).await.unwrap();
+    let gone = with_token(api::RevokeTokenRequest { name: "gone".into() }, "admin-admin-admin");
+    assert_eq!(admin.revoke_token(gone).await.unwrap_err().code(), Code::NotFound);
+
+    let client = async |token: &'static str| {
+        MessagesClient::with_interceptor(harness.channel().await, move |mut request: tonic::Request<()>| {
+            request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+            Ok(request)
+        })
+    };
+    for pattern in ["_audit", "_audit/#", "_audit/CreateToken"] {
+        let denied = Subscriber::open(client("reader-reader-reader").await, open(pattern)).await.err().unwrap();
+        assert_eq!(denied.code(), Code::PermissionDenied, "{pattern}");
+        let unknown = harness.subscribe(open(pattern)).await.err().unwrap();
+        assert_eq!(unknown.code(), Code::Unauthenticated, "{pattern}");
+    }
+    let other = Subscriber::open(client("admin-admin-admin").await, open("_other/#")).await.err().unwrap();
+    assert_eq!(other.code(), Code::PermissionDenied);
+    let mut reading = Subscriber::open(client("admin-admin-admin").await, open("_audit/#")).await.unwrap();
+    let records = reading.messages(3).await;
+    let told: Vec<_> = records
+        .iter()
+        .map(|record| {
+            let value: serde_json::Value = serde_json::from_slice(&record.payload).unwrap();
+            assert!(value["time"].as_str().unwrap().ends_with('Z') && value["node"] == "east/edge-1");
+            assert!(value["from"].as_str().unwrap().starts_with("127.0.0.1:"), "{value}");
+            let text = |key: &str| value[key].as_str().unwrap().to_owned();
+            (record.path.clone(), text("who"), text("outcome").split(':').next().unwrap().to_owned())
+        })
+        .collect();
+    let expected = [
+        ("_audit/CreateToken", "token:admin", "ok"),
+        ("_audit/CreateToken", "token:orders", "PermissionDenied"),
+        ("_audit/RevokeToken", "token:admin", "NotFound"),
+    ];
+    assert_eq!(told, expected.map(|(path, who, outcome)| (path.to_owned(), who.to_owned(), outcome.to_owned())));
+    let all = String::from_utf8(records[0].payload.to_vec()).unwrap();
+    assert!(all.contains("made") && !all.contains("swt_"), "{all}");
+    // Nobody writes there, and no # reads it.
+    let status = harness.messages().await.publish(request("_audit/x", "x")).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+    harness.stop().await;
+}
+
+#[tokio::test]
+async fn a_log_that_takes_nothing_holds_up_no_admin_call_for_long() {
+    let engine = TestEngine::manual();
+    let harness = Harness::start_with(&engine, |config| config.auth.token_file = Some(token_file(TOKENS))).await;
+    let mut admin = harness.admin().await;
+    let gone = with_token(api::DeleteGroupRequest { group: "gone".into() }, "admin-admin-admin");
+    let status = soon("the answer", admin.delete_group(gone)).await.unwrap_err();
+    assert_eq!(status.code(), Code::NotFound);
+    engine.sync();
+    harness.stop().await;
+}
+
+#[tokio::test]
 async fn what_steers_is_never_done_for_unknown_callers() {
     let engine = TestEngine::new();
     let harness = Harness::start(&engine).await;
