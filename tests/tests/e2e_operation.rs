@@ -246,7 +246,7 @@ fn read_on(mut child: Child, count: usize) -> String {
         assert!(Instant::now() < until, "{} bytes have come", text.len());
         match out.read(&mut part).unwrap() {
             0 => break,
-            read => text.extend_from_slice(&part[..read]),
+            read => text.extend_from_slice(part.get(..read).unwrap()),
         }
     }
     child.kill().unwrap();
