@@ -39,7 +39,7 @@ pub(crate) const RECORD_WITHIN: Duration = Duration::from_secs(1);
 /// Longest detail of a record, bytes.
 const DETAIL_BYTES_MAX: usize = 4096;
 /// Calls that change nothing.
-pub(crate) const LOOKING: [&str; 3] = ["Status", "List", "Get"];
+pub(crate) const LOOKING: [&str; 6] = ["Status", "List", "Get", "Find", "Topology", "ExplainRoute"];
 
 /// What a call was about, as its handler says: a name, a key; never a secret.
 #[derive(Debug, Clone, Default)]
