@@ -1,16 +1,18 @@
 //! What the doors need of the engine, and no more: a seam behind which stands the node, or in tests an engine in memory.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use seaway_federation_proto::{
     copies::LogInfo,
     ids::{LogName, NodeName, Path, Pattern, Place, Site, Topic},
-    replication::{CopyStatus, ExplainedWay, Finding, KnownLink, KnownNode, SiteStatus, Want},
+    replication::{CopyStatus, ExplainedWay, Finding, KnownLink, KnownNode, OnlyThere, Removal, SiteStatus, Want},
     session::NodeKind,
 };
 use seaway_relay::{
     log::contract::{Line, LogStats, Read, ReadError, Table},
     node::{
-        Acknowledgement, Alarm, LinkStatus, LogEvent, Node, OneWayMessage, PendingRun, Publish, PublishError,
+        Acknowledgement, Alarm, HoldBack, LinkStatus, LogEvent, Node, OneWayMessage, PendingRun, Publish, PublishError,
         PublishRun, ReceiptRoom,
     },
 };
@@ -83,6 +85,14 @@ pub trait Engine: Clone + Send + Sync + 'static {
     fn topology(&self) -> (Vec<KnownNode>, Vec<KnownLink>);
     /// See [`Node::explain_way`].
     fn explain_way(&self, from: &Site, to: &Site) -> Result<ExplainedWay, String>;
+    /// See [`Node::hold_back`].
+    fn hold_back(&self) -> Arc<HoldBack>;
+    /// See [`Node::removals`].
+    fn removals(&self) -> Vec<Removal>;
+    /// See [`Node::only_there`].
+    fn only_there(&self, site: &Site) -> Vec<OnlyThere>;
+    /// See [`Node::remove_site`].
+    fn remove_site(&self, site: &Site) -> impl Future<Output = Result<(), PublishError>> + Send;
     /// See [`Node::alarms`].
     fn alarms(&self) -> Vec<Alarm>;
     /// See [`Node::counters`].
@@ -161,6 +171,18 @@ impl Engine for Node {
     }
     fn explain_way(&self, from: &Site, to: &Site) -> Result<ExplainedWay, String> {
         Node::explain_way(self, from, to)
+    }
+    fn hold_back(&self) -> Arc<HoldBack> {
+        Node::hold_back(self)
+    }
+    fn removals(&self) -> Vec<Removal> {
+        Node::removals(self)
+    }
+    fn only_there(&self, site: &Site) -> Vec<OnlyThere> {
+        Node::only_there(self, site)
+    }
+    async fn remove_site(&self, site: &Site) -> Result<(), PublishError> {
+        Node::remove_site(self, site).await
     }
     fn alarms(&self) -> Vec<Alarm> {
         Node::alarms(self)

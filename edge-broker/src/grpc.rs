@@ -9,5 +9,6 @@ pub(crate) mod messages;
 pub(crate) mod pages;
 pub(crate) mod publish;
 pub(crate) mod shared;
+pub(crate) mod sites;
 pub(crate) mod status;
 pub(crate) mod subscribe;

@@ -99,6 +99,7 @@ impl Member {
             mark_interval: Duration::from_millis(200),
             costs: vec![],
             tail_bytes_max: 64 << 20,
+            hold_back: seaway_relay::node::HoldBackConfig::default(),
         };
         Self { config, node: None }
     }

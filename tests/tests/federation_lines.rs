@@ -79,6 +79,7 @@ impl Federation {
             mark_interval: Duration::from_millis(200),
             costs: Vec::new(),
             tail_bytes_max: 64 << 20,
+            hold_back: seaway_relay::node::HoldBackConfig::default(),
         };
         let log = MemoryLog::open(MemoryDisk::default(), MemoryConfig::default());
         let weak = Arc::downgrade(&log);

@@ -36,7 +36,7 @@ fn trees_under_faults_keep_the_invariants_and_become_whole() {
     let mut deaths = 0;
     let mut tried_again = 0;
     let mut alarms = std::collections::BTreeSet::new();
-    let mut remote_receipts = 0;
+    let (mut remote_receipts, mut held_back) = (0, 0);
     let mut called_live = 0;
     let mut bad = Vec::new();
     let kept = KEPT.iter().map(|seed| (*seed, Disasters::Apart));
@@ -50,6 +50,7 @@ fn trees_under_faults_keep_the_invariants_and_become_whole() {
         }
         remote_receipts += outcome.remote_receipts;
         called_live += outcome.called_live;
+        held_back += outcome.held_back;
         bad.extend(check(seed, &outcome).map_err(|broken| format!("{broken} ({disasters:?})")).err());
     }
     assert!(bad.is_empty(), "{}", bad.join("\n"));
@@ -59,6 +60,7 @@ fn trees_under_faults_keep_the_invariants_and_become_whole() {
         assert!(alarms.contains(alarm), "no run raised {alarm}: {alarms:?}");
     }
     assert!(called_live > 10_000, "copies must really be called live, to be held to it: {called_live} times");
+    assert!(held_back > 200, "what hold-back lets go must really be looked at: {held_back} times");
     assert!(remote_receipts > 1000, "receipts of other sites must really be given: {remote_receipts}");
 }
 

@@ -241,8 +241,21 @@ pub(crate) enum GroupCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum SiteCommand {
-    /// Sites, the way to them, and what they hold of this site's logs.
+    /// Sites, the way to them, what they hold of this site's logs, and what is kept for them.
     Ls(ListArgs),
+    /// Take a site out of the federation, for ever: first says what only that site is known to hold.
+    Remove(SiteRemoveArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SiteRemoveArgs {
+    /// Its name, which is never used again.
+    pub(crate) site: String,
+    /// Do it.
+    #[arg(long)]
+    pub(crate) yes: bool,
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
 }
 
 #[derive(Debug, Args)]

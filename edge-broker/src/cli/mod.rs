@@ -20,6 +20,7 @@ mod output;
 mod publish;
 mod service;
 mod show;
+mod sites;
 mod steer;
 mod subscribe;
 
@@ -69,7 +70,8 @@ fn run(command: Command) -> Result<Exit, CliError> {
         Command::Group(args::GroupCommand::Ls(args)) | Command::Groups(args) => client::block_on(show::groups(args)),
         Command::Group(args::GroupCommand::Show(args)) => client::block_on(show::group(args)),
         Command::Group(args::GroupCommand::Rm(args)) => client::block_on(steer::remove_group(args)),
-        Command::Site(args::SiteCommand::Ls(args)) | Command::Sites(args) => client::block_on(show::sites(args)),
+        Command::Site(args::SiteCommand::Ls(args)) | Command::Sites(args) => client::block_on(sites::ls(args)),
+        Command::Site(args::SiteCommand::Remove(args)) => client::block_on(sites::remove(args)),
         Command::Find(args) => client::block_on(federation::find(args)),
         Command::Topology(args) => client::block_on(federation::topology(args)),
         Command::Route(args::RouteCommand::Explain(args)) => client::block_on(federation::explain(args)),

@@ -2,7 +2,7 @@
 //!
 //! The JSON forms are views of their own, so that the field names stay when the wire's change.
 
-mod views;
+pub(super) mod views;
 
 use super::{
     CliError, Exit,
@@ -11,10 +11,9 @@ use super::{
     output::{self, Table, count, short, size},
 };
 use crate::api::{
-    Group, ListGroupsRequest, ListLinksRequest, ListSitesRequest, ListTokensRequest, ListTopicsRequest, SiteInfo,
-    StatusRequest, TopicStatus,
+    Group, ListGroupsRequest, ListLinksRequest, ListTokensRequest, ListTopicsRequest, StatusRequest, TopicStatus,
 };
-use views::{GroupView, HeldView, LinkView, SiteView, StatusView, SubscriberView, TokenView, TopicView};
+use views::{GroupView, LinkView, StatusView, SubscriberView, TokenView, TopicView};
 
 pub(crate) async fn status(args: ListArgs) -> Result<Exit, CliError> {
     let mut admin = Servers::of(&args.client)?.admin().await?;
@@ -47,6 +46,9 @@ fn status_text(view: &StatusView) -> String {
     ));
     if !log.poisoned.is_empty() {
         text.push_str(&format!("the log stopped: {}\n", log.poisoned));
+    }
+    if let Some(held) = &view.hold_back {
+        text.push_str(&held.text());
     }
     for damage in &log.damage {
         text.push_str(&format!("damage: {damage}\n"));
@@ -199,24 +201,6 @@ async fn all_groups(args: &ListArgs, group: &str) -> Result<Vec<Group>, CliError
     Ok(groups)
 }
 
-/// The sites, each in one piece.
-async fn all_sites(args: &ListArgs) -> Result<Vec<SiteInfo>, CliError> {
-    let mut admin = Servers::of(&args.client)?.admin().await?;
-    let parts = all(async |page_token| {
-        let reply = admin.list_sites(ListSitesRequest { page_size: 0, page_token }).await?.into_inner();
-        Ok((reply.sites, reply.next_page_token))
-    })
-    .await?;
-    let mut sites: Vec<SiteInfo> = Vec::new();
-    for part in parts {
-        match sites.last_mut() {
-            Some(last) if last.site == part.site => last.held.extend(part.held),
-            _ => sites.push(part),
-        }
-    }
-    Ok(sites)
-}
-
 pub(crate) async fn topics(args: ListArgs) -> Result<Exit, CliError> {
     let topics = all_topics(&args, "").await?;
     let views: Vec<TopicView> = topics.into_iter().map(TopicView::from).collect();
@@ -321,56 +305,6 @@ pub(crate) async fn group(args: NamedListArgs) -> Result<Exit, CliError> {
         }
         table
     })
-}
-
-pub(crate) async fn sites(args: ListArgs) -> Result<Exit, CliError> {
-    let sites = all_sites(&args).await?;
-    let views: Vec<SiteView> = sites.into_iter().map(SiteView::from).collect();
-    print(args.output, &views, |sites| {
-        let mut table = Table::new(&[
-            "SITE",
-            "NODES",
-            "REACHABLE",
-            "BY",
-            ">COST",
-            "HOLDS OF OURS",
-            ">QUEUE",
-            "BELOW",
-            ">LAG",
-            "REGISTERED",
-            "VERIFIED TO",
-        ]);
-        let word = |yes| if yes { "yes" } else { "no" };
-        for site in sites {
-            let head = [
-                site.site.clone(),
-                site.nodes.join(", "),
-                word(site.reachable).to_string(),
-                site.next_hop.clone(),
-                site.cost.to_string(),
-            ];
-            if site.held.is_empty() {
-                table.row(head.clone().into_iter().chain(std::iter::repeat_n("-".to_string(), 6)));
-            }
-            for held in &site.held {
-                table.row(head.clone().into_iter().chain([
-                    short(&held.topic),
-                    held.queue.to_string(),
-                    held.below.clone().unwrap_or_default(),
-                    held.lag_messages.to_string(),
-                    word(held.registered).to_string(),
-                    verified(held),
-                ]));
-            }
-        }
-        table
-    })
-}
-
-/// Up to where a site's copy is proven to hold the same bytes.
-fn verified(held: &HeldView) -> String {
-    let to = held.verified_to.clone().unwrap_or_else(|| "-".into());
-    if held.differs { format!("{to}, DIFFERS above") } else { to }
 }
 
 pub(crate) async fn tokens(args: ListArgs) -> Result<Exit, CliError> {

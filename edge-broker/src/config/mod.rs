@@ -4,6 +4,7 @@
 //! the door take. A mistake names the file and line (or the variable, or the flag), the key, what was found and what is
 //! expected, and for a misspelt key the nearest known one. Relative paths in the file count from the file's directory.
 
+pub mod hold_back;
 pub mod resolve;
 pub mod settings;
 pub mod source;

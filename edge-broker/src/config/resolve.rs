@@ -88,6 +88,7 @@ impl Loaded {
             dead_after: settings.link.dead_after.0,
             mark_interval: settings.link.mark_interval.0,
             costs,
+            hold_back: self.hold_back()?,
             tail_bytes_max: usize::try_from(settings.log.tail_memory.0.0)
                 .map_err(|_| self.mistake(&["log", "tail_memory"], "is more than this machine can address"))?,
         })
@@ -110,6 +111,9 @@ impl Loaded {
             }
             Kind::Relay if !settings.want.is_empty() => {
                 Err(self.mistake(&["want"], "is for edges: a relay wants nothing of its own; remove it"))
+            }
+            Kind::Relay if settings.hold_back.size.is_some() || !settings.hold_back.rule.is_empty() => {
+                Err(self.mistake(&["hold_back"], "is for edges: a relay has no logs of its own; remove it"))
             }
             Kind::Relay if !settings.topic.is_empty() => {
                 Err(self.mistake(&["topic"], "is for edges: what a relay keeps is set by [cache]; remove it"))

@@ -11,7 +11,10 @@ use seaway_federation_proto::{
 };
 use serde::{Deserialize, Serialize, de::IgnoredAny};
 
-use super::values::{Given, HostPort, Label, Size};
+use super::{
+    hold_back::HoldBackSection,
+    values::{Given, HostPort, Label, Size},
+};
 
 /// The whole file.
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -33,6 +36,9 @@ pub struct Settings {
     /// Topics by pattern; the first match counts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub topic: Vec<TopicSection>,
+    /// What is kept beyond retention for sites that have not got it.
+    #[serde(default)]
+    pub hold_back: HoldBackSection,
     /// What this site wants of others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub want: Vec<WantSection>,
@@ -55,6 +61,7 @@ pub(crate) struct Sections {
     door: Option<IgnoredAny>,
     cache: Option<IgnoredAny>,
     topic: Option<IgnoredAny>,
+    hold_back: Option<IgnoredAny>,
     want: Option<IgnoredAny>,
     logging: Option<IgnoredAny>,
     admin: Option<IgnoredAny>,

@@ -156,6 +156,36 @@ fn a_mistake_in_the_environment_names_the_variable() {
 }
 
 #[test]
+fn hold_back_has_bounds_that_make_sense_and_refuses_for_named_sites_only() {
+    let with = |text: &str| load(&format!("{EDGE}\n{text}"), &[], &[]);
+    let right = "[hold_back]\nsize = \"4 GiB\"\n[[hold_back.rule]]\nsites = [\"us\"]\ntopics = [\"orders\"]\nsize_max = \"1 GiB\"\n\
+        age_max = \"2 days\"\npolicy = \"refuse\"\n";
+    let held = with(right).unwrap().node_config().unwrap().hold_back;
+    assert_eq!(held.bytes_max, Some(4 << 30));
+    assert!(held.rules.len() == 1 && held.rules[0].refuse && held.rules[0].bytes_max == Some(1 << 30));
+    assert_eq!(load(EDGE, &[], &[]).unwrap().node_config().unwrap().hold_back, Default::default());
+    for (text, says) in [
+        ("[hold_back]\nsize = \"0 B\"", "conf/edge.toml:35: hold_back.size is 0"),
+        ("[hold_back]\nsize = \"99999999999999999999 B\"", "conf/edge.toml:35: hold_back.size"),
+        (
+            "[[hold_back.rule]]\nsize_max = \"1 B\"\npolicy = \"refuse\"",
+            "conf/edge.toml:36: hold_back.rule[1].policy is \"refuse\"",
+        ),
+        ("[[hold_back.rule]]\nsites = [\"us\"]", "hold_back.rule[1].policy has no bound"),
+        ("[[hold_back.rule]]\nage_max = \"0 s\"", "hold_back.rule[1].age_max is 0"),
+        ("[[hold_back.rule]]\nsize_max = \"0 B\"", "hold_back.rule[1].size_max is 0"),
+        (
+            "[[hold_back.rule]]\nsize_max = \"1 B\"\ntopics = [\"a/b\"]",
+            "hold_back.rule[1].topics have more than one level",
+        ),
+        (&right.replace("1 GiB", "5 GiB"), "hold_back.rule[1].size_max is more than hold_back.size"),
+    ] {
+        let found = with(text).map(drop).expect_err(text);
+        assert!(found.contains(says), "{found}\n{says}");
+    }
+}
+
+#[test]
 fn a_relay_has_a_cache_and_no_wants() {
     let found = mistake("kind = \"edge\"", "kind = \"relay\"");
     assert!(found.contains("section [cache]"), "{found}");

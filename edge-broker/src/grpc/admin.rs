@@ -9,7 +9,7 @@ use super::{
     audit, errors, federation,
     pages::{page, split},
     shared::Shared,
-    status,
+    sites, status,
 };
 use crate::{
     api::{self, admin_server::Admin},
@@ -129,7 +129,7 @@ impl<E: Engine> Admin for AdminService<E> {
     ) -> Result<Response<api::ListSitesReply>, Status> {
         self.check_see(&request)?;
         let (engine, request) = (self.shared.engine.clone(), request.into_inner());
-        let listed = move || page(status::sites(&engine), &request.page_token, request.page_size);
+        let listed = move || page(sites::sites(&engine), &request.page_token, request.page_size);
         let (sites, next_page_token) = aside(listed).await?;
         Ok(Response::new(api::ListSitesReply { sites, next_page_token }))
     }
@@ -152,6 +152,14 @@ impl<E: Engine> Admin for AdminService<E> {
         self.check_see(&request)?;
         let (engine, request) = (self.shared.engine.clone(), request.into_inner());
         Ok(Response::new(aside(move || federation::explain(&engine, &request)).await??))
+    }
+
+    async fn remove_site(
+        &self,
+        request: Request<api::RemoveSiteRequest>,
+    ) -> Result<Response<api::RemoveSiteReply>, Status> {
+        self.check_steer(&request)?;
+        Ok(Response::new(sites::remove(&self.shared.engine, request.into_inner()).await?))
     }
 
     async fn create_token(

@@ -116,6 +116,7 @@ pub(crate) fn receipt(receipt: Receipt) -> api::Receipt {
         sites: names(receipt.sites),
         degraded: receipt.degraded,
         missing: names(receipt.missing),
+        removed: names(receipt.removed),
         repeated: receipt.repeated,
     }
 }

@@ -74,6 +74,7 @@ pub(crate) fn failure(error: &PublishError) -> PublishFailure {
         // Stored, but not known to be acknowledged.
         PublishError::Deadline { .. } | PublishError::StoredBefore { .. } => Code::Deadline,
         PublishError::Stopping { .. } => Code::Stopping,
+        PublishError::HeldBack(_) => Code::Limited,
         PublishError::Unavailable(_) => Code::Unavailable,
         PublishError::InDoubt(_) => Code::InDoubt,
         PublishError::ProducerUnknown => Code::ProducerUnknown,

@@ -9,15 +9,16 @@ use std::{
 use seaway_federation_proto::{
     copies::{HoleKind, LogInfo},
     ids::{LogName, Place, Queue, Site, Topic},
-    replication::{CopyStatus, SiteStatus},
+    replication::CopyStatus,
     session::NodeKind,
 };
 use seaway_relay::{log::contract::LogStats, node::LinkStatus};
 
 use super::{
     convert::place,
-    pages::{page, split},
+    pages::page,
     shared::{PERMIT_BYTES, Shared},
+    sites,
 };
 use crate::{
     api::{self, TopicState},
@@ -71,6 +72,7 @@ pub(crate) fn status<E: Engine>(shared: &Shared<E>) -> api::StatusReply {
         counters: counters(shared),
         queues: queues(shared),
         certificates: certificates(shared),
+        hold_back: sites::hold_back(engine),
     }
 }
 
@@ -285,45 +287,6 @@ fn hole(hole: &seaway_federation_proto::copies::Hole) -> api::Hole {
         HoleKind::Lost => api::HoleReason::Lost,
     };
     api::Hole { from: Some(place(from)), to_offset: hole.to, why: why.into() }
-}
-
-/// The sites, with what each states to hold of this one's logs, and their keys for pages. Not for async tasks.
-pub(crate) fn sites<E: Engine>(engine: &E) -> impl Iterator<Item = (String, api::SiteInfo)> {
-    let own = engine.identity().1.site;
-    let mut sites = engine.sites();
-    sites.sort_by(|a, b| a.site.cmp(&b.site));
-    let parts = sites.into_iter().flat_map(move |site| {
-        let mut whole = site_info(engine, site, &own);
-        let held = std::mem::take(&mut whole.held);
-        split(&whole.site, held, |held| api::SiteInfo { held, ..whole.clone() })
-    });
-    parts.collect::<Vec<_>>().into_iter()
-}
-
-fn site_info<E: Engine>(engine: &E, site: SiteStatus, own: &Site) -> api::SiteInfo {
-    let proven: BTreeMap<&LogName, (Option<Place>, bool)> =
-        site.proven.iter().map(|(log, at, differs)| (log, (*at, *differs))).collect();
-    let held = |(log, below, registered, verified): (LogName, seaway_federation_proto::ids::Place, bool, bool)| {
-        let end = engine.info(&log).map_or(below.offset, |info| info.end.offset);
-        api::SiteHeld {
-            topic: log.topic.to_string(),
-            queue: u32::from(log.queue.0),
-            below: Some(place(below)),
-            lag_messages: end.saturating_sub(below.offset),
-            registered,
-            verified,
-            verified_to: proven.get(&log).and_then(|(at, _)| *at).map(place),
-            differs: proven.get(&log).is_some_and(|(_, differs)| *differs),
-        }
-    };
-    api::SiteInfo {
-        reachable: site.next_hop.is_some() || site.site == *own,
-        site: site.site.to_string(),
-        nodes: site.nodes.iter().map(ToString::to_string).collect(),
-        next_hop: site.via.map(|node| node.to_string()).unwrap_or_default(),
-        cost: site.cost.unwrap_or(0),
-        held: site.held.into_iter().map(held).collect(),
-    }
 }
 
 fn log_status(stats: LogStats) -> api::LogStatus {

@@ -13,9 +13,9 @@ use parking_lot::Mutex;
 use seaway_federation_proto::{
     copies::LogInfo,
     envelope::{Batch, Chain, Codec, Placement},
-    ids::{Incarnation, LogName, NodeName, Path, Pattern, Place, Queue, Topic},
+    ids::{Incarnation, LogName, NodeName, Path, Pattern, Place, Queue, Site, Topic},
     message::{BodyBuilder, Message},
-    replication::{CopyStatus, SiteStatus, Want},
+    replication::{CopyStatus, OnlyThere, Removal, SiteStatus, Want},
     session::NodeKind,
 };
 use seaway_relay::{
@@ -24,8 +24,8 @@ use seaway_relay::{
         memory::{MemoryConfig, MemoryDisk, MemoryLog, Survive},
     },
     node::{
-        Acknowledgement, Alarm, LinkStatus, LogEvent, OneWayMessage, Outcome, OwnMessage, PendingReceipt, PendingRun,
-        Publish, PublishError, PublishRun, Receipt, ReceiptRoom,
+        Acknowledgement, Alarm, HoldBack, LinkStatus, LogEvent, OneWayMessage, Outcome, OwnMessage, PendingReceipt,
+        PendingRun, Publish, PublishError, PublishRun, Receipt, ReceiptRoom,
     },
 };
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -228,7 +228,8 @@ impl TestEngine {
         let batch = self.batch_of(&log, self.0.start, previous, &[message]);
         let (tell, pending) = oneshot::channel();
         let (sites, missing) = (Vec::new(), Vec::new());
-        let receipt = Receipt { log, place: batch.begin(), sites, degraded: false, missing, repeated: false };
+        let receipt =
+            Receipt { log, place: batch.begin(), sites, degraded: false, missing, removed: vec![], repeated: false };
         let done = Box::new(move |result: Result<(), _>| {
             let _ = tell.send(
                 result
@@ -404,6 +405,22 @@ impl Engine for TestEngine {
     ) -> Result<seaway_federation_proto::replication::ExplainedWay, String> {
         Err("there is no federation".to_owned())
     }
+    fn hold_back(&self) -> Arc<HoldBack> {
+        Arc::default()
+    }
+
+    fn removals(&self) -> Vec<Removal> {
+        Vec::new()
+    }
+
+    fn only_there(&self, _: &Site) -> Vec<OnlyThere> {
+        Vec::new()
+    }
+
+    async fn remove_site(&self, _: &Site) -> Result<(), PublishError> {
+        Ok(())
+    }
+
     fn alarms(&self) -> Vec<Alarm> {
         Vec::new()
     }

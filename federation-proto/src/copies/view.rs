@@ -104,6 +104,17 @@ impl LogCopy {
         self.line().last().map_or(NOWHERE, |(held, _)| held.begin_place())
     }
 
+    /// A place of the main line to read on from: `from` if it is one, the line's begin if that lies below it, or nothing is asked.
+    pub fn line_from(&self, from: Option<Place>) -> Option<Place> {
+        let begin = self.begin_place();
+        let Some(from) = from else { return Some(begin) };
+        match self.locate(from, OnLine::Main) {
+            _ if (from.incarnation, from.offset) < (begin.incarnation, begin.offset) => Some(begin),
+            Located::Below(_) | Located::Above(_) | Located::UnknownIncarnation => None,
+            _ => (!self.is_beside(from)).then_some(from),
+        }
+    }
+
     /// Where the main line leaves an incarnation, and where it goes on.
     fn leaves(&self, incarnation: Incarnation) -> Option<(Offset, Place)> {
         let mut after: Option<&Held> = None;

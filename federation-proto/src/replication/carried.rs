@@ -371,6 +371,9 @@ impl Replication {
     }
 
     fn take_carried(&mut self, from: LinkId, carried: link::Carried, head: &Head, content: Content) {
+        if self.routing.is_edge(&head.author) {
+            self.note_heard(&head.author.site, std::time::Duration::ZERO);
+        }
         match content {
             Content::Held { sequence, logs } => self.hear_statement(head, sequence, logs),
             Content::HeldSeen { start, sequences, compared } => self.hear_seen(head, start, sequences, compared),

@@ -52,13 +52,13 @@ struct Stating {
 
 /// What a site stated last of one of our logs.
 #[derive(Debug, Clone)]
-struct Stated {
+pub(super) struct Stated {
     start: Start,
     sequence: u64,
-    from: Place,
-    tips: Vec<Place>,
-    holes: Vec<Hole>,
-    jumps: Vec<Jump>,
+    pub(super) from: Place,
+    pub(super) tips: Vec<Place>,
+    pub(super) holes: Vec<Hole>,
+    pub(super) jumps: Vec<Jump>,
     /// Its chain value was found equal to ours at the place it named.
     compared: bool,
     /// The newest place at which it was: below it the site holds what we hold.
@@ -143,6 +143,8 @@ pub(super) struct Held {
     parts: BTreeMap<Site, usize>,
     boundaries: BTreeMap<LogName, BTreeMap<Place, Chain>>,
     ahead: BTreeMap<(LogName, Site), Ahead>,
+    /// When each site's edge broker was heard last, in the machine's time.
+    pub(super) heard: BTreeMap<Site, Duration>,
 }
 
 fn held_key(site: &Site, log: &LogName) -> Bytes {
@@ -238,8 +240,42 @@ impl Held {
         answers
     }
 
-    fn stated(&self, site: &Site, log: &LogName) -> Option<&Stated> {
+    pub(super) fn stated(&self, site: &Site, log: &LogName) -> Option<&Stated> {
         self.sites.get(log)?.get(site)
+    }
+
+    /// Forgets what a site stated; answers the keys under which it is stored.
+    pub(super) fn forget_site(&mut self, site: &Site) -> Vec<Bytes> {
+        let logs: Vec<LogName> =
+            self.sites.iter().filter(|(_, sites)| sites.contains_key(site)).map(|(log, _)| log.clone()).collect();
+        for log in &logs {
+            if let Some(sites) = self.sites.get_mut(log) {
+                sites.remove(site);
+            }
+            self.changed.remove(&(log.clone(), site.clone()));
+            self.ahead.remove(&(log.clone(), site.clone()));
+        }
+        self.parts.remove(site);
+        self.answers.remove(site);
+        self.heard.remove(site);
+        self.stating.remove(site);
+        logs.iter().map(|log| held_key(site, log)).collect()
+    }
+
+    /// What a site states to hold of each of our logs that it was heard of: where its copy begins, and its tips.
+    pub(super) fn statements_of<'a>(&'a self, site: &'a Site) -> impl Iterator<Item = (&'a LogName, &'a Stated)> + 'a {
+        self.sites.iter().filter_map(move |(log, sites)| Some((log, sites.get(site)?)))
+    }
+
+    /// Whether a site states to hold of a log what this origin does not.
+    pub(super) fn is_noted_ahead(&self, log: &LogName, site: &Site) -> bool {
+        self.ahead.contains_key(&(log.clone(), site.clone()))
+    }
+
+    /// Where the copies of other sites begin that hold something of a log.
+    pub(super) fn others_begin<'a>(&'a self, log: &LogName, site: &'a Site) -> impl Iterator<Item = Place> + 'a {
+        let sites = self.sites.get(log).into_iter().flatten();
+        sites.filter(move |(name, s)| *name != site && s.tips.first() != Some(&s.from)).map(|(_, s)| s.from)
     }
 }
 
@@ -639,4 +675,4 @@ impl Replication {
 
 #[cfg(test)]
 #[path = "tests/held.rs"]
-mod tests;
+pub(super) mod tests;

@@ -224,6 +224,16 @@ impl Logs {
         self.by_origin.get(origin).into_iter().flatten()
     }
 
+    /// Those after a name, in order of names.
+    pub(super) fn of_origin_after<'a>(
+        &'a self,
+        origin: &Site,
+        after: Option<&LogName>,
+    ) -> impl Iterator<Item = (&'a LogName, &'a LogState)> + use<'a> {
+        let from = after.map_or(Bound::Unbounded, |after| Bound::Excluded(after.clone()));
+        self.by_origin.get(origin).into_iter().flat_map(move |logs| logs.range((from.clone(), Bound::Unbounded)))
+    }
+
     /// An origin's logs, control queues first.
     pub(super) fn names_of_origin(&self, origin: &Site) -> Vec<LogName> {
         let mut names: Vec<LogName> = self.of_origin(origin).map(|(n, _)| n.clone()).collect();

@@ -20,6 +20,7 @@ use super::{
     passes::Pools,
     questions::Questions,
     registration::Registrations,
+    removal::Removals,
     routing::{DIGEST_INTERVAL, Routing, SINCE_KEY},
     serving::ServedFetches,
     trace::Traces,
@@ -75,6 +76,7 @@ pub struct Replication {
     pub(super) unfed: Vec<LogName>,
     pub(super) held: Held,
     pub(super) registrations: Registrations,
+    pub(super) removals: Removals,
     pub(super) marks: Marks,
     pub(super) questions: Questions,
     pub(super) gaps: BTreeSet<LogName>,
@@ -117,6 +119,7 @@ impl Replication {
             unfed: Vec::new(),
             held: Held::default(),
             registrations: Registrations::default(),
+            removals: Removals::new(),
             marks: Marks::default(),
             questions: Questions::default(),
             gaps: BTreeSet::new(),
@@ -153,6 +156,7 @@ impl Replication {
                 StateTable::Held => self.held.restore(&value),
                 StateTable::Sites => self.registrations.restore_site(&value),
                 StateTable::Nodes => self.routing.restore_node(&key),
+                StateTable::Removed => self.restore_removal(&value),
             };
             if let Err(why) = read {
                 let text = format!("a stored value of {table:?} cannot be read and is forgotten: {why}");
@@ -171,7 +175,7 @@ impl Replication {
         }
     }
 
-    fn at(&mut self, now: Duration) {
+    pub(super) fn at(&mut self, now: Duration) {
         self.now = self.now.max(now);
     }
 
@@ -182,6 +186,13 @@ impl Replication {
     /// Of one subject the newest is kept.
     pub(super) fn report_of(&mut self, name: &'static str, subject: impl std::fmt::Display, text: String) {
         self.out.push_back(Output::Report(Report { name, subject: subject.to_string(), text }));
+    }
+
+    /// A site's edge broker said something so long ago; what was said before the machine began is not noted.
+    pub(super) fn note_heard(&mut self, site: &Site, ago: Duration) {
+        let Some(at) = self.now.checked_sub(ago) else { return };
+        let known = self.held.heard.entry(site.clone()).or_insert(at);
+        *known = at.max(*known);
     }
 
     pub(super) fn count(&mut self, name: &'static str) {
@@ -212,6 +223,8 @@ impl Replication {
         self.at(now);
         self.links.insert(link, Link::new(peer));
         self.renew_own_record();
+        self.tell_removals(link);
+        self.close_removed();
         self.tell_first();
         self.send_digest(link);
         self.due_questions();
@@ -274,6 +287,7 @@ impl Replication {
                 Ok(())
             }
             Kind::Record(m) => self.handle_record(from, m),
+            Kind::SitesRemoved(m) => self.hear_removals(from, &m),
             Kind::RecordDigest(m) => {
                 self.handle_digest(from, &m);
                 Ok(())
@@ -589,6 +603,7 @@ impl Replication {
     pub fn sites(&self) -> Vec<SiteStatus> {
         let mut names = self.routing.known_sites();
         names.extend(self.registrations.sites().cloned());
+        names.retain(|site| !self.removals.contains_key(site));
         names
             .into_iter()
             .map(|site| SiteStatus {

@@ -7,7 +7,8 @@
 //! One file for each concern: [`machine`] holds the state and spreads the inputs; [`routing`] knows the way; [`wants`] and
 //! [`announce`] say what is asked for and what there is; [`fetching`] feeds the own copies, [`serving`] answers others' fetches, [`passes`] bounds what
 //! is read through for them;
-//! [`held`] and [`registration`] tell origins who has what; [`marks`] and [`trace`] keep status true, which [`standing`] says; [`ways`] tells which
+//! [`held`] and [`registration`] tell origins who has what, [`hold_back`] what they still need; [`removal`] takes a site
+//! out for ever; [`marks`] and [`trace`] keep status true, which [`standing`] says; [`ways`] tells which
 //! nodes a way leads over; [`questions`] look for
 //! what an origin lost, [`find`] asks all nodes for one message, and [`holes`] for what cannot be read any more; [`unstored`] plans anew what the
 //! shell had no room for; [`one_way`] carries what is not stored, [`carried`] what goes to nodes
@@ -19,6 +20,7 @@ mod convert;
 mod fetching;
 mod find;
 mod held;
+mod hold_back;
 mod holes;
 mod lines;
 mod logs;
@@ -28,6 +30,7 @@ mod one_way;
 mod passes;
 mod questions;
 mod registration;
+mod removal;
 mod routing;
 mod serving;
 mod standing;
@@ -44,8 +47,10 @@ use bytes::Bytes;
 pub use self::{
     find::{Finding, Found},
     held::RemoteHeld,
+    hold_back::Need,
     machine::Replication,
     passes::PASS_POOL_BYTES,
+    removal::{OnlyThere, Removal, removed_text},
     ways::{ExplainedWay, KnownLink, KnownNode, WayHop},
 };
 use crate::{
@@ -192,17 +197,20 @@ pub enum StateTable {
     Sites,
     /// Every edge broker ever heard of.
     Nodes,
+    /// Sites that were removed, for ever.
+    Removed,
 }
 
 impl StateTable {
     /// All of them.
-    pub const ALL: [StateTable; 6] = [
+    pub const ALL: [StateTable; 7] = [
         StateTable::Node,
         StateTable::Starts,
         StateTable::Registrations,
         StateTable::Held,
         StateTable::Sites,
         StateTable::Nodes,
+        StateTable::Removed,
     ];
 }
 
@@ -242,6 +250,8 @@ pub enum Output {
     RemoteHeld(RemoteHeld),
     /// The sites registered with this origin changed; see [`Replication::registered`].
     RegistrationsChanged,
+    /// A site was removed from the federation, for ever.
+    SiteRemoved(Site),
     /// Close a link for cause.
     CloseLink(LinkId, link::RefuseReason, String),
     /// Forward a one-way message to these links (already filtered, hop taken).

@@ -678,7 +678,8 @@ impl Replication {
         let settled =
             |n: &NodeName| self.routing.is_origin(n, origin) || *n == self.config.node || answered.contains(n);
         let answers_for = |s: &Site| answered.iter().any(|n| self.routing.is_origin(n, s));
-        let heard = |s: &Site| self.config.is_origin_of(s) || s == origin || answers_for(s);
+        let gone = |s: &Site| self.removals.contains_key(s);
+        let heard = |s: &Site| self.config.is_origin_of(s) || s == origin || gone(s) || answers_for(s);
         self.now.saturating_sub(at) >= ANSWERS_WAIT
             && self.routing.known_nodes().all(settled)
             && self.registrations.sites().chain(&self.logs.origins()).all(heard)

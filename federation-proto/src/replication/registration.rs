@@ -63,6 +63,12 @@ impl Registrations {
         self.sites.keys()
     }
 
+    /// Forgets a site, here and as an origin.
+    pub(super) fn forget(&mut self, site: &Site) {
+        self.sites.remove(site);
+        self.ours.remove(site);
+    }
+
     /// What this site had stated before this start: it is stated again, so only the origin's name and the patterns count.
     pub(super) fn restore_ours(&mut self, value: &[u8]) -> Checked<()> {
         let (_, origin, theirs) = parse(value)?;
@@ -111,7 +117,8 @@ fn cut(patterns: &mut Vec<Pattern>) -> bool {
 impl Replication {
     /// Brings the registration at an origin in line with the wants that are resolved there.
     pub(super) fn registration_changed(&mut self, origin: &Site) {
-        if self.config.kind != NodeKind::Edge || self.config.is_origin_of(origin) {
+        let apart = self.config.is_origin_of(origin) || self.removals.contains_key(origin);
+        if self.config.kind != NodeKind::Edge || apart {
             return;
         }
         let known = self.registrations.ours.get(origin).cloned();

@@ -217,6 +217,14 @@ impl Routing {
         Ok(())
     }
 
+    /// Forgets a site's nodes; answers the keys under which they are stored.
+    pub(super) fn forget_site(&mut self, site: &Site) -> Vec<Bytes> {
+        let nodes = self.nodes_of(site);
+        self.records.retain(|node, _| node.site != *site);
+        self.ever.retain(|node, _| node.site != *site);
+        nodes.iter().map(node_key).collect()
+    }
+
     pub(super) fn nodes_of(&self, site: &Site) -> Vec<NodeName> {
         self.ever.keys().filter(|n| n.site == *site).cloned().collect()
     }
@@ -441,6 +449,10 @@ impl Replication {
         if age >= RECORD_AGE_MAX {
             return Ok(());
         }
+        if self.removals.contains_key(&node.site) {
+            self.count("record_dropped_of_removed_site");
+            return Ok(());
+        }
         let before = self.routing.records.get(&node).map(|k| (k.start, k.sequence));
         match before {
             Some(number) if number == (known.start, known.sequence) => return Ok(()),
@@ -464,6 +476,9 @@ impl Replication {
         }
         let message = Routing::record(&known, self.now);
         self.remember_node(&node, known.kind);
+        if known.kind == NodeKind::Edge {
+            self.note_heard(&node.site, age);
+        }
         let restarted = known.kind == NodeKind::Edge && before.is_none_or(|(start, _)| start != known.start);
         self.routing.records.insert(node.clone(), known);
         let others: Vec<LinkId> = self.links.keys().copied().filter(|l| *l != from).collect();

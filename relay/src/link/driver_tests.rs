@@ -10,7 +10,7 @@ use seaway_federation_proto::{
 
 use super::*;
 use crate::log::{
-    contract::{Advanced, Done, Listener, LogStats, Poisoned, Rejected, Retention, Table},
+    contract::{Advanced, Done, Listener, LogStats, Poisoned, Rejected, Retention, Surveyed, Table},
     memory::{MemoryConfig, MemoryDisk, MemoryLog},
 };
 
@@ -546,6 +546,15 @@ impl CommitLog for Cold {
     fn scan(&self, table: Table, prefix: &[u8]) -> Vec<(Bytes, Bytes)> {
         self.0.scan(table, prefix)
     }
+    fn survey(
+        &self,
+        log: &LogName,
+        from: Option<Place>,
+        visit: &mut dyn FnMut(Surveyed) -> bool,
+    ) -> Result<bool, ReadError> {
+        self.0.survey(log, from, visit)
+    }
+
     fn trim_target(&self, log: &LogName, retention: Retention) -> Result<Option<Place>, ReadError> {
         self.0.trim_target(log, retention)
     }

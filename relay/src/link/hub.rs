@@ -21,8 +21,8 @@ use seaway_federation_proto::{
     envelope::Batch,
     ids::{LogName, NodeName, Place, Site, Topic},
     replication::{
-        Change, CopyStatus, ExplainedWay, Finding, KnownLink, KnownNode, LinkId, Output, RemoteHeld, Replication,
-        ReplicationConfig, Report, SiteStatus, StateTable, Want,
+        Change, CopyStatus, ExplainedWay, Finding, KnownLink, KnownNode, LinkId, Need, OnlyThere, Output, RemoteHeld,
+        Removal, Replication, ReplicationConfig, Report, SiteStatus, StateTable, Want,
     },
     session::{CloseReason, FetchEnded, FetchNumber, FetchOrder, Lane, PeerInfo, vitals::Trouble},
     wire::link,
@@ -46,6 +46,8 @@ pub trait NodePort: Send + Sync {
     fn on_remote_held(&self, held: RemoteHeld);
     /// [`Hub::registered`] may answer something else now.
     fn on_registrations_changed(&self);
+    /// A site was removed from the federation: nobody waits for it any more.
+    fn on_site_removed(&self, _site: &Site) {}
     /// A one-way message for local subscribers.
     fn on_one_way(&self, message: Box<link::OneWayBody>);
     /// A log moved, appeared or went.
@@ -64,6 +66,7 @@ enum Action {
     NotStoredKnown,
     Held(RemoteHeld),
     RegistrationsChanged,
+    SiteRemoved(Site),
     OneWay(Box<link::OneWayBody>),
     Report(Report),
     ReportOver(&'static str, String),
@@ -306,6 +309,41 @@ impl Hub {
         self.core.lock().machine.site_holds(site, log, place)
     }
 
+    /// See [`Replication::still_needed`].
+    pub fn still_needed(&self, after: Option<&LogName>, count: usize) -> Vec<(LogName, Vec<Need>)> {
+        self.core.lock().machine.still_needed(after, count)
+    }
+
+    /// See [`Replication::last_heard`].
+    pub fn last_heard(&self, now: Duration) -> Vec<(Site, Duration)> {
+        self.core.lock().machine.last_heard(now)
+    }
+
+    /// See [`Replication::removals`].
+    pub fn removals(&self) -> Vec<Removal> {
+        self.core.lock().machine.removals()
+    }
+
+    /// See [`Replication::removed`].
+    pub fn removed(&self, site: &Site) -> Option<String> {
+        self.core.lock().machine.removed(site)
+    }
+
+    /// See [`Replication::only_there`].
+    pub fn only_there(&self, site: &Site) -> Vec<OnlyThere> {
+        self.core.lock().machine.only_there(site)
+    }
+
+    /// Removes a site from the federation; see [`Replication::remove_site`].
+    ///
+    /// # Errors
+    /// A sentence.
+    pub fn remove_site(&self, now: Duration, site: &Site, at_us: u64) -> Result<(), String> {
+        let mut result = Ok(());
+        self.act(|core| result = core.machine.remove_site(now, site, at_us));
+        result
+    }
+
     /// Raises an alarm of the node's own.
     pub fn report(&self, report: Report, wall_us: u64) {
         self.alarms.raise(report, wall_us);
@@ -452,6 +490,7 @@ impl Hub {
             Action::NotStoredKnown => self.stores.machine_knows(),
             Action::Held(held) => self.node.on_remote_held(held),
             Action::RegistrationsChanged => self.node.on_registrations_changed(),
+            Action::SiteRemoved(site) => self.node.on_site_removed(&site),
             Action::OneWay(message) => self.node.on_one_way(message),
             Action::Report(report) => self.alarms.raise(report, self.wall_us()),
             Action::ReportOver(name, subject) => self.alarms.clear_one(name, &subject),
@@ -518,6 +557,7 @@ impl Core {
             Output::Store(changes) => self.actions.push(Action::Store(changes)),
             Output::RemoteHeld(held) => self.actions.push(Action::Held(held)),
             Output::RegistrationsChanged => self.actions.push(Action::RegistrationsChanged),
+            Output::SiteRemoved(site) => self.actions.push(Action::SiteRemoved(site)),
             Output::CloseLink(link, reason, text) => {
                 self.post(link, LinkCommand::Close(CloseReason::Refused { reason, text }));
             }

@@ -154,6 +154,7 @@ pub(super) fn table_of(table: StateTable) -> Table {
         StateTable::Held => Table::Held,
         StateTable::Sites => Table::Sites,
         StateTable::Nodes => Table::Nodes,
+        StateTable::Removed => Table::Removed,
         StateTable::Node => Table::Node,
     }
 }

@@ -65,11 +65,15 @@ pub enum Table {
     Sites = 10,
     /// Edge brokers ever heard of.
     Nodes = 11,
+    /// What hold-back gave up for which site, and when sites were last heard of.
+    HoldBack = 120,
+    /// Sites that were removed from the federation, for ever.
+    Removed = 121,
 }
 
 impl Table {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Table; 11] = [
+    pub const ALL: [Table; 13] = [
         Table::Node,
         Table::Wants,
         Table::Starts,
@@ -81,6 +85,8 @@ impl Table {
         Table::Tokens,
         Table::Sites,
         Table::Nodes,
+        Table::HoldBack,
+        Table::Removed,
     ];
 }
 
@@ -348,6 +354,19 @@ pub struct Retention {
     pub keep_from: Option<Place>,
 }
 
+/// A batch as [`CommitLog::survey`] meets it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Surveyed {
+    /// Place of its first message.
+    pub begin: Place,
+    /// The place after its last.
+    pub end: Place,
+    /// Its length.
+    pub bytes: u64,
+    /// When this node appended it, microseconds since 1970.
+    pub stored_at_us: u64,
+}
+
 /// Damage found, at opening or by a read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Damage {
@@ -437,6 +456,16 @@ pub trait CommitLog: Send + Sync + 'static {
 
     /// All pairs of a table whose key begins with `prefix`, in order, as of the last durable unit.
     fn scan(&self, table: Table, prefix: &[u8]) -> Vec<(Bytes, Bytes)>;
+
+    /// Goes along the main line as of the last durable unit, batch by batch, from `from` (a batch's begin on it; the line's begin where
+    /// `None` or below it) until `visit` answers false; holes are passed over. May wait on the disk. `false`: `from` is not on the main
+    /// line (any more), or there is no such log.
+    fn survey(
+        &self,
+        log: &LogName,
+        from: Option<Place>,
+        visit: &mut dyn FnMut(Surveyed) -> bool,
+    ) -> Result<bool, ReadError>;
 
     /// Where a log's begin would move under `retention` (`None`: nowhere). Trimming itself is a [`Entry::Trim`].
     fn trim_target(&self, log: &LogName, retention: Retention) -> Result<Option<Place>, ReadError>;

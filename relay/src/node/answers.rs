@@ -143,5 +143,5 @@ impl TellRun for Part {
 
 fn local_receipt(stored: Stored) -> Receipt {
     let Stored { log, place, repeated } = stored;
-    Receipt { log, place, sites: Vec::new(), degraded: false, missing: Vec::new(), repeated }
+    Receipt { log, place, sites: Vec::new(), degraded: false, missing: Vec::new(), removed: Vec::new(), repeated }
 }

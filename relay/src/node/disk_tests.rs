@@ -17,7 +17,8 @@ use seaway_federation_proto::{
 use super::*;
 use crate::log::{
     contract::{
-        CommitLog, Done, Line, Listener, LogStats, Poisoned, Read, ReadError, Rejected, Retention, Table, Unit,
+        CommitLog, Done, Line, Listener, LogStats, Poisoned, Read, ReadError, Rejected, Retention, Surveyed, Table,
+        Unit,
     },
     memory::{MemoryConfig, MemoryDisk, MemoryLog},
 };
@@ -69,6 +70,16 @@ impl CommitLog for Slow {
         self.waits("scan");
         self.log.scan(table, prefix)
     }
+    fn survey(
+        &self,
+        log: &LogName,
+        from: Option<Place>,
+        visit: &mut dyn FnMut(Surveyed) -> bool,
+    ) -> Result<bool, ReadError> {
+        self.waits("survey");
+        self.log.survey(log, from, visit)
+    }
+
     fn trim_target(&self, log: &LogName, retention: Retention) -> Result<Option<Place>, ReadError> {
         self.waits("trim_target");
         self.log.trim_target(log, retention)

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use seaway_federation_proto::{
     copies::LogInfo,
-    ids::{LogName, NodeName, Pattern, Place, Start, Topic},
+    ids::{LogName, NodeName, Pattern, Place, Site, Start, Topic},
     replication::{RemoteHeld, Report, Want},
     session::{Lane, NodeKind, SessionConfig},
 };
@@ -22,6 +22,7 @@ use tokio::sync::{Notify, Semaphore, broadcast, oneshot};
 use super::{
     LogEvent, NodeConfig, PublishError, TopicConfig,
     clock::{Clock, SystemClock},
+    hold_back::Keeper,
     life::{self, Progress},
     one_way::OneWaySubscribers,
     origin::Origin,
@@ -81,6 +82,8 @@ enum Unavailable {
     Twin = 4,
     /// An operator took it out of use.
     Drained = 5,
+    /// Its site was removed from the federation.
+    Removed = 6,
 }
 
 /// What the hub tells, spread to whom it concerns.
@@ -98,6 +101,10 @@ impl NodePort for Ears {
 
     fn on_registrations_changed(&self) {
         self.registered.changed();
+    }
+
+    fn on_site_removed(&self, site: &Site) {
+        self.receipts.remove_site(site);
     }
 
     fn on_one_way(&self, message: Box<seaway_federation_proto::wire::link::OneWayBody>) {
@@ -125,6 +132,8 @@ pub(super) struct NodeInner {
     pub(super) receipts: Arc<Receipts>,
     pub(super) registered: Arc<Registered>,
     pub(super) room: Room,
+    /// Of an edge broker's own logs.
+    pub(super) hold_back: Option<Keeper>,
     pub(super) one_way: Arc<OneWaySubscribers>,
     pub(super) events: broadcast::Sender<LogEvent>,
     pub(super) reads: Arc<Semaphore>,
@@ -245,6 +254,8 @@ impl NodeInner {
         };
         let drained = || self.drained.load().as_ref().map(|text| (Unavailable::Drained, text.to_string()));
         let why = why.or_else(drained);
+        let removed = || self.hub.removed(&self.config.name.site).map(|text| (Unavailable::Removed, text));
+        let why = why.or_else(removed);
         let why = self.look_at_twins().filter(|_| why.is_none()).map(|text| (Unavailable::Twin, text)).or(why);
         self.accepted.store(stats.accepted_bytes, Ordering::Relaxed);
         self.progress.lock().look(self.clock.now(), &stats);
@@ -261,10 +272,9 @@ impl NodeInner {
     /// One turn of the retention's thread, which may wait long for room in the append queue and for the disk.
     pub(super) fn turn_retention(&self, turn: u64) -> Duration {
         let accepted = self.accepted.load(Ordering::Relaxed);
-        // A cache is held to its bound more often while it fills quickly.
-        let fills = self
-            .config
-            .cache_bytes_max
+        // A cache, and hold-back, are held to their bounds more often while they fill quickly.
+        let bound = self.config.cache_bytes_max.or_else(|| self.hold_back.as_ref()?.smallest_bound());
+        let fills = bound
             .is_some_and(|max| accepted.saturating_sub(self.accepted_at_retention.load(Ordering::Relaxed)) > max / 8);
         if fills || turn.is_multiple_of(RETENTION_EVERY) {
             self.accepted_at_retention.store(accepted, Ordering::Relaxed);
@@ -372,7 +382,11 @@ impl NodeInner {
             let config = topic_config(topics, &log.topic);
             Keep { bytes_max: config.retention_bytes, age_max: config.retention_age }
         };
-        let trimmed = retention::trim(&self.log, keep, self.config.cache_bytes_max, self.clock.wall_us());
+        let trimmed = self.hold_back_round(keep).and_then(|held| {
+            let Some(held) = held else { return Ok(()) };
+            let keep_from = |log: &LogName| held.get(log).copied();
+            retention::trim(&self.log, keep, keep_from, self.config.cache_bytes_max, self.clock.wall_us())
+        });
         // What was trimmed before is reclaimed in any case.
         let reclaimed = self.log.reclaim().map(drop).map_err(|e| e.to_string());
         if let Err(why) = trimmed.and(reclaimed) {
@@ -529,6 +543,9 @@ impl LinkOpener for Opener {
     ) -> Result<Box<dyn Drive>, String> {
         let node = self.0.upgrade().filter(|node| !node.is_draining());
         let node = node.ok_or_else(|| "the node is shutting down".to_owned())?;
+        if let Some(removed) = node.hub.removed(&peer.site) {
+            return Err(removed);
+        }
         let config = &node.config;
         let session = SessionConfig {
             federation: config.federation.clone(),

@@ -4,6 +4,7 @@
 //!
 //! - [`origin`]: from an accepted message to its durable place, for this site's own logs;
 //! - [`receipts`]: waiting for other sites;
+//! - `hold_back`: what is kept beyond retention for sites that have not got it; `sites`: sites that are taken out for ever;
 //! - `start`, `inner`: how the parts are joined, and the node's four threads: `seaway-origin` seals batches, `seaway-hub` turns
 //!   the replication machine, `seaway-upkeep` looks after the disk, `seaway-retention` trims and reclaims.
 
@@ -12,6 +13,7 @@ pub mod clock;
 #[cfg(test)]
 mod disk_tests;
 mod find;
+mod hold_back;
 mod inner;
 pub mod life;
 mod one_way;
@@ -20,6 +22,7 @@ mod publish;
 pub mod receipts;
 mod retention;
 mod room;
+mod sites;
 mod start;
 mod threads;
 mod twins;
@@ -31,8 +34,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use seaway_federation_proto::{
     copies::LogInfo,
-    ids::{LogName, NodeName, Path, Pattern, Place, Topic},
-    replication::{CopyStatus, Report, SiteStatus, Want},
+    ids::{LogName, NodeName, Path, Pattern, Place, Site, Topic},
+    replication::{CopyStatus, OnlyThere, Removal, Report, SiteStatus, Want},
 };
 use tokio::sync::{broadcast, mpsc};
 
@@ -43,6 +46,7 @@ use crate::{
 };
 
 pub use self::{
+    hold_back::{Gap, HoldBack, HoldBackConfig, HoldBackRule, SiteHoldBack, TopicHoldBack},
     one_way::{SUBSCRIBER_BYTES_MAX, SUBSCRIBER_MESSAGES_MAX},
     origin::OwnMessage,
     types::{
@@ -317,6 +321,29 @@ impl Node {
     /// Sites known.
     pub fn sites(&self) -> Vec<SiteStatus> {
         self.inner.hub.sites()
+    }
+
+    /// What is kept beyond retention for registered sites, as of the last look (each ten seconds or sooner). Of a relay: nothing.
+    pub fn hold_back(&self) -> Arc<HoldBack> {
+        self.inner.hold_back.as_ref().map(|keeper| keeper.shown()).unwrap_or_default()
+    }
+
+    /// Sites that were removed from the federation, in order of name.
+    pub fn removals(&self) -> Vec<Removal> {
+        self.inner.hub.removals()
+    }
+
+    /// What only this site is known to hold; see [`seaway_federation_proto::replication::Replication::only_there`].
+    pub fn only_there(&self, site: &Site) -> Vec<OnlyThere> {
+        self.inner.hub.only_there(site)
+    }
+
+    /// Removes a site from the federation, for ever; durable here when this returns, and on its way to all nodes.
+    ///
+    /// # Errors
+    /// It is this node's own site, no such site is known, or the commit log takes nothing.
+    pub async fn remove_site(&self, site: &Site) -> Result<(), PublishError> {
+        self.inner.remove_site(site).await
     }
 
     /// Alarms since the start.

@@ -77,7 +77,7 @@ impl NodeInner {
         let answer = move |outcomes: Vec<Outcome>| {
             let only = outcomes.into_iter().next();
             // A publisher that no longer waits is told nothing.
-            drop(only.map(|outcome| sender.send(outcome.result)));
+            _ = only.map(|outcome| sender.send(outcome.result).is_ok());
         };
         let run = PublishRun { messages: vec![message], acknowledgement, deadline, on_deadline };
         self.accept_run(run, ReceiptRoom::default(), Whose::Clients, Box::new(answer)).await;
@@ -132,6 +132,9 @@ impl NodeInner {
         let topic = message.path.topic();
         if topic.is_internal() != (whose == Whose::Own) {
             return Err(PublishError::Internal(topic));
+        }
+        if let Some(why) = self.hold_back.as_ref().and_then(|held| held.refuses(&topic)) {
+            return Err(PublishError::HeldBack(why));
         }
         let need = self.need(&topic, asked)?;
         check_content(message, self.topic_config(&topic).message_bytes_max)?;
@@ -321,6 +324,7 @@ pub(super) mod tests {
             mark_interval: Duration::from_secs(1),
             costs: vec![],
             tail_bytes_max: 1 << 20,
+            hold_back: crate::node::HoldBackConfig::default(),
         }
     }
 

@@ -122,6 +122,8 @@ struct Waiter {
     holds: Bits,
     /// Sites whose copy begins above the message.
     excused: Bits,
+    /// Sites that were removed from the federation meanwhile: it goes on without them.
+    removed: Bits,
     deadline_step: u64,
     on_deadline: OnDeadline,
     repeated: bool,
@@ -131,7 +133,8 @@ struct Waiter {
 impl Waiter {
     fn is_met(&self) -> bool {
         let excused = if self.need.all { self.excused.count() } else { 0 };
-        self.holds.count() + excused >= self.need.count
+        let left = self.need.sites.len().saturating_sub(self.removed.count());
+        self.holds.count() + excused >= self.need.count.min(left)
     }
 
     fn names(&self, wanted: impl Fn(&Self, usize) -> bool) -> Vec<Site> {
@@ -144,19 +147,32 @@ impl Waiter {
     }
 
     fn missing(&self) -> Vec<Site> {
-        self.names(|w, index| !(w.holds.get(index) || (w.need.all && w.excused.get(index))))
+        self.names(|w, index| !(w.holds.get(index) || w.removed.get(index) || (w.need.all && w.excused.get(index))))
+    }
+
+    fn gone(&self) -> Vec<Site> {
+        self.names(|w, index| w.removed.get(index))
+    }
+
+    /// A site was removed: what it holds already counts, and nothing else is waited for.
+    fn remove(&mut self, index: usize) {
+        if !self.holds.get(index) {
+            self.removed.set(index, true);
+            self.excused.set(index, false);
+        }
     }
 
     fn meet(self, log: &LogName, place: Place) {
-        let (sites, log) = (self.holders(), log.clone());
-        (self.answer)(Ok(Receipt { log, place, sites, degraded: false, missing: Vec::new(), repeated: self.repeated }));
+        let (sites, removed, log, repeated) = (self.holders(), self.gone(), log.clone(), self.repeated);
+        (self.answer)(Ok(Receipt { log, place, sites, degraded: false, missing: Vec::new(), removed, repeated }));
     }
 
     fn expire(self, log: &LogName, place: Place) {
         let (sites, missing, log) = (self.holders(), self.missing(), log.clone());
         match self.on_deadline {
             OnDeadline::Degrade => {
-                (self.answer)(Ok(Receipt { log, place, sites, degraded: true, missing, repeated: self.repeated }));
+                let (removed, repeated) = (self.gone(), self.repeated);
+                (self.answer)(Ok(Receipt { log, place, sites, degraded: true, missing, removed, repeated }));
             }
             OnDeadline::Fail => {
                 let missing = self.lacking();
@@ -215,6 +231,8 @@ struct Inner {
     looked: Duration,
     /// The node stops: nothing begins to wait any more.
     stopping: bool,
+    /// Sites that were removed: who was to wait for one goes on without it.
+    removed: BTreeSet<Site>,
 }
 
 impl Inner {
@@ -253,12 +271,16 @@ impl Receipts {
         let Stored { log, place, repeated } = stored;
         let sites = need.sites.clone();
         let deadline_step = step(deadline).saturating_add(1);
-        let (holding, excused) = (Bits::default(), Bits::default());
-        let mut waiter = Waiter { need, holds: holding, excused, deadline_step, on_deadline, repeated, answer };
+        let (holding, excused, removed) = (Bits::default(), Bits::default(), Bits::default());
+        let mut waiter =
+            Waiter { need, holds: holding, excused, removed, deadline_step, on_deadline, repeated, answer };
         let mut inner = self.inner.lock();
         inner.next += 1;
         let key = (place, inner.next);
         let stopping = inner.stopping;
+        for (index, _) in sites.iter().enumerate().filter(|(_, site)| inner.removed.contains(*site)) {
+            waiter.remove(index);
+        }
         let at = inner.logs.entry(log.clone()).or_default();
         for (index, site) in sites.iter().enumerate() {
             if let Some(held) = at.held.get(site) {
@@ -338,6 +360,41 @@ impl Receipts {
         drop(inner);
         for ((place, _), waiter) in met {
             waiter.meet(log, place);
+        }
+    }
+
+    /// Sites that were removed before this process began.
+    pub fn remove_all(&self, sites: impl IntoIterator<Item = Site>) {
+        self.inner.lock().removed.extend(sites);
+    }
+
+    /// A site was removed from the federation: what waits for it goes on without it.
+    pub fn remove_site(&self, site: &Site) {
+        let mut met: Vec<(LogName, WaiterKey, Waiter)> = Vec::new();
+        let mut inner = self.inner.lock();
+        inner.removed.insert(site.clone());
+        for (log, at) in &mut inner.logs {
+            at.held.remove(site);
+            for line in [&mut at.waiting, &mut at.older] {
+                let mut done = Vec::new();
+                for (key, waiter) in line.iter_mut() {
+                    let Ok(index) = waiter.need.sites.binary_search(site) else { continue };
+                    waiter.remove(index);
+                    if waiter.is_met() {
+                        done.push(*key);
+                    }
+                }
+                let ended = done.into_iter().filter_map(|key| line.remove_entry(&key));
+                met.extend(ended.map(|(key, waiter)| (log.clone(), key, waiter)));
+            }
+        }
+        for (_, (_, number), waiter) in &met {
+            inner.deadlines.remove(&(waiter.deadline_step, *number));
+        }
+        inner.waiting = inner.waiting.saturating_sub(met.len());
+        drop(inner);
+        for (log, (place, _), waiter) in met {
+            waiter.meet(&log, place);
         }
     }
 
@@ -643,6 +700,32 @@ mod tests {
         known.store(10, Ordering::Relaxed);
         r.look_again(LOOK_INTERVAL);
         assert_eq!(from.try_recv().unwrap().0, 9);
+    }
+
+    #[test]
+    fn a_removed_site_is_not_waited_for_and_the_receipt_says_so() {
+        let (to, from) = mpsc::channel();
+        let r = Receipts::new(Arc::new(|_, _, _| false));
+        wait(&r, &to, 1, &Acknowledgement::All, &["a", "b"], 60_000, OnDeadline::Fail);
+        wait(&r, &to, 2, &Acknowledgement::Sites(sites(&["b"]).to_vec()), &["a", "b"], 60_000, OnDeadline::Fail);
+        wait(&r, &to, 3, &Acknowledgement::Count(2), &["a", "b", "c"], 60_000, OnDeadline::Fail);
+        r.handle_held(held("a", 0, 10, &[]));
+        assert!(from.try_recv().is_err());
+        r.remove_site(&"b".parse().unwrap());
+        let mut answered: Vec<(u64, Receipt)> = from.try_iter().map(|(at, receipt)| (at, receipt.unwrap())).collect();
+        answered.sort_by_key(|(at, _)| *at);
+        let removed: Vec<Site> = sites(&["b"]).to_vec();
+        assert_eq!(answered.iter().map(|(at, r)| (*at, names(r))).collect::<Vec<_>>(), [(1, vec!["a"]), (2, vec![])]);
+        assert!(answered.iter().all(|(_, r)| r.removed == removed && !r.degraded));
+        // Two of three that are two now: both.
+        r.handle_held(held("c", 0, 10, &[]));
+        let (_, receipt) = from.try_recv().unwrap();
+        let receipt = receipt.unwrap();
+        assert_eq!((names(&receipt), &receipt.removed), (vec!["a", "c"], &removed));
+        // Decided before the removal, stored after it.
+        wait(&r, &to, 4, &Acknowledgement::All, &["a", "b"], 60_000, OnDeadline::Fail);
+        assert_eq!(from.try_recv().unwrap().1.unwrap().removed, removed);
+        assert!(r.is_empty() && r.poll_timeout().is_none());
     }
 
     #[test]

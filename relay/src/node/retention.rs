@@ -1,14 +1,15 @@
 //! Retention: raises the begins of logs as their topics' settings, or a relay's bound for its cache, ask.
 //!
-//! Ages are by this node's own time of appending. Retention waits neither for sites that have not fetched yet nor for groups that
-//! have not read yet: what it takes away shows at them as a reported gap.
+//! Ages are by this node's own time of appending. Of this site's own logs nothing goes that hold-back keeps for registered sites
+//! (`hold_back`); for others that have not fetched yet and for groups that have not read yet retention does not wait: what it takes
+//! away shows at them as a reported gap.
 
 use std::{
     sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
 
-use seaway_federation_proto::ids::LogName;
+use seaway_federation_proto::ids::{LogName, Place};
 
 use crate::log::contract::{CommitLog, Entry, RejectReason, Retention, Unit};
 
@@ -29,6 +30,7 @@ pub(super) struct Keep {
 pub(super) fn trim(
     log: &Arc<dyn CommitLog>,
     keep: impl Fn(&LogName) -> Keep,
+    keep_from: impl Fn(&LogName) -> Option<Place>,
     cache_bytes_max: Option<u64>,
     wall_us: u64,
 ) -> Result<(), String> {
@@ -39,7 +41,8 @@ pub(super) fn trim(
         let keep = keep(&name);
         let bytes_max = [keep.bytes_max, share].into_iter().flatten().min();
         let before = |age: Duration| wall_us.saturating_sub(u64::try_from(age.as_micros()).unwrap_or(u64::MAX));
-        let retention = Retention { bytes_max, appended_before_us: keep.age_max.map(before), keep_from: None };
+        let retention =
+            Retention { bytes_max, appended_before_us: keep.age_max.map(before), keep_from: keep_from(&name) };
         let nothing_to_do = bytes_max.is_none_or(|max| bytes <= max) && retention.appended_before_us.is_none();
         if nothing_to_do {
             continue;
@@ -62,7 +65,7 @@ pub(super) fn trim(
 }
 
 /// Waits for room: under full load the queue is full most of the time, and just then a cache must be held to its bound.
-fn submit(log: &Arc<dyn CommitLog>, entries: Vec<Entry>) -> Result<(), RejectReason> {
+pub(super) fn submit(log: &Arc<dyn CommitLog>, entries: Vec<Entry>) -> Result<(), RejectReason> {
     if entries.is_empty() {
         return Ok(());
     }
@@ -162,7 +165,7 @@ mod tests {
                 log.submit(unit, Box::new(move |result| done.send(result).unwrap())).unwrap();
                 stored.recv_timeout(Duration::from_secs(60)).unwrap().unwrap();
             }
-            trim(&log, |_| Keep::default(), Some(CACHE), 1).unwrap();
+            trim(&log, |_| Keep::default(), |_| None, Some(CACHE), 1).unwrap();
             log.reclaim().unwrap();
             most = most.max(log.stats().segment_bytes);
         }
@@ -182,7 +185,7 @@ mod tests {
         while log.submit(Unit { entries: vec![put(1)] }, Box::new(|_| {})).is_ok() {}
         let keep = |_: &LogName| Keep { bytes_max: Some(0), age_max: None };
         let (theirs, (done, finished)) = (log.clone(), mpsc::channel());
-        let thread = std::thread::spawn(move || done.send(trim(&theirs, keep, None, 1)).unwrap());
+        let thread = std::thread::spawn(move || done.send(trim(&theirs, keep, |_| None, None, 1)).unwrap());
         assert!(finished.recv_timeout(Duration::from_millis(100)).is_err(), "it does not give up on a full queue");
         memory.sync_now();
         assert_eq!(finished.recv_timeout(Duration::from_secs(60)), Ok(Ok(())));

@@ -21,6 +21,7 @@ use tokio::sync::{Semaphore, broadcast};
 use super::{
     NodeConfig, StartError,
     clock::{Clock, SystemClock},
+    hold_back::Keeper,
     inner::{Ears, NodeInner, Opener, READS_MAX, RETENTION_THREAD, topic_config},
     one_way::OneWaySubscribers,
     origin::{Origin, OriginConfig},
@@ -130,6 +131,19 @@ fn replication_config(config: &NodeConfig, start: Start) -> ReplicationConfig {
     }
 }
 
+/// Waiting for other sites, of which the hub knows once it is there.
+fn receipts_over(hub: Arc<OnceLock<Weak<Hub>>>) -> Arc<Receipts> {
+    Arc::new(Receipts::new(Arc::new(move |site: &Site, log, place| {
+        hub.get().and_then(Weak::upgrade).is_some_and(|hub| hub.site_holds(site, log, place))
+    })))
+}
+
+/// Who keeps for registered sites what they have not got; a relay has no logs of its own.
+fn keeper_of(config: &NodeConfig, log: &dyn CommitLog) -> Option<Keeper> {
+    let keeper = || Keeper::open(config.hold_back.clone(), &config.data_dir, log);
+    (config.kind != NodeKind::Relay).then(keeper)
+}
+
 /// Bytes of a segment and between two checkpoints for a cache of this size. A segment goes as a whole, and none since the last two
 /// checkpoints does, so with these a cache takes at most about twice its size on disk, and 64 MiB where it is small.
 pub(super) fn cache_bounds(segment_bytes: u64, cache_bytes_max: u64) -> (u64, u64) {
@@ -211,10 +225,7 @@ impl NodeInner {
         let (origin_wake, hub_wake, upkeep_wake) =
             (Arc::<Wake>::default(), Arc::<Wake>::default(), Arc::<Wake>::default());
         let hub_cell: Arc<OnceLock<Weak<Hub>>> = Arc::default();
-        let machine = hub_cell.clone();
-        let receipts = Arc::new(Receipts::new(Arc::new(move |site: &Site, log, place| {
-            machine.get().and_then(Weak::upgrade).is_some_and(|hub| hub.site_holds(site, log, place))
-        })));
+        let receipts = receipts_over(hub_cell.clone());
         let (registered, one_way): (Arc<Registered>, Arc<OneWaySubscribers>) = (Arc::default(), Arc::default());
         let (events, _) = broadcast::channel(EVENTS);
         let ears = Ears {
@@ -238,6 +249,7 @@ impl NodeInner {
         let origin = origin_of(&config, start, &clock, &log, &origin_wake, &alarms);
         let wants = config.wants.clone();
         let node = Arc::new(NodeInner {
+            hold_back: keeper_of(&config, &*log),
             config,
             start,
             clock,
@@ -329,6 +341,7 @@ impl NodeInner {
         if self.origin.is_none() {
             return;
         }
+        self.receipts.remove_all(self.hub.removals().into_iter().map(|removal| removal.site));
         let now = self.clock.now();
         for want in &self.config.wants {
             self.hub.put_want(now, want.clone());

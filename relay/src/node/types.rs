@@ -12,7 +12,7 @@ use seaway_federation_proto::{
     session::NodeKind,
 };
 
-use super::{one_way::Charge, origin::OwnMessage};
+use super::{hold_back::HoldBackConfig, one_way::Charge, origin::OwnMessage};
 
 /// Settings of a node; the configuration file is parsed elsewhere.
 #[derive(Debug, Clone)]
@@ -56,6 +56,8 @@ pub struct NodeConfig {
     pub costs: Vec<(NodeName, u32)>,
     /// Bytes of recent batches kept in memory for readers near the end.
     pub tail_bytes_max: usize,
+    /// What is kept beyond retention for registered sites, and for how much and how long.
+    pub hold_back: HoldBackConfig,
 }
 
 /// PEM files of a node's link identity.
@@ -202,6 +204,8 @@ pub struct Receipt {
     pub degraded: bool,
     /// Then: who is still missing, where known by name.
     pub missing: Vec<Site>,
+    /// Sites asked for that were removed from the federation before they were known to hold it: it went on without them.
+    pub removed: Vec<Site>,
     /// An idempotent retry.
     pub repeated: bool,
 }
@@ -254,6 +258,9 @@ pub enum PublishError {
     /// Disk full, draining, no room in time; the sentence says which. Nothing was stored.
     #[error("{0}")]
     Unavailable(String),
+    /// Hold-back refuses the topic's publishers until a site has caught up. Nothing was stored.
+    #[error("{0}")]
+    HeldBack(String),
     /// It may be stored or not: what was to make it durable failed half-way, or stopped.
     #[error("the message may be stored or not: {0}")]
     InDoubt(String),

@@ -524,6 +524,24 @@ impl SimNode {
         }
     }
 
+    /// Up to where hold-back would let retention take each of this origin's logs now, for which sites.
+    pub fn hold_back_allows(&self) -> Vec<(LogName, Site, Place)> {
+        let Some(running) = &self.running else { return Vec::new() };
+        let needs = running.hub.still_needed(None, usize::MAX);
+        let each = needs.into_iter().flat_map(|(log, needs)| needs.into_iter().map(move |need| (log.clone(), need)));
+        each.map(|(log, need)| (log, need.site, need.from)).collect()
+    }
+
+    /// The site of this node, and where its durable copy of a log ends: what lies below it has, had, or was told is lost.
+    pub fn came_to(&self, log: &LogName) -> (Site, Option<Place>) {
+        let info = match (&self.running, &self.resting) {
+            (Some(running), _) => running.log.info(log, true),
+            (None, Some(resting)) => resting.info(log, true),
+            (None, None) => None,
+        };
+        (self.name.site.clone(), info.map(|info| info.end))
+    }
+
     /// What was stated as lost here since this was asked last, and what is wrong with how a copy began or lacks something.
     pub fn take_losses(&mut self) -> Vec<Loss> {
         let Some(running) = &self.running else { return Vec::new() };
@@ -558,6 +576,11 @@ impl SimNode {
     /// Whether it is an edge broker.
     pub fn is_edge(&self) -> bool {
         self.edge
+    }
+
+    /// One of its own logs.
+    pub fn own_info(&self, log: &LogName) -> Option<LogInfo> {
+        self.running.as_ref()?.log.info(log, true)
     }
 
     /// Where the incarnations of its own logs end.

@@ -13,7 +13,7 @@ use seaway_federation_proto::{
 use seaway_relay::log::{
     contract::{
         CommitLog, Done, Entry, Line, Listener, LogStats, Poisoned, Read, ReadError, RejectReason, Rejected, Retention,
-        Role, Table, Unit,
+        Role, Surveyed, Table, Unit,
     },
     memory::MemoryLog,
 };
@@ -160,6 +160,15 @@ impl CommitLog for SabotagedLog {
     fn scan(&self, table: Table, prefix: &[u8]) -> Vec<(Bytes, Bytes)> {
         self.log.scan(table, prefix)
     }
+    fn survey(
+        &self,
+        log: &LogName,
+        from: Option<Place>,
+        visit: &mut dyn FnMut(Surveyed) -> bool,
+    ) -> Result<bool, ReadError> {
+        self.log.survey(log, from, visit)
+    }
+
     fn trim_target(&self, log: &LogName, retention: Retention) -> Result<Option<Place>, ReadError> {
         self.log.trim_target(log, retention)
     }

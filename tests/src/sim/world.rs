@@ -134,6 +134,8 @@ pub struct World {
     crossings: Option<Crossings>,
     honesty: Honesty,
     violations: Vec<Violation>,
+    /// How often it was looked at what hold-back would let go of a log for a site.
+    held_back: u64,
     refusals: Vec<String>,
     /// Events handled, for the summary.
     pub events: u64,
@@ -160,6 +162,8 @@ pub struct Outcome {
     pub deaths: u64,
     /// How often a copy was called live when it was looked at, and held to it.
     pub called_live: u64,
+    /// How often it was looked at what hold-back would let go of a log for a site.
+    pub held_back: u64,
     /// Alarms raised, by name.
     pub alarms: BTreeMap<&'static str, u64>,
     /// Links that a node ended because of what its peer sent, with its words.
@@ -200,6 +204,7 @@ impl World {
             crossings: None,
             honesty: Honesty::default(),
             violations: Vec::new(),
+            held_back: 0,
             refusals: Vec::new(),
             scenario,
             events: 0,
@@ -354,6 +359,7 @@ impl World {
             Event::Trim => {
                 self.plan(self.scenario.faults.trim, Event::Trim);
                 let node = self.rng.random_range(0..self.nodes.len());
+                self.check_hold_back(node);
                 self.nodes[node].trim(&mut self.rng);
                 self.settle(node);
             }
@@ -431,6 +437,28 @@ impl World {
     }
 
     /// Lets a node do all it can do now, and carries out what it asks of the world.
+    /// Hold-back never lets go what a registered site lacks: not even when that site's process, or its way here, is gone. A site whose
+    /// disk was lost or set back needs more than its origin was told.
+    fn check_hold_back(&mut self, node: usize) {
+        let faults = &self.scenario.faults;
+        if faults.disk_lost + faults.disk_old + faults.disk_lied > 0.0 {
+            return;
+        }
+        for (log, site, from) in self.nodes[node].hold_back_allows() {
+            let edges = self.nodes.iter().filter(|other| other.is_edge());
+            let Some((_, came_to)) = edges.map(|other| other.came_to(&log)).find(|(of, _)| *of == site) else {
+                continue;
+            };
+            self.held_back += 1;
+            let begin = |info: seaway_federation_proto::copies::LogInfo| info.begin.offset;
+            let came_to = came_to.map_or_else(|| self.nodes[node].own_info(&log).map_or(0, begin), |end| end.offset);
+            if from.offset > came_to {
+                let what = format!("hold-back lets go of {log} below {from}, and {site} has come to {came_to}");
+                self.violations.push(Violation { invariant: 6, what });
+            }
+        }
+    }
+
     fn settle(&mut self, node: usize) {
         self.nodes[node].settle(self.now);
         let mut closed = VecDeque::new();
@@ -542,6 +570,7 @@ impl World {
             remote_receipts: truth.receipts().iter().filter(|r| !r.sites.is_empty()).count(),
             events: self.events,
             time: self.now,
+            held_back: self.held_back,
             deaths: self.nodes.iter().map(SimNode::deaths).sum(),
             called_live: self.honesty.called_live,
             alarms: self.nodes.iter().flat_map(SimNode::alarms).fold(BTreeMap::new(), |mut all, (name, count)| {

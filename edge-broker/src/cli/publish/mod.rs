@@ -37,7 +37,7 @@ pub(crate) async fn run(args: PubArgs) -> Result<Exit, CliError> {
     match ended {
         Ok(()) => {
             output::note(&summary(tally, args.mode));
-            Ok(if tally.degraded > 0 { Exit::Degraded } else { Exit::Done })
+            Ok(if tally.degraded + tally.without > 0 { Exit::Degraded } else { Exit::Done })
         }
         Err(e) => Err(CliError::new(e.exit(), format!("{e}; {}", so_far(tally, args.mode)))),
     }
@@ -54,6 +54,11 @@ fn summary(tally: &Tally, mode: Mode) -> String {
     if !tally.sites.is_empty() {
         let sites: Vec<&str> = tally.sites.iter().map(String::as_str).collect();
         text.push_str(&format!(", held by {}", sites.join(", ")));
+    }
+    if tally.without > 0 {
+        let sites = tally.removed.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let removed = count(tally.without, "message");
+        text.push_str(&format!("; {removed} went on without {sites}, removed from the federation meanwhile"));
     }
     if tally.degraded > 0 {
         text.push_str(&format!("; {} not acknowledged as asked before the deadline", count(tally.degraded, "message")));

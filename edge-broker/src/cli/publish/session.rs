@@ -58,6 +58,9 @@ pub(crate) struct Tally {
     pub(crate) done: u64,
     /// Of these, not acknowledged as asked.
     pub(crate) degraded: u64,
+    /// Went on without a site that was removed meanwhile, and those sites.
+    pub(crate) without: u64,
+    pub(crate) removed: BTreeSet<String>,
     /// Stored without the acknowledgement asked for.
     pub(crate) unacknowledged: u64,
     /// Perhaps stored.
@@ -494,6 +497,10 @@ impl Publisher {
             self.tally.degraded += 1;
             self.tally.missing.extend(receipt.missing.iter().cloned());
         }
+        if !receipt.removed.is_empty() {
+            self.tally.without += 1;
+            self.tally.removed.extend(receipt.removed.iter().cloned());
+        }
         if self.tally.done.is_multiple_of(4096) {
             self.progress.set_message(format!("{} stored", self.tally.done));
         }
@@ -506,6 +513,7 @@ impl Publisher {
             sites: &receipt.sites,
             degraded: receipt.degraded,
             missing: &receipt.missing,
+            removed: &receipt.removed,
             repeated: receipt.repeated,
         };
         output::line(&serde_json::to_string(&line).map_err(|e| CliError::failed(e.to_string()))?)
@@ -562,6 +570,8 @@ struct ReceiptLine<'a> {
     degraded: bool,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     missing: &'a [String],
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    removed: &'a [String],
     repeated: bool,
 }
 

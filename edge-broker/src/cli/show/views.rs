@@ -4,7 +4,10 @@ use serde::Serialize;
 
 use crate::{
     api,
-    cli::json::{place_text, position_text},
+    cli::{
+        json::{place_text, position_text},
+        sites::HoldBackView,
+    },
     config::values::time_text,
 };
 
@@ -12,7 +15,7 @@ fn time(time_us: u64) -> Option<String> {
     (time_us > 0).then(|| time_text(time_us))
 }
 
-fn place(place: Option<api::Place>) -> Option<String> {
+pub(crate) fn place(place: Option<api::Place>) -> Option<String> {
     place.as_ref().map(place_text)
 }
 
@@ -258,30 +261,6 @@ impl From<api::SiteHeld> for HeldView {
     }
 }
 
-/// A site.
-#[derive(Debug, Default, Serialize)]
-pub(crate) struct SiteView {
-    pub(crate) site: String,
-    pub(crate) nodes: Vec<String>,
-    pub(crate) reachable: bool,
-    pub(crate) next_hop: String,
-    pub(crate) cost: u32,
-    pub(crate) held: Vec<HeldView>,
-}
-
-impl From<api::SiteInfo> for SiteView {
-    fn from(from: api::SiteInfo) -> Self {
-        Self {
-            site: from.site,
-            nodes: from.nodes,
-            reachable: from.reachable,
-            next_hop: from.next_hop,
-            cost: from.cost,
-            held: from.held.into_iter().map(Into::into).collect(),
-        }
-    }
-}
-
 /// The commit log.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct LogView {
@@ -383,6 +362,7 @@ pub(crate) struct StatusView {
     pub(crate) subscribers: Vec<SubscriberView>,
     pub(crate) counters: Vec<CounterView>,
     pub(crate) queues: Vec<QueueView>,
+    pub(crate) hold_back: Option<HoldBackView>,
     pub(crate) certificates: Vec<CertificateView>,
 }
 
@@ -419,6 +399,7 @@ impl From<api::StatusReply> for StatusView {
             counters: from.counters.into_iter().map(Into::into).collect(),
             queues: from.queues.into_iter().map(Into::into).collect(),
             certificates: from.certificates.into_iter().map(Into::into).collect(),
+            hold_back: from.hold_back.map(Into::into),
         }
     }
 }

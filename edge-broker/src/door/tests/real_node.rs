@@ -44,6 +44,7 @@ fn config(dir: &std::path::Path) -> NodeConfig {
         mark_interval: Duration::from_millis(200),
         costs: vec![],
         tail_bytes_max: 64 << 20,
+        hold_back: seaway_relay::node::HoldBackConfig::default(),
     }
 }
 

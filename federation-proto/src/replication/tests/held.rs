@@ -30,7 +30,7 @@ fn message(at: Place, previous: Option<Place>, before: Chain, number: u8) -> Fac
 }
 
 /// A log whose origin was restored now and then, with all its messages, one in each batch.
-fn origin(rng: &mut SmallRng) -> (LogCopy, Vec<Facts>) {
+pub(in crate::replication) fn origin(rng: &mut SmallRng) -> (LogCopy, Vec<Facts>) {
     let mut log = LogCopy::begin(place(1, 0), Some(Chain::default()));
     let mut messages: Vec<Facts> = Vec::new();
     let mut chains = BTreeMap::from([(place(1, 0), Chain::default())]);
@@ -62,7 +62,7 @@ fn origin(rng: &mut SmallRng) -> (LogCopy, Vec<Facts>) {
 }
 
 /// What a site got of it: in any order, with jumps over what it could not have, and trimmed.
-fn site(rng: &mut SmallRng, messages: &[Facts]) -> (LogCopy, BTreeSet<Place>) {
+pub(in crate::replication) fn site(rng: &mut SmallRng, messages: &[Facts]) -> (LogCopy, BTreeSet<Place>) {
     let first = &messages[rng.random_range(0..messages.len().min(4))];
     let mut copy = LogCopy::begin(first.begin, Some(first.chain_before));
     let mut has = BTreeSet::new();
@@ -93,6 +93,22 @@ fn site(rng: &mut SmallRng, messages: &[Facts]) -> (LogCopy, BTreeSet<Place>) {
     (copy, has)
 }
 
+/// What a site that holds this states.
+pub(in crate::replication) fn stated(held: &LogInfo) -> Stated {
+    Stated {
+        start: Start { time_us: 1, random: 1 },
+        sequence: 1,
+        from: held.begin,
+        tips: [held.end].into_iter().chain(held.fork_tips.iter().copied()).collect(),
+        holes: held.holes.clone(),
+        jumps: held.jumps(),
+        compared: false,
+        proven: None,
+        differs: None,
+        dirty: false,
+    }
+}
+
 #[test]
 fn no_statement_covers_what_its_site_does_not_hold() {
     let (mut covered, mut missed, mut jumped) = (0, 0, 0);
@@ -104,18 +120,7 @@ fn no_statement_covers_what_its_site_does_not_hold() {
         let whole = rng.random_bool(0.5);
         let own = if whole { log } else { site(&mut rng, &messages).0 };
         let held = copy.info();
-        let stated = Stated {
-            start: Start { time_us: 1, random: 1 },
-            sequence: 1,
-            from: held.begin,
-            tips: [held.end].into_iter().chain(held.fork_tips.iter().copied()).collect(),
-            holes: held.holes.clone(),
-            jumps: held.jumps(),
-            compared: false,
-            proven: None,
-            differs: None,
-            dirty: false,
-        };
+        let stated = stated(&held);
         jumped += stated.jumps.len();
         for message in &messages {
             let covers = stated.covers(&own.info(), message.begin);

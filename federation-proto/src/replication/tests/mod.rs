@@ -8,6 +8,7 @@ mod find;
 mod gaps;
 mod net;
 mod passing;
+mod removal;
 mod standing;
 mod starts;
 

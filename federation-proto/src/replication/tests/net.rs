@@ -98,6 +98,8 @@ pub(super) struct Net {
     pub(super) control_messages: u64,
     /// Lanes of the fetches begun, in order.
     pub(super) started: Vec<Lane>,
+    /// Links that a node asked to close because the peer's site was removed.
+    pub(super) closing: Vec<LinkId>,
     /// Most fetches that a node lets a neighbour have open.
     pub(super) fetches_max: usize,
     /// By how much the clocks of nodes that start now are ahead.
@@ -128,6 +130,7 @@ impl Net {
             refusals: Vec::new(),
             control_messages: 0,
             started: Vec::new(),
+            closing: Vec::new(),
             fetches_max: 1000,
             clock_ahead: Duration::ZERO,
             lost_after: Duration::from_secs(60),
@@ -191,6 +194,13 @@ impl Net {
         n.wants.push(want.clone());
         n.machine.handle_want(now, want);
         self.pump(node);
+    }
+
+    /// Removes a site, at this node.
+    pub(super) fn remove(&mut self, node: usize, site: &str, at_us: u64) -> Result<(), String> {
+        let result = self.nodes[node].machine.remove_site(self.now, &site.parse().unwrap(), at_us);
+        self.pump(node);
+        result
     }
 
     fn peer_info(&self, node: usize) -> PeerInfo {
@@ -379,7 +389,7 @@ impl Net {
     }
 
     /// Carries out what a machine asks.
-    fn pump(&mut self, node: usize) {
+    pub(super) fn pump(&mut self, node: usize) {
         while let Some(output) = self.nodes[node].machine.poll_output() {
             self.carry_out(node, output);
         }
@@ -429,7 +439,8 @@ impl Net {
                     self.store(node, change);
                 }
             }
-            Output::RemoteHeld { .. } | Output::RegistrationsChanged => {}
+            Output::RemoteHeld { .. } | Output::RegistrationsChanged | Output::SiteRemoved(_) => {}
+            Output::CloseLink(link, link::RefuseReason::Identity, _) => self.closing.push(link),
             Output::CloseLink(link, reason, text) => panic!("seed {}: {link:?} closed: {reason:?} {text}", self.seed),
             Output::OneWay(message, links) => {
                 for link in links {

@@ -20,7 +20,8 @@ use super::{
 };
 use crate::log::{
     contract::{
-        CommitLog, Done, Line, Listener, LogStats, Poisoned, Read, ReadError, Rejected, Retention, Table, Unit,
+        CommitLog, Done, Line, Listener, LogStats, Poisoned, Read, ReadError, Rejected, Retention, Surveyed, Table,
+        Unit,
     },
     files::{Files, OsFiles},
 };
@@ -239,6 +240,15 @@ impl CommitLog for DiskLog {
             self.shared.stop_if_unreadable();
         }
         pairs
+    }
+
+    fn survey(
+        &self,
+        log: &LogName,
+        from: Option<Place>,
+        visit: &mut dyn FnMut(Surveyed) -> bool,
+    ) -> Result<bool, ReadError> {
+        self.shared.survey_line(log, from, visit)
     }
 
     fn trim_target(&self, log: &LogName, retention: Retention) -> Result<Option<Place>, ReadError> {

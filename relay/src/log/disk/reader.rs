@@ -16,7 +16,7 @@ use super::{
     queue::Job,
     shared::Shared,
 };
-use crate::log::contract::{Damage, Line, Outside, Read, ReadError, Retention, Role};
+use crate::log::contract::{Damage, Line, Outside, Read, ReadError, Retention, Role, Surveyed};
 
 /// Batches that stand close together are read at once, up to this many bytes.
 const RUN_BYTES_MAX: u64 = 4 << 20;
@@ -234,10 +234,22 @@ impl Shared {
         &self,
         id: u64,
         copy: &LogCopy,
+        seek: impl FnMut(Place, Offset) -> Result<Offset, IndexError>,
+        visit: impl FnMut(Offset, &BatchEntry) -> bool,
+    ) -> Result<Place, IndexError> {
+        self.walk_from(id, copy, copy.begin_place(), seek, visit)
+    }
+
+    /// The same, from a place of the main line.
+    fn walk_from(
+        &self,
+        id: u64,
+        copy: &LogCopy,
+        from: Place,
         mut seek: impl FnMut(Place, Offset) -> Result<Offset, IndexError>,
         mut visit: impl FnMut(Offset, &BatchEntry) -> bool,
     ) -> Result<Place, IndexError> {
-        let mut at = copy.begin_place();
+        let mut at = from;
         loop {
             at = match copy.locate(at, OnLine::Main) {
                 Located::Held { at: place, until } => {
@@ -282,6 +294,29 @@ impl Shared {
         };
         let found = self.walk(id, &copy, seek, |_, entry| entry.origin_time_us < time_us);
         found.map(Some).map_err(|e| read_error(log, copy.begin_place(), &e))
+    }
+
+    /// See [`crate::log::contract::CommitLog::survey`].
+    pub(crate) fn survey_line(
+        &self,
+        log: &LogName,
+        from: Option<Place>,
+        visit: &mut dyn FnMut(Surveyed) -> bool,
+    ) -> Result<bool, ReadError> {
+        let Some((id, copy)) = self.durable_copy(log) else { return Ok(false) };
+        let Some(from) = copy.line_from(from) else { return Ok(false) };
+        let current = std::cell::Cell::new(from);
+        let seek = |place: Place, _: Offset| {
+            current.set(place);
+            Ok(place.offset)
+        };
+        let walked = self.walk_from(id, &copy, from, seek, |offset, entry| {
+            let begin = Place { offset, ..current.get() };
+            let end = Place { offset: offset + u64::from(entry.count), ..begin };
+            let (bytes, stored_at_us) = (u64::from(entry.length), entry.stored_at_us);
+            visit(Surveyed { begin, end, bytes, stored_at_us })
+        });
+        walked.map(|_| true).map_err(|e| read_error(log, from, &e))
     }
 
     /// See [`crate::log::contract::CommitLog::trim_target`].

@@ -24,7 +24,7 @@ use seaway_federation_proto::{
 use self::state::{State, StateUndo};
 use super::contract::{
     Advanced, CommitLog, Done, Entry, Line, Listener, LogStats, Poisoned, Read, ReadError, RejectReason, Rejected,
-    Retention, Role, Table, Unit,
+    Retention, Role, Surveyed, Table, Unit,
 };
 
 /// What survives a loss of power. A clone is an old copy of the disk; batches are shared, not copied.
@@ -473,6 +473,15 @@ impl CommitLog for MemoryLog {
             .take_while(|((found, key), _)| *found == table && key.starts_with(prefix))
             .map(|((_, key), value)| (key.clone(), value.clone()))
             .collect()
+    }
+
+    fn survey(
+        &self,
+        log: &LogName,
+        from: Option<Place>,
+        visit: &mut dyn FnMut(Surveyed) -> bool,
+    ) -> Result<bool, ReadError> {
+        Ok(read::survey(&self.shared.lock().durable, log, from, visit))
     }
 
     fn trim_target(&self, log: &LogName, retention: Retention) -> Result<Option<Place>, ReadError> {

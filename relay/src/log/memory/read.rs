@@ -7,7 +7,7 @@ use seaway_federation_proto::{
 };
 
 use super::state::State;
-use crate::log::contract::{Line, Outside, Read, Retention};
+use crate::log::contract::{Line, Outside, Read, Retention, Surveyed};
 
 impl From<Line> for OnLine {
     fn from(line: Line) -> Self {
@@ -49,9 +49,19 @@ pub(super) fn read(state: &State, log: &LogName, from: Place, line: Line, bytes_
 }
 
 /// Calls `each` with the batches of the main line in order until it answers `false`; the place where it stopped.
-fn walk(state: &State, log: &LogName, copy: &LogCopy, mut each: impl FnMut(&super::state::Stored) -> bool) -> Place {
+fn walk(state: &State, log: &LogName, copy: &LogCopy, each: impl FnMut(&super::state::Stored) -> bool) -> Place {
+    walk_from(state, log, copy, copy.begin_place(), each)
+}
+
+fn walk_from(
+    state: &State,
+    log: &LogName,
+    copy: &LogCopy,
+    from: Place,
+    mut each: impl FnMut(&super::state::Stored) -> bool,
+) -> Place {
     let inner = state.inner(log);
-    let mut at = copy.begin_place();
+    let mut at = from;
     loop {
         at = match copy.locate(at, OnLine::Main) {
             Located::Held { at: place, until } => match inner.containing(place) {
@@ -78,6 +88,21 @@ pub(super) fn chain_at(state: &State, log: &LogName, place: Place) -> Option<Cha
         (stored.batch.begin() == place).then_some(stored.batch.header().chain_before)
     };
     copy.known_chain(place).or_else(begins)
+}
+
+pub(super) fn survey(
+    state: &State,
+    log: &LogName,
+    from: Option<Place>,
+    visit: &mut dyn FnMut(Surveyed) -> bool,
+) -> bool {
+    let Some(copy) = state.copies.get(log) else { return false };
+    let Some(from) = copy.line_from(from) else { return false };
+    walk_from(state, log, copy, from, |stored| {
+        let (begin, end, bytes) = (stored.batch.begin(), stored.batch.end(), stored.batch.len() as u64);
+        visit(Surveyed { begin, end, bytes, stored_at_us: stored.appended_us })
+    });
+    true
 }
 
 pub(super) fn trim_target(state: &State, log: &LogName, retention: Retention) -> Option<Place> {

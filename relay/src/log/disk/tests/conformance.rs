@@ -14,7 +14,8 @@ use super::{DiskConfig, DiskLog, config, gate::Gate};
 use crate::log::{
     conformance::{Ending, Harness, run},
     contract::{
-        CommitLog, Done, Line, Listener, LogStats, Poisoned, Read, ReadError, Rejected, Retention, Table, Unit,
+        CommitLog, Done, Line, Listener, LogStats, Poisoned, Read, ReadError, Rejected, Retention, Surveyed, Table,
+        Unit,
     },
 };
 
@@ -66,6 +67,15 @@ impl CommitLog for Handle {
     fn scan(&self, table: Table, prefix: &[u8]) -> Vec<(Bytes, Bytes)> {
         self.log().scan(table, prefix)
     }
+    fn survey(
+        &self,
+        log: &LogName,
+        from: Option<Place>,
+        visit: &mut dyn FnMut(Surveyed) -> bool,
+    ) -> Result<bool, ReadError> {
+        self.log().survey(log, from, visit)
+    }
+
     fn trim_target(&self, log: &LogName, retention: Retention) -> Result<Option<Place>, ReadError> {
         self.log().trim_target(log, retention)
     }
