@@ -173,3 +173,49 @@ fn a_statement_whose_chain_value_does_not_fit_is_an_alarm_at_both_ends_and_count
     assert_eq!(proven(&net), Some((Some(end), false)));
     assert_eq!(at_b(&net).state, "live");
 }
+
+/// A mark of a's says more than comes: told to b at an exact time, over the link that feeds it.
+#[test]
+fn a_mark_that_is_not_reached_is_due_for_three_intervals_and_then_named_with_who_owes_it() {
+    let mut net = chain();
+    let name = log("t", "a", 1);
+    let end = net.info(0, &name).unwrap().end;
+    let owed = Place { offset: end.offset + 7, ..end };
+    let mark = link::Mark {
+        sequence: 1_000_000,
+        time_us: u64::MAX / 2,
+        logs: vec![link::MarkedLog {
+            log: Some((&name).into()),
+            end: Some(owed.into()),
+            bytes_total: 1_000,
+            messages_total: owed.offset,
+        }],
+    };
+    let (to, kind) =
+        (super::super::carried::To::Wanting("a".parse().unwrap()), super::super::carried::Kind::Mark(mark.clone()));
+    let carried = net.nodes[0].machine.authored(&to, kind);
+    let (heard, from) = (net.now, net.link_of(3, 2));
+    net.nodes[3].machine.handle_message(heard, from, link::control::Kind::Carried(carried));
+    let at = |net: &Net, ms| status_at(net, heard + Duration::from_millis(ms));
+    assert_eq!((at(&net, 0).state, at(&net, 0).lag_messages), ("live", Some(7)), "what is young is not due yet");
+    // Later marks name nothing new: only what is due stands still.
+    for (after, state) in [(1_000, "live"), (2_000, "live"), (3_000, "live"), (3_001, "stalled"), (4_500, "stalled")] {
+        let next = link::Mark { sequence: 1_000_000 + after, logs: Vec::new(), ..mark.clone() };
+        let carried = net.nodes[0].machine.authored(&to, super::super::carried::Kind::Mark(next));
+        let now = heard + Duration::from_millis(after);
+        net.nodes[3].machine.handle_message(now, from, link::control::Kind::Carried(carried));
+        let said = at(&net, after);
+        assert_eq!(said.state, state, "after {after} ms: {said:?}");
+        if state == "stalled" {
+            assert!(said.reason.starts_with("it is due from r/two, but nothing has come for "), "{}", said.reason);
+            assert_eq!(said.lasting, Duration::from_millis(after));
+        }
+    }
+    // A neighbour that says that it stores nothing is named at once.
+    let full = Trouble::storing(heard, "the peer stores nothing that comes: its disk is nearly full".into());
+    let now = net.now;
+    net.nodes[3].machine.handle_link_condition(now, from, Some(full));
+    let said = at(&net, 500);
+    assert_eq!(said.state, "stalled", "{said:?}");
+    assert!(said.reason.contains("on the link to r/two, the peer stores nothing"), "{}", said.reason);
+}
