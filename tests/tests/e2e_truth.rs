@@ -100,11 +100,12 @@ fn status(federation: &Federation, node: &str) -> Value {
 }
 
 fn find(status: &Value, what: What) -> Value {
-    let (list, is_it): (_, Box<dyn Fn(&Value) -> bool>) = match what {
-        What::Link(peer) => ("links", Box::new(move |link| link["peer"] == peer)),
-        What::Copy(origin) => ("topics", Box::new(move |topic| topic["topic"] == "t" && topic["origin"] == origin)),
+    let is_it = |item: &&Value| match what {
+        What::Link(peer) => item["peer"] == peer,
+        What::Copy(origin) => item["topic"] == "t" && item["origin"] == origin,
     };
-    status[list].as_array().unwrap().iter().find(|item| is_it(item)).cloned().unwrap_or(Value::Null)
+    let list = if matches!(what, What::Link(_)) { "links" } else { "topics" };
+    status[list].as_array().unwrap().iter().find(is_it).cloned().unwrap_or(Value::Null)
 }
 
 /// Sites eu and us, each over a line of its own to hub/relay; both hold each other's topic `t`.

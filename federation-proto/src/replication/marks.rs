@@ -24,7 +24,7 @@ const RECENT_MAX: usize = 6;
 /// A point of a log as its origin stated it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Point {
-    /// When it was first heard.
+    /// When it was first heard, or would have been if no mark had been lost: what it names has been due since then.
     pub(super) heard: Duration,
     time_us: u64,
     pub(super) end: Place,
@@ -92,6 +92,8 @@ impl Marked {
     /// Keeps the newest points. One that says nothing new keeps the moment at which it was heard first: what it names has been
     /// due since then.
     fn remember(&mut self, point: Point) {
+        // A log's offsets only grow: what lay above this was lost by its origin, and is owed to nobody.
+        self.recent.retain(|p| p.end.offset <= point.end.offset);
         match self.recent.back_mut().filter(|newest| newest.end == point.end) {
             Some(newest) => *newest = Point { heard: newest.heard, ..point },
             None => self.recent.push_back(point),
@@ -238,9 +240,11 @@ impl Replication {
             return;
         }
         let before_us = before.map_or(0, |h| h.time_us);
+        // Had the marks between come, what this one names would have been due since the next after the last that did.
+        let due = before.map_or(self.now, |h| self.now.min(h.at.saturating_add(self.config.mark_interval)));
         for marked in logs {
             let MarkedPoint { log, end, bytes_total, messages_total } = marked;
-            let point = Point { heard: self.now, time_us, end, bytes_total, messages_total };
+            let point = Point { heard: due, time_us, end, bytes_total, messages_total };
             self.hear_point(&log, point, before_us);
         }
         let heard =
