@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use seaway_federation_proto::{
+    control::Control,
     copies::LogInfo,
     ids::{LogName, NodeName, Path, Pattern, Place, Site, Topic},
     replication::{CopyStatus, ExplainedWay, Finding, KnownLink, KnownNode, OnlyThere, Removal, SiteStatus, Want},
@@ -14,6 +15,7 @@ use seaway_relay::{
     node::{
         Acknowledgement, Alarm, HoldBack, LinkStatus, LogEvent, Node, OneWayMessage, PendingRun, Publish, PublishError,
         PublishRun, ReceiptRoom,
+        topics::{TopicChange, TopicSettingsView, TrimTo},
     },
 };
 use tokio::sync::{broadcast, mpsc};
@@ -60,6 +62,23 @@ pub trait Engine: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Read, ReadError>> + Send;
     /// See [`Node::find_time`].
     fn find_time(&self, log: &LogName, time_us: u64) -> impl Future<Output = Result<Option<Place>, ReadError>> + Send;
+    /// See [`Node::control`].
+    fn control(&self, topic: &Topic, origin: &Site) -> Option<Arc<Control>>;
+    /// See [`Node::topic_settings`].
+    fn topic_settings(&self, topic: &Topic) -> TopicSettingsView;
+    /// See [`Node::deletion_confirmed`].
+    fn deletion_confirmed(&self, topic: &Topic) -> (Vec<Site>, Vec<Site>);
+    /// See [`Node::refused_by`].
+    fn refused_by(&self, topic: &Topic) -> Vec<(Site, String)>;
+    /// See [`Node::create_topic`].
+    fn create_topic(&self, topic: &Topic, change: TopicChange)
+    -> impl Future<Output = Result<(), PublishError>> + Send;
+    /// See [`Node::set_topic`].
+    fn set_topic(&self, topic: &Topic, change: TopicChange) -> impl Future<Output = Result<(), PublishError>> + Send;
+    /// See [`Node::delete_topic`].
+    fn delete_topic(&self, topic: &Topic) -> impl Future<Output = Result<(), PublishError>> + Send;
+    /// See [`Node::trim_log`].
+    fn trim_log(&self, log: &LogName, to: TrimTo) -> impl Future<Output = Result<Option<Place>, PublishError>> + Send;
     /// See [`Node::put_want`].
     fn put_want(&self, want: Want) -> impl Future<Output = Result<(), PublishError>> + Send;
     /// See [`Node::remove_want`].
@@ -141,6 +160,30 @@ impl Engine for Node {
     }
     async fn find_time(&self, log: &LogName, time_us: u64) -> Result<Option<Place>, ReadError> {
         Node::find_time(self, log, time_us).await
+    }
+    fn control(&self, topic: &Topic, origin: &Site) -> Option<Arc<Control>> {
+        Node::control(self, topic, origin)
+    }
+    fn topic_settings(&self, topic: &Topic) -> TopicSettingsView {
+        Node::topic_settings(self, topic)
+    }
+    fn deletion_confirmed(&self, topic: &Topic) -> (Vec<Site>, Vec<Site>) {
+        Node::deletion_confirmed(self, topic)
+    }
+    fn refused_by(&self, topic: &Topic) -> Vec<(Site, String)> {
+        Node::refused_by(self, topic)
+    }
+    async fn create_topic(&self, topic: &Topic, change: TopicChange) -> Result<(), PublishError> {
+        Node::create_topic(self, topic, change).await
+    }
+    async fn set_topic(&self, topic: &Topic, change: TopicChange) -> Result<(), PublishError> {
+        Node::set_topic(self, topic, change).await
+    }
+    async fn delete_topic(&self, topic: &Topic) -> Result<(), PublishError> {
+        Node::delete_topic(self, topic).await
+    }
+    async fn trim_log(&self, log: &LogName, to: TrimTo) -> Result<Option<Place>, PublishError> {
+        Node::trim_log(self, log, to).await
     }
     async fn put_want(&self, want: Want) -> Result<(), PublishError> {
         Node::put_want(self, want).await

@@ -221,6 +221,27 @@ impl<E: Engine> Groups<E> {
         Ok(())
     }
 
+    /// Groups that read a topic of an origin, and have members or have not confirmed all of it.
+    pub(crate) async fn active_on(&self, topic: &str, origin: &str) -> Vec<String> {
+        let covers = |name: &str| {
+            let groups = self.groups.lock();
+            let topic = topic.parse().ok();
+            let filter = groups.get(name).map(|handle| handle.definition.filter.clone());
+            filter
+                .zip(topic)
+                .zip(origin.parse().ok())
+                .is_some_and(|((filter, topic), origin)| filter.pattern.touches(&topic) && filter.is_from(&origin))
+        };
+        let behind = |group: &api::Group| {
+            group.positions.iter().any(|p| {
+                let of_topic = p.position.as_ref().filter(|at| at.topic == topic && at.origin == origin);
+                of_topic.and_then(|at| at.place).is_some_and(|place| place.offset < p.end_offset)
+            })
+        };
+        let groups = self.list("").await;
+        groups.into_iter().filter(|g| covers(&g.name) && (g.members > 0 || behind(g))).map(|g| g.name).collect()
+    }
+
     /// The groups (or the one that is named) with members and positions.
     pub(crate) async fn list(&self, name: &str) -> Vec<api::Group> {
         let handles: Vec<_> = {

@@ -12,3 +12,4 @@ pub(crate) mod shared;
 pub(crate) mod sites;
 pub(crate) mod status;
 pub(crate) mod subscribe;
+pub(crate) mod topics;

@@ -8,6 +8,7 @@ pub(crate) mod credit;
 pub(crate) mod cursor;
 pub(crate) mod feed;
 pub(crate) mod filter;
+pub(crate) mod order;
 pub(crate) mod plain;
 pub(crate) mod standing;
 pub(crate) mod start;

@@ -10,11 +10,13 @@
 //!       | topic, origin site (each u16 length + bytes) | queue u16
 //!       | previous incarnation counter u64, random u64, its end u64   (flag PREVIOUS only)
 //!       | tag count u8, each u8 length + bytes                        (flag ANY_TAG: count 0)
+//!       | incarnation counter u64, random u64, offset u64             (flag AFTER only)
 //!       | checksum 16 B: XXH3-128 over all of the head before it
 //! body: body length bytes
 //! ```
 //! Flags: 1 FIRST (an incarnation's first batch), 2 ANY_TAG, 4 PREVIOUS (only with FIRST; without it
-//! the batch is its log's very first). All integers are little-endian, XXH3-128 values too. The checksum covers the body through its hash, so the body is
+//! the batch is its log's very first), 8 AFTER (the queue's first batch after a change of the queue count names the place of
+//! that change's entry in the control queue). All integers are little-endian, XXH3-128 values too. The checksum covers the body through its hash, so the body is
 //! hashed once, off the path on which places are given out. A batch's own chain value is
 //! XXH3-128 over (the chain value before it, its checksum). Checksums guard against accident, not
 //! against members (DESIGN section 12). A reader that meets a longer head than it knows skips the
@@ -32,6 +34,7 @@ const MAGIC: u32 = u32::from_le_bytes(*b"SWB1");
 const FLAG_FIRST: u16 = 1;
 const FLAG_ANY_TAG: u16 = 2;
 const FLAG_PREVIOUS: u16 = 4;
+const FLAG_AFTER: u16 = 8;
 /// Bytes before the names, which are the first part of variable length.
 const FIXED_BYTES: usize = 82;
 /// What a head needs at least: the fixed part, two empty names, queue, tag count, checksum.
@@ -133,6 +136,9 @@ pub struct Header {
     pub first_of_incarnation: bool,
     /// Tags inside.
     pub tags: Tags,
+    /// The entry of the topic's control queue after which this batch comes: named by the queue's first batch after a change of
+    /// the queue count.
+    pub after: Option<Place>,
     /// The origin's wall clock in microseconds since 1970; never decreases within a log.
     pub origin_time_us: u64,
     /// The body's compression.
@@ -209,6 +215,18 @@ impl Batch {
     /// # Errors
     /// For a place that no reader would take: what is sealed here is read everywhere.
     pub fn seal(placement: &Placement<'_>, body: SealedBody) -> Result<Batch, EnvelopeError> {
+        Self::seal_after(placement, None, body)
+    }
+
+    /// As [`Batch::seal`], for a batch that names an entry of the control queue; see [`Header::after`].
+    ///
+    /// # Errors
+    /// As [`Batch::seal`].
+    pub fn seal_after(
+        placement: &Placement<'_>,
+        after: Option<Place>,
+        body: SealedBody,
+    ) -> Result<Batch, EnvelopeError> {
         let tags = if tags_fit(&body.tags) { body.tags } else { Tags::Any };
         let mut header = Header {
             log: placement.log.clone(),
@@ -217,6 +235,7 @@ impl Batch {
             previous: placement.previous,
             first_of_incarnation: placement.first_of_incarnation || placement.previous.is_some(),
             tags,
+            after,
             origin_time_us: placement.origin_time_us,
             codec: body.codec,
             body_version: body.version,
@@ -345,12 +364,14 @@ fn write_head(header: &Header, body_len: usize) -> BytesMut {
     };
     let names = header.log.topic.as_str().len() + header.log.origin.as_str().len();
     let previous = if header.previous.is_some() { 24 } else { 0 };
-    let head_len = HEAD_BYTES_MIN + names + previous + tags.iter().map(|t| t.len() + 1).sum::<usize>();
+    let after = if header.after.is_some() { 24 } else { 0 };
+    let head_len = HEAD_BYTES_MIN + names + previous + after + tags.iter().map(|t| t.len() + 1).sum::<usize>();
     let mut flags = 0;
     for (set, flag) in [
         (header.first_of_incarnation, FLAG_FIRST),
         (header.tags == Tags::Any, FLAG_ANY_TAG),
         (header.previous.is_some(), FLAG_PREVIOUS),
+        (header.after.is_some(), FLAG_AFTER),
     ] {
         flags |= if set { flag } else { 0 };
     }
@@ -374,16 +395,23 @@ fn write_head(header: &Header, body_len: usize) -> BytesMut {
     }
     head.put_u16_le(header.log.queue.0);
     if let Some(previous) = header.previous {
-        head.put_u64_le(previous.incarnation.counter);
-        head.put_u64_le(previous.incarnation.random);
-        head.put_u64_le(previous.offset);
+        put_place(&mut head, previous);
     }
     head.put_u8(tags.len() as u8);
     for tag in tags {
         head.put_u8(tag.len() as u8);
         head.put_slice(tag.as_bytes());
     }
+    if let Some(after) = header.after {
+        put_place(&mut head, after);
+    }
     head
+}
+
+fn put_place(head: &mut BytesMut, place: Place) {
+    head.put_u64_le(place.incarnation.counter);
+    head.put_u64_le(place.incarnation.random);
+    head.put_u64_le(place.offset);
 }
 
 const CUT: EnvelopeError = EnvelopeError::Malformed("a field of the head is cut short");
@@ -433,6 +461,7 @@ fn read_head(head: &[u8]) -> Result<Header, EnvelopeError> {
     let queue = Queue(rest.try_get_u16_le().map_err(|_| CUT)?);
     let previous = if flags & FLAG_PREVIOUS != 0 { Some(read_place(rest)?) } else { None };
     let tags = read_tags(rest, flags)?;
+    let after = if flags & FLAG_AFTER != 0 { Some(read_place(rest)?) } else { None };
     let header = Header {
         log: LogName { topic, origin, queue },
         begin,
@@ -440,6 +469,7 @@ fn read_head(head: &[u8]) -> Result<Header, EnvelopeError> {
         previous,
         first_of_incarnation: flags & FLAG_FIRST != 0,
         tags,
+        after,
         origin_time_us,
         codec,
         body_version,

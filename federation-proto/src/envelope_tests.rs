@@ -17,7 +17,7 @@ prop_compose! {
         topic in "[a-zä/]{0,3}[a-z]{1,20}", queue in any::<u16>(), counter in 2..=limits::INCARNATION_COUNTER_MAX, offset in 0..u64::MAX / 2,
         count in 1..=limits::BATCH_MESSAGES_MAX, kind in 0..3, time in any::<u64>(), codec in any::<u8>(), version in any::<u8>(),
         chain in any::<[u8; 16]>(), tags in proptest::option::of(proptest::collection::vec("[a-z]{0,300}", 0..20)),
-        body in proptest::collection::vec(any::<u8>(), 0..300),
+        body in proptest::collection::vec(any::<u8>(), 0..300), after in proptest::option::of(any::<u64>()),
     ) -> Batch {
         let log = log(&topic.replace('/', ""), queue);
         let offset = if kind == 0 { 0 } else { offset };
@@ -31,7 +31,8 @@ prop_compose! {
         };
         let tags = tags.map_or(Tags::Any, |tags| Tags::Only(tags.into_iter().map(Into::into).collect()));
         let hash = hash(&body);
-        Batch::seal(&placement, SealedBody { bytes: body.into(), codec: Codec::from_number(codec), version, hash, count, tags }).unwrap()
+        let body = SealedBody { bytes: body.into(), codec: Codec::from_number(codec), version, hash, count, tags };
+        Batch::seal_after(&placement, after.map(|offset| place(3, offset)), body).unwrap()
     }
 }
 

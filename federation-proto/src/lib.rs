@@ -4,6 +4,7 @@
 //! an async runtime; time and randomness come in as arguments. That is what lets the simulation
 //! drive exactly the code that ships.
 
+pub mod control;
 pub mod copies;
 pub mod envelope;
 pub mod ids;

@@ -293,6 +293,7 @@ impl From<HeldLog> for link::HeldLog {
             holes: held.holes.into_iter().map(Into::into).collect(),
             fork_tips: held.fork_tips.into_iter().map(Into::into).collect(),
             jumps: held.jumps.into_iter().map(Into::into).collect(),
+            refused: String::new(),
         }
     }
 }

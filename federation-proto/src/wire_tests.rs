@@ -99,9 +99,29 @@ fn what_is_impossible_is_refused() {
 
 /// What is stored is read for ever; a round trip does not notice a field whose number changed.
 #[test]
+#[allow(clippy::too_many_lines, reason = "one list of all that is stored")]
 fn what_is_stored_stays_as_it_is() {
     let at = store::Place { counter: 1, random: 2, offset: 3 };
-    let settings = store::TopicSettings { queues: 4, message_bytes_max: 1000, codec: 2 };
+    let settings =
+        store::TopicSettings { queues: 4, message_bytes_max: 1000, codec: 2, ..store::TopicSettings::default() };
+    let end = store::QueueEnd { queue: 1, end: Some(at) };
+    let deleted = store::TopicDeleted { life: 1, time_us: 2, ends: vec![end], entry: Some(at) };
+    let full = store::TopicSettings {
+        replicate: Some(store::Replicate { sites: vec!["us".into()] }),
+        change: Some(store::QueueChange { ends: vec![end], entry: Some(at) }),
+        life: 1,
+        written_us: 12,
+        deleted: Some(deleted.clone()),
+        ..settings.clone()
+    };
+    let overrides = store::TopicOverrides {
+        queues: Some(1),
+        message_bytes_max: Some(2),
+        codec: Some(1),
+        replicate: Some(store::ReplicateOverride { all: false, sites: vec!["us".into()] }),
+        retention_bytes: Some(3),
+        retention_us: Some(0),
+    };
     let run = store::ProducerRun { sequence: 5, count: 6, offset: 7 };
     let want = |start| store::StoredWant {
         pattern: "orders/#".into(),
@@ -120,6 +140,7 @@ fn what_is_stored_stays_as_it_is() {
         fork_tips: vec![link::Place { incarnation, offset: 12 }],
         from: place(1),
         jumps: vec![link::Jump { incarnation, begin: 2, from: place(1) }],
+        refused: String::new(),
     };
     let node =
         store::NodeStart { time_us: 8, random: 9, federation: "acme".into(), site: "eu".into(), node: "edge".into() };
@@ -133,7 +154,7 @@ fn what_is_stored_stays_as_it_is() {
     let all = [
         (
             "ControlEntry",
-            store::ControlEntry { kind: Some(store::control_entry::Kind::Settings(settings)) }.encode_to_vec(),
+            store::ControlEntry { kind: Some(store::control_entry::Kind::Settings(settings.clone())) }.encode_to_vec(),
         ),
         ("TopicSettings", settings.encode_to_vec()),
         ("ProducerHead", store::ProducerHead { epoch: 1, floor: 2 }.encode_to_vec()),
@@ -144,6 +165,10 @@ fn what_is_stored_stays_as_it_is() {
         ("NodeStart", node.encode_to_vec()),
         ("StoredHeld", link::StoredHeld { site: "us".into(), start, sequence: 3, log: Some(held) }.encode_to_vec()),
         ("StoredRegistration", registration.encode_to_vec()),
+        ("TopicSettings in full", full.encode_to_vec()),
+        ("TopicDeleted", deleted.encode_to_vec()),
+        ("TopicOverrides", overrides.encode_to_vec()),
+        ("LogFacts", link::LogFacts { deleted_below: 5 }.encode_to_vec()),
     ];
     let mut found = String::new();
     for (name, bytes) in all {

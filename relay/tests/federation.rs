@@ -80,6 +80,8 @@ impl Member {
             registers: true,
         };
         let config = NodeConfig {
+            auto_create: seaway_relay::node::AutoCreate::Local,
+            accept_message_bytes_max: 16 << 20,
             federation: FEDERATION.into(),
             tls: certificates.tls(&name),
             kind,

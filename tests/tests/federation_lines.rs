@@ -60,6 +60,8 @@ impl Federation {
             registers: true,
         };
         let config = NodeConfig {
+            auto_create: seaway_relay::node::AutoCreate::Local,
+            accept_message_bytes_max: 16 << 20,
             federation: "acme".into(),
             name,
             kind,

@@ -64,6 +64,15 @@ fn trees_under_faults_keep_the_invariants_and_become_whole() {
     assert!(remote_receipts > 1000, "receipts of other sites must really be given: {remote_receipts}");
 }
 
+/// Queue counts change, topics are deleted and created anew, while lines break and nodes die.
+#[test]
+fn topics_that_are_changed_and_deleted_keep_their_order_and_do_not_return() {
+    for seed in 1..=30 {
+        let outcome = sim::run(Scenario::random_with(seed, Disasters::Apart).with_topics());
+        assert!(outcome.violations.is_empty(), "seed {seed}: {:?}", outcome.violations.first());
+    }
+}
+
 #[test]
 fn a_seed_replays_exactly() {
     for seed in [3, 278, 932] {

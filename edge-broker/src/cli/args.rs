@@ -225,8 +225,16 @@ pub(crate) struct LevelArgs {
 pub(crate) enum TopicCommand {
     /// End and lag of each topic and origin.
     Ls(ListArgs),
-    /// The queues of one topic: begin, end, the origin's end, holes.
+    /// The settings of one topic and where they come from, and its queues: begin, end, the origin's end, holes.
     Show(NamedListArgs),
+    /// Create a topic of this site, or create one anew that was deleted.
+    Create(super::topics::TopicCreateArgs),
+    /// Change settings of a topic, live.
+    Set(super::topics::TopicSetArgs),
+    /// Give up the oldest messages of a topic at this site.
+    Trim(super::topics::TopicTrimArgs),
+    /// Delete a topic of this site, here and at every site that holds it.
+    Rm(super::topics::TopicRemoveArgs),
 }
 
 #[derive(Debug, Subcommand)]

@@ -23,6 +23,7 @@ mod show;
 mod sites;
 mod steer;
 mod subscribe;
+mod topics;
 
 use std::process::ExitCode;
 
@@ -67,6 +68,10 @@ fn run(command: Command) -> Result<Exit, CliError> {
         Command::Debug(args::DebugCommand::Level(args)) => client::block_on(operate::level(args)),
         Command::Topic(args::TopicCommand::Ls(args)) | Command::Topics(args) => client::block_on(show::topics(args)),
         Command::Topic(args::TopicCommand::Show(args)) => client::block_on(show::topic(args)),
+        Command::Topic(args::TopicCommand::Create(args)) => client::block_on(topics::create(args)),
+        Command::Topic(args::TopicCommand::Set(args)) => client::block_on(topics::set(args)),
+        Command::Topic(args::TopicCommand::Trim(args)) => client::block_on(topics::trim(args)),
+        Command::Topic(args::TopicCommand::Rm(args)) => client::block_on(topics::remove(args)),
         Command::Group(args::GroupCommand::Ls(args)) | Command::Groups(args) => client::block_on(show::groups(args)),
         Command::Group(args::GroupCommand::Show(args)) => client::block_on(show::group(args)),
         Command::Group(args::GroupCommand::Rm(args)) => client::block_on(steer::remove_group(args)),

@@ -238,6 +238,9 @@ pub(crate) async fn topic(args: NamedListArgs) -> Result<Exit, CliError> {
         )));
     }
     let views: Vec<TopicView> = topics.into_iter().map(TopicView::from).collect();
+    if args.list.output == Output::Table {
+        output::bytes(settings_text(&views).as_bytes())?;
+    }
     print(args.list.output, &views, |topics| {
         let mut table = Table::new(&[
             "ORIGIN",
@@ -267,6 +270,33 @@ pub(crate) async fn topic(args: NamedListArgs) -> Result<Exit, CliError> {
         }
         table
     })
+}
+
+/// What holds of a topic, for each origin, and where it comes from.
+fn settings_text(topics: &[TopicView]) -> String {
+    let mut text = String::new();
+    let mut table = Table::new(&["ORIGIN", "SETTING", "VALUE", "FROM"]);
+    for topic in topics {
+        if let Some(deleted) = &topic.deleted {
+            let waits = if deleted.unconfirmed.is_empty() { "" } else { "; not yet known to: " };
+            text.push_str(&format!(
+                "deleted at {} on {}{waits}{}\n",
+                topic.origin,
+                deleted.time,
+                deleted.unconfirmed.join(", ")
+            ));
+        }
+        for refused in &topic.refused {
+            text.push_str(&format!("not taken by {refused}\n"));
+        }
+        for setting in &topic.settings {
+            let (name, value) = (setting.name.clone(), setting.value.clone());
+            table.row([topic.origin.clone(), name, value, setting.source.clone()]);
+        }
+    }
+    text.push_str(&table.render());
+    text.push('\n');
+    text
 }
 
 pub(crate) async fn groups(args: ListArgs) -> Result<Exit, CliError> {

@@ -13,12 +13,12 @@ use seaway_federation_proto::{
     replication::Want,
     session::NodeKind,
 };
-use seaway_relay::node::{LinkTls, NodeConfig, TopicConfig};
+use seaway_relay::node::{self, LinkTls, NodeConfig, TopicConfig};
 
 use super::{
     ConfigError, Loaded,
-    settings::{DoorSection, Kind, OnExceed, TopicSection},
-    values::{Given, Size},
+    settings::{AutoCreate, AutoCreateWord, DoorSection, Kind, OnExceed, TopicSection},
+    values::{FromText, Given, Size},
 };
 use crate::door::{self, AuthConfig, ClientGrant, ClientLimits, DoorConfig, DoorTls, Rights};
 
@@ -63,6 +63,8 @@ impl Loaded {
         let (topics, replicate) = self.topics()?;
         self.check_bounds()?;
         Ok(NodeConfig {
+            auto_create: self.auto_create()?,
+            accept_message_bytes_max: self.settings.topics.accept_message_size_max.0.0,
             federation: settings.node.federation.0.0.clone(),
             name,
             kind: match settings.node.kind {
@@ -114,6 +116,9 @@ impl Loaded {
             }
             Kind::Relay if settings.hold_back.size.is_some() || !settings.hold_back.rule.is_empty() => {
                 Err(self.mistake(&["hold_back"], "is for edges: a relay has no logs of its own; remove it"))
+            }
+            Kind::Relay if settings.topics.auto_create != AutoCreate::default() => {
+                Err(self.mistake(&["topics", "auto_create"], "is for edges: nobody publishes at a relay; remove it"))
             }
             Kind::Relay if !settings.topic.is_empty() => {
                 Err(self.mistake(&["topic"], "is for edges: what a relay keeps is set by [cache]; remove it"))
@@ -307,6 +312,22 @@ impl Loaded {
         Ok((topics, replicate))
     }
 
+    fn auto_create(&self) -> Result<node::AutoCreate, ConfigError> {
+        let patterns = match &self.settings.topics.auto_create {
+            AutoCreate::Word(AutoCreateWord::Off) => return Ok(node::AutoCreate::Off),
+            AutoCreate::Word(AutoCreateWord::Local) => return Ok(node::AutoCreate::Local),
+            AutoCreate::Patterns(patterns) => patterns,
+        };
+        if let Some(wrong) = patterns.iter().find(|p| p.0.as_str().contains('/')) {
+            let text = format!(
+                "names {:?}, which has more than one level; whole topics are created, so first levels are expected",
+                wrong.0.as_str()
+            );
+            return Err(self.mistake(&["topics", "auto_create"], &text));
+        }
+        Ok(node::AutoCreate::Patterns(patterns.iter().map(|p| p.0.clone()).collect()))
+    }
+
     fn topic(&self, index: &str, topic: &TopicSection) -> Result<TopicConfig, ConfigError> {
         let wrong = |key: &str, text: &str| self.mistake(&["topic", index, key], text);
         if topic.pattern.0.as_str().contains('/') {
@@ -323,12 +344,22 @@ impl Loaded {
             .ok()
             .filter(|size| (1..=limits::MESSAGE_BYTES_CEILING).contains(size))
             .ok_or_else(|| wrong("message_size_max", "is out of bounds; \"1 B\" to \"16 MiB\" is expected"))?;
+        if let Some(size) = topic.retention_size.as_ref().filter(|size| size.0.0 < topic.message_size_max.0.0) {
+            let text = format!(
+                "is {}, less than message_size_max ({}): a log could not keep one such message; raise retention_size, or lower \
+                 message_size_max",
+                size.0.to_text(),
+                topic.message_size_max.0.to_text()
+            );
+            return Err(wrong("retention_size", &text));
+        }
         Ok(TopicConfig {
             queues,
             message_bytes_max,
             codec: topic.compression.0,
             retention_bytes: topic.retention_size.as_ref().map(|size| size.0.0),
             retention_age: topic.retention_age.as_ref().map(|age| age.0),
+            ..TopicConfig::default()
         })
     }
 

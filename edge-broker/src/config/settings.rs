@@ -33,6 +33,9 @@ pub struct Settings {
     /// A relay's cache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<CacheSection>,
+    /// What concerns all topics.
+    #[serde(default)]
+    pub topics: TopicsSection,
     /// Topics by pattern; the first match counts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub topic: Vec<TopicSection>,
@@ -60,6 +63,7 @@ pub(crate) struct Sections {
     log: Option<IgnoredAny>,
     door: Option<IgnoredAny>,
     cache: Option<IgnoredAny>,
+    topics: Option<IgnoredAny>,
     topic: Option<IgnoredAny>,
     hold_back: Option<IgnoredAny>,
     want: Option<IgnoredAny>,
@@ -277,6 +281,49 @@ pub struct AnonymousSection {
 pub struct CacheSection {
     /// How much a relay keeps of what it carries.
     pub size: Given<Size>,
+}
+
+/// `[topics]`
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default, expecting = "a section: [topics]")]
+pub struct TopicsSection {
+    /// Which topics a publish creates that are not there.
+    pub auto_create: AutoCreate,
+    /// Largest message that this site takes of other origins' topics; a topic that allows larger ones is refused.
+    pub accept_message_size_max: Given<Size>,
+}
+
+impl Default for TopicsSection {
+    fn default() -> Self {
+        let accept_message_size_max = Given(Size(limits::MESSAGE_BYTES_CEILING as u64));
+        Self { auto_create: AutoCreate::default(), accept_message_size_max }
+    }
+}
+
+/// Which topics a publish creates that are not there.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(untagged, expecting = "\"off\", \"local\" or a list of patterns")]
+pub enum AutoCreate {
+    /// `off`: none; `local`: any that is published at this site.
+    Word(AutoCreateWord),
+    /// Those that match.
+    Patterns(Vec<Given<Pattern>>),
+}
+
+/// See [`AutoCreate`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AutoCreateWord {
+    /// None.
+    Off,
+    /// Any.
+    Local,
+}
+
+impl Default for AutoCreate {
+    fn default() -> Self {
+        Self::Word(AutoCreateWord::Local)
+    }
 }
 
 /// `[[topic]]`

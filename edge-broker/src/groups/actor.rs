@@ -6,7 +6,10 @@ use std::{
 };
 
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use seaway_federation_proto::{ids::LogName, session::vitals::lasting};
+use seaway_federation_proto::{
+    ids::{LogName, Queue},
+    session::vitals::lasting,
+};
 use seaway_relay::node::{LogEvent, PublishError};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -30,6 +33,7 @@ use crate::{
     subscriptions::{
         credit::Credit,
         feed::Filled,
+        order::Held,
         plain::{Replies, next_event},
         standing::STANDS_AFTER,
         start::from_begin,
@@ -106,6 +110,8 @@ pub(crate) struct Actor<E: Engine> {
     ticks: u32,
     /// Logs that could not be read: tried again at the next tick.
     unread: BTreeSet<LogName>,
+    /// Logs held back by a change of their topic's queue count.
+    held: Held,
     reported_full: bool,
     /// When anything was delivered or confirmed last.
     moved_at: Instant,
@@ -143,6 +149,7 @@ impl<E: Engine> Actor<E> {
             save_due: false,
             ticks: 0,
             unread: BTreeSet::new(),
+            held: Held::default(),
             reported_full: false,
             moved_at: Instant::now(),
             drain,
@@ -236,17 +243,31 @@ impl<E: Engine> Actor<E> {
     }
 
     async fn deliver(&mut self, member: MemberId, log: &LogName) {
+        let gate = self.held.gate(&self.engine, log, false, |other, end| self.state.is_settled(other, end));
         let Some(feed) = self.state.feed(log) else { return };
-        match feed.fill(&self.engine, READ_BYTES).await {
+        let filled = feed.fill(&self.engine, READ_BYTES, &gate).await;
+        if !matches!(filled, Ok(Filled::Held)) {
+            self.held.went_on(log);
+        }
+        match filled {
             Ok(Filled::Items) => {}
-            Ok(Filled::Waiting | Filled::Done) => return self.state.set_idle(member, log),
+            Ok(Filled::Held) => {
+                self.held.hold(log);
+                return self.state.set_idle(member, log);
+            }
+            Ok(Filled::Waiting | Filled::Done) => {
+                self.state.set_idle(member, log);
+                return self.release_behind(log);
+            }
             Err(error) => {
                 tracing::warn!(group = %self.name, %error, "a group cannot read a log; it tries again");
                 self.unread.insert(log.clone());
                 return self.state.set_idle(member, log);
             }
         }
-        let Some(kind) = self.state.take_reply(member, log, Instant::now()) else { return };
+        let reply = self.state.take_reply(member, log, Instant::now());
+        self.release_behind(log);
+        let Some(kind) = reply else { return };
         if let Some(permit) = self.links.get_mut(&member).and_then(|link| link.permit.take()) {
             permit.send(Ok(SubscribeReply { kind: Some(kind) }));
             self.moved_at = Instant::now();
@@ -254,14 +275,25 @@ impl<E: Engine> Actor<E> {
         }
     }
 
+    /// Logs that may have waited for this one are looked at again.
+    fn release_behind(&mut self, log: &LogName) {
+        for held in self.held.behind(log) {
+            self.state.wake(&held);
+        }
+    }
+
     fn confirm(&mut self, member: MemberId, confirm: Confirm, answer: Permit) {
         let mut refused = String::new();
+        let mut confirmed_of = BTreeSet::new();
         if confirm.ids.len() > CONFIRM_IDS_MAX {
             refused = format!("{} ids are too many for one confirmation; at most {CONFIRM_IDS_MAX}", confirm.ids.len());
         } else {
             for id in confirm.ids {
-                let confirmed = convert::message_id_of(id)
-                    .and_then(|(log, place)| self.state.confirm(member, &log, place, confirm.up_to));
+                let confirmed = convert::message_id_of(id).and_then(|(log, place)| {
+                    self.state.confirm(member, &log, place, confirm.up_to)?;
+                    confirmed_of.insert(log);
+                    Ok(())
+                });
                 if let Err(why) = confirmed
                     && refused.is_empty()
                 {
@@ -271,6 +303,9 @@ impl<E: Engine> Actor<E> {
         }
         if refused.is_empty() {
             self.moved_at = Instant::now();
+        }
+        if !self.held.is_empty() {
+            confirmed_of.iter().for_each(|log| self.release_behind(log));
         }
         self.waiting.push(Waiting { number: confirm.number, refused, answer });
     }
@@ -309,6 +344,9 @@ impl<E: Engine> Actor<E> {
     fn handle_event(&mut self, event: Option<LogEvent>) {
         match event {
             Some(event) => {
+                if event.log.queue == Queue::CONTROL {
+                    self.release_behind(&event.log);
+                }
                 self.find_log(event.log.clone());
                 self.state.wake(&event.log);
             }
@@ -322,7 +360,7 @@ impl<E: Engine> Actor<E> {
     fn handle_tick(&mut self) {
         self.save_due = true;
         self.state.expire(Instant::now());
-        for log in std::mem::take(&mut self.unread) {
+        for log in std::mem::take(&mut self.unread).into_iter().chain(self.held.all()) {
             self.state.wake(&log);
         }
         self.ticks = self.ticks.wrapping_add(1);

@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use seaway_federation_proto::ids::{LogName, Place};
+use seaway_federation_proto::{
+    control::order,
+    ids::{LogName, Place},
+};
 
 use super::{
     assign::{MemberId, spread},
@@ -177,6 +180,13 @@ impl GroupState {
                 member.ready.insert(name.clone());
             }
         }
+    }
+
+    /// Whether all below a place of a log was delivered and confirmed, or never will be; `None`: the group has no such log.
+    pub(crate) fn is_settled(&self, name: &LogName, end: Place) -> Option<bool> {
+        let log = self.logs.get(name)?;
+        let first = [log.out.keys().next(), log.returned.keys().next()].into_iter().flatten().min();
+        Some(first.is_none_or(|place| order::is_past(*place, end)) && log.feed.is_settled(end))
     }
 
     /// A log moved.

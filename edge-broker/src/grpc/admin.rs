@@ -9,7 +9,7 @@ use super::{
     audit, errors, federation,
     pages::{page, split},
     shared::Shared,
-    sites, status,
+    sites, status, topics,
 };
 use crate::{
     api::{self, admin_server::Admin},
@@ -189,6 +189,40 @@ impl<E: Engine> Admin for AdminService<E> {
             self.shared.tokens.list().into_iter().map(|t| (format!("{}\u{1}{}", t.name, t.from), status::token(&t)));
         let (tokens, next_page_token) = page(tokens, &request.page_token, request.page_size);
         Ok(Response::new(api::ListTokensReply { tokens, next_page_token }))
+    }
+
+    async fn create_topic(
+        &self,
+        request: Request<api::CreateTopicRequest>,
+    ) -> Result<Response<api::CreateTopicReply>, Status> {
+        self.check_steer(&request)?;
+        let api::CreateTopicRequest { topic, change } = request.into_inner();
+        topics::create(&self.shared, &topic, change.unwrap_or_default()).await?;
+        Ok(Response::new(api::CreateTopicReply {}))
+    }
+
+    async fn set_topic(&self, request: Request<api::SetTopicRequest>) -> Result<Response<api::SetTopicReply>, Status> {
+        self.check_steer(&request)?;
+        let api::SetTopicRequest { topic, change } = request.into_inner();
+        topics::set(&self.shared, &topic, change.unwrap_or_default()).await?;
+        Ok(Response::new(api::SetTopicReply {}))
+    }
+
+    async fn trim_topic(
+        &self,
+        request: Request<api::TrimTopicRequest>,
+    ) -> Result<Response<api::TrimTopicReply>, Status> {
+        self.check_steer(&request)?;
+        Ok(Response::new(topics::trim(&self.shared, request.into_inner()).await?))
+    }
+
+    async fn remove_topic(
+        &self,
+        request: Request<api::RemoveTopicRequest>,
+    ) -> Result<Response<api::RemoveTopicReply>, Status> {
+        self.check_steer(&request)?;
+        let api::RemoveTopicRequest { topic, force } = request.into_inner();
+        Ok(Response::new(topics::remove(&self.shared, &topic, force).await?))
     }
 
     async fn revoke_token(

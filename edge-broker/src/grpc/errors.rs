@@ -80,6 +80,8 @@ pub(crate) fn failure(error: &PublishError) -> PublishFailure {
         PublishError::ProducerUnknown => Code::ProducerUnknown,
         PublishError::ProducerSequence { .. } => Code::ProducerSequence,
         PublishError::ProducerFenced { .. } => Code::ProducerFenced,
+        PublishError::NoTopic(_) => Code::NoTopic,
+        PublishError::Deleted(_) => Code::Deleted,
     };
     let id = match error {
         PublishError::Deadline { log, place, .. } | PublishError::Stopping { log, place, .. } => {
@@ -122,6 +124,8 @@ pub fn code_name(code: publish_failure::Code) -> &'static str {
         Code::ProducerSequence => "producer-sequence",
         Code::ProducerFenced => "producer-fenced",
         Code::Stopping => "stopping",
+        Code::NoTopic => "no-topic",
+        Code::Deleted => "topic-deleted",
     }
 }
 
@@ -136,7 +140,8 @@ pub(crate) fn failure_status(failure: &PublishFailure) -> Status {
         F::Limited => Code::ResourceExhausted,
         F::Deadline => Code::DeadlineExceeded,
         F::Unavailable | F::Stopping => Code::Unavailable,
-        F::NobodyToAcknowledge | F::ProducerUnknown | F::ProducerSequence | F::ProducerFenced => {
+        F::NoTopic => Code::NotFound,
+        F::NobodyToAcknowledge | F::Deleted | F::ProducerUnknown | F::ProducerSequence | F::ProducerFenced => {
             Code::FailedPrecondition
         }
     };

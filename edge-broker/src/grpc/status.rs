@@ -18,7 +18,7 @@ use super::{
     convert::place,
     pages::page,
     shared::{PERMIT_BYTES, Shared},
-    sites,
+    sites, topics,
 };
 use crate::{
     api::{self, TopicState},
@@ -221,6 +221,11 @@ pub(crate) fn topics<E: Engine>(engine: &E, topic: &str) -> impl Iterator<Item =
             continue;
         }
         let Some(info) = engine.info(&log) else { continue };
+        // What was deleted is told of where somebody asks for it by name.
+        let deleted = engine.control(&log.topic, &log.origin).is_some_and(|control| control.is_deleted());
+        if deleted && topic.is_empty() {
+            continue;
+        }
         let entry = gathered.entry((log.topic.clone(), log.origin.clone())).or_insert_with(|| api::TopicStatus {
             topic: log.topic.to_string(),
             origin: log.origin.to_string(),
@@ -228,6 +233,9 @@ pub(crate) fn topics<E: Engine>(engine: &E, topic: &str) -> impl Iterator<Item =
             ..api::TopicStatus::default()
         });
         add_log(entry, &log, &info, engine.copy_status(&log));
+    }
+    if !topic.is_empty() {
+        gathered.iter_mut().for_each(|((topic, origin), status)| topics::describe(engine, topic, origin, status));
     }
     // No name holds a control character: keys are ordered as the pairs are.
     gathered.into_iter().map(|((topic, origin), status)| (format!("{topic}\u{1}{origin}"), status))

@@ -3,6 +3,7 @@
 use std::{borrow::Cow, collections::VecDeque, sync::Arc};
 
 use seaway_federation_proto::{
+    control::order,
     copies::HoleKind,
     envelope::Batch,
     ids::{LogName, Offset, Place},
@@ -14,6 +15,7 @@ use seaway_relay::log::contract::{Line, Outside, Read, ReadError};
 use super::{
     cursor::{Cursor, Step},
     filter::Filter,
+    order::Gate,
 };
 use crate::{api::GapReason, engine::Engine, grpc::convert};
 
@@ -81,6 +83,8 @@ pub(crate) enum Filled {
     Items,
     /// Nothing until the log moves.
     Waiting,
+    /// Nothing until other queues of the topic were delivered: the queue count changed.
+    Held,
     /// The end that was set is reached.
     Done,
 }
@@ -111,13 +115,15 @@ pub(crate) struct Feed {
     /// Encoded bytes of `read`.
     read_bytes: usize,
     end: Option<Place>,
+    /// A batch names an entry of the control queue that has not come yet.
+    blocked: bool,
 }
 
 impl Feed {
     /// A feed that stands at `cursor`; with `end` it is done there.
     pub(crate) fn new(log: LogName, filter: Arc<Filter>, cursor: Cursor, end: Option<Place>) -> Self {
         let (items, read) = (VecDeque::new(), VecDeque::new());
-        Self { log, filter, cursor, items, decoded_bytes: 0, read, read_bytes: 0, end }
+        Self { log, filter, cursor, items, decoded_bytes: 0, read, read_bytes: 0, end, blocked: false }
     }
 
     /// The log.
@@ -166,6 +172,19 @@ impl Feed {
         self.cursor.wake();
     }
 
+    /// Whether all below a place of the main line was given out, or never will be.
+    pub(crate) fn is_settled(&self, end: Place) -> bool {
+        let of_item = |item: &Item| match item {
+            Item::Message { late: true, .. } | Item::Side(_) => None,
+            Item::Message { place, .. } => Some(*place),
+            Item::Passed(from, _) | Item::Gap { from, .. } | Item::Hop { from, .. } => Some(*from),
+        };
+        let of_stretch = |s: &Stretch| (!s.late).then(|| Place { offset: s.from, ..s.batch.begin() });
+        let next = self.items.iter().find_map(of_item).or_else(|| self.read.iter().find_map(of_stretch));
+        let nothing_left = next.is_none() && self.is_done();
+        nothing_left || order::is_past(next.unwrap_or(self.cursor.at()), end)
+    }
+
     fn is_done(&self) -> bool {
         let at = self.cursor.at();
         self.end.is_some_and(|end| {
@@ -182,7 +201,12 @@ impl Feed {
     }
 
     /// Reads on, about `bytes_max` encoded bytes, unless items are at hand. Decodes one batch at a time.
-    pub(crate) async fn fill<E: Engine>(&mut self, engine: &E, bytes_max: usize) -> Result<Filled, ReadError> {
+    pub(crate) async fn fill<E: Engine>(
+        &mut self,
+        engine: &E,
+        bytes_max: usize,
+        gate: &Gate,
+    ) -> Result<Filled, ReadError> {
         for _ in 0..STEPS_MAX {
             while !self.has_items()
                 && let Some(stretch) = self.read.pop_front()
@@ -206,9 +230,11 @@ impl Feed {
                     self.items.push_back(Item::Gap { from, to, reason, settled: true });
                 }
                 Step::Read { from, until, late } => {
+                    let clipped = if late { Some(until) } else { gate.clip(from, until) };
+                    let Some(until) = clipped else { return Ok(Filled::Held) };
                     let read = engine.read(&self.log, from, Line::Incarnation, bytes_max).await?;
-                    if !self.take(from, until, late, read) {
-                        return Ok(Filled::Waiting);
+                    if !self.take(from, until, late, read, gate) {
+                        return Ok(if std::mem::take(&mut self.blocked) { Filled::Held } else { Filled::Waiting });
                     }
                 }
             }
@@ -217,21 +243,26 @@ impl Feed {
     }
 
     /// Takes what a read found; `false` when there is nothing until the log moves.
-    fn take(&mut self, from: Place, until: Offset, late: bool, read: Read) -> bool {
+    fn take(&mut self, from: Place, until: Offset, late: bool, read: Read, gate: &Gate) -> bool {
         match read {
-            Read::Batches { batches, .. } => self.take_batches(from, until, late, &batches),
+            Read::Batches { batches, .. } => self.take_batches(from, until, late, &batches, gate),
             Read::AtEnd { .. } => false,
             Read::Outside(outside) => self.take_outside(from, until, late, outside),
         }
     }
 
-    fn take_batches(&mut self, from: Place, until: Offset, late: bool, batches: &[Batch]) -> bool {
+    fn take_batches(&mut self, from: Place, until: Offset, late: bool, batches: &[Batch], gate: &Gate) -> bool {
+        self.blocked = false;
         let until =
             self.end.filter(|e| !late && e.incarnation == from.incarnation).map_or(until, |e| e.offset.min(until));
         let mut next = from.offset;
         for batch in batches {
             let (begin, end) = (batch.begin(), batch.end_offset());
             if begin.incarnation != from.incarnation || begin.offset > next || next >= until {
+                break;
+            }
+            if !late && batch.header().after.is_some_and(|entry| !gate.knows(entry)) {
+                self.blocked = true;
                 break;
             }
             if end > next {
@@ -354,7 +385,7 @@ mod tests {
         let filter = Arc::new(Filter { pattern: "#".parse().unwrap(), origins: Vec::new() });
         let mut feed = Feed::new(log, filter, Cursor::new(info.begin, BTreeMap::new()), Some(info.end));
         let mut messages = 0;
-        while feed.fill(&engine, READ_BYTES).await.unwrap() == Filled::Items {
+        while feed.fill(&engine, READ_BYTES, &Gate::open()).await.unwrap() == Filled::Items {
             let held: usize = feed
                 .items
                 .iter()

@@ -3,9 +3,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
-use seaway_federation_proto::ids::{LogName, Place};
+use seaway_federation_proto::ids::{LogName, Place, Queue};
 use seaway_relay::node::{LogEvent, OneWayMessage};
 use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -15,6 +16,7 @@ use super::{
     credit::Credit,
     feed::{Feed, Filled, Item, Reason},
     filter::Filter,
+    order::Held,
     standing::{Standing, Waits},
     start::{StartAt, from_begin},
 };
@@ -33,6 +35,8 @@ use crate::{
 const NOTES_MAX: usize = 16;
 /// Logs that are looked at for whether anything waits.
 const LOGS_LOOKED_AT_MAX: usize = 16;
+/// How often logs that are held back are looked at, whatever happens.
+const HELD_TICK: Duration = Duration::from_secs(1);
 
 /// Where replies go.
 pub(crate) type Replies = mpsc::Sender<Result<SubscribeReply, Status>>;
@@ -66,6 +70,7 @@ pub(crate) struct Plain<E: Engine> {
     /// Logs that may have something to read, and the one to begin with.
     ready: BTreeSet<LogName>,
     turn: Option<LogName>,
+    held: Held,
     events: broadcast::Receiver<LogEvent>,
     one_way: Option<mpsc::Receiver<OneWayMessage>>,
     replies: Replies,
@@ -91,6 +96,7 @@ impl<E: Engine> Plain<E> {
             feeds: BTreeMap::new(),
             ready: BTreeSet::new(),
             turn: None,
+            held: Held::default(),
             events,
             one_way,
             replies,
@@ -147,9 +153,11 @@ impl<E: Engine> Plain<E> {
     /// Serves until the subscriber goes, is at the end, or the node drains.
     pub(crate) async fn run(mut self, mut requests: Requests, drain: CancellationToken) {
         let mut requests_open = true;
+        let mut held_tick = tokio::time::interval(HELD_TICK);
+        held_tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let replies = self.replies.clone();
         let end = loop {
-            if self.until_end && self.ready.is_empty() {
+            if self.until_end && self.ready.is_empty() && self.held.is_empty() {
                 self.reply(Kind::AtEnd(AtEnd {})).await;
                 break None;
             }
@@ -166,6 +174,7 @@ impl<E: Engine> Plain<E> {
                     None => requests_open = false,
                 },
                 event = next_event(&mut self.events) => self.handle_event(event),
+                _ = held_tick.tick(), if !self.held.is_empty() => self.ready.extend(self.held.all()),
                 message = next_one_way(&mut self.one_way), if can_send_one_way => self.send_one_way(message).await,
                 () = std::future::ready(()), if can_send => if let Err(status) = self.send_some().await { break Some(status) },
             }
@@ -200,6 +209,9 @@ impl<E: Engine> Plain<E> {
     }
 
     fn handle_log(&mut self, log: LogName) {
+        if log.queue == Queue::CONTROL {
+            return self.ready.extend(self.held.behind(&log));
+        }
         if let Some(feed) = self.feeds.get_mut(&log) {
             if !self.until_end {
                 feed.wake();
@@ -258,11 +270,22 @@ impl<E: Engine> Plain<E> {
             }
         };
         let Some(log) = self.next_turn() else { return Ok(()) };
+        let done = |other: &LogName, end| Some(self.feeds.get(other)?.is_settled(end));
+        let gate = self.held.gate(&self.engine, &log, self.until_end, done);
         let Some(feed) = self.feeds.get_mut(&log) else {
             self.ready.remove(&log);
             return Ok(());
         };
-        match feed.fill(&self.engine, READ_BYTES).await {
+        let filled = feed.fill(&self.engine, READ_BYTES, &gate).await;
+        if !matches!(filled, Ok(Filled::Held)) {
+            self.held.went_on(&log);
+            self.ready.extend(self.held.behind(&log));
+        }
+        match filled {
+            Ok(Filled::Held) => {
+                self.held.hold(&log);
+                self.ready.remove(&log);
+            }
             Ok(Filled::Items) => {
                 if let Some(kind) = take_reply(feed, &mut self.credit) {
                     permit.send(Ok(SubscribeReply { kind: Some(kind) }));

@@ -11,6 +11,7 @@ use std::{
 use bytes::Bytes;
 use parking_lot::Mutex;
 use seaway_federation_proto::{
+    control::Control,
     copies::LogInfo,
     envelope::{Batch, Chain, Codec, Placement},
     ids::{Incarnation, LogName, NodeName, Path, Pattern, Place, Queue, Site, Topic},
@@ -19,13 +20,15 @@ use seaway_federation_proto::{
     session::NodeKind,
 };
 use seaway_relay::{
+    link::controls,
     log::{
         contract::{CommitLog, Entry, Line, LogStats, Read, ReadError, Role, Table, Unit},
         memory::{MemoryConfig, MemoryDisk, MemoryLog, Survive},
     },
     node::{
         Acknowledgement, Alarm, HoldBack, LinkStatus, LogEvent, OneWayMessage, Outcome, OwnMessage, PendingReceipt,
-        PendingRun, Publish, PublishError, PublishRun, Receipt, ReceiptRoom,
+        PendingRun, Publish, PublishError, PublishRun, Receipt, ReceiptRoom, TopicConfig,
+        topics::{Source, TopicChange, TopicSettingsView, TrimTo},
     },
 };
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -337,6 +340,39 @@ impl Engine for TestEngine {
     async fn find_time(&self, log: &LogName, time_us: u64) -> Result<Option<Place>, ReadError> {
         let _times = self.0.times.acquire().await.unwrap();
         self.0.log.find_time(log, time_us)
+    }
+
+    fn control(&self, topic: &Topic, origin: &Site) -> Option<Arc<Control>> {
+        controls::read_all(&*self.0.log, topic, origin).unwrap()
+    }
+
+    fn topic_settings(&self, _: &Topic) -> TopicSettingsView {
+        let (config, rest) = (TopicConfig { queues: self.0.queues, ..TopicConfig::default() }, Source::Default);
+        TopicSettingsView { config, overrides: Default::default(), rest, own: None }
+    }
+
+    fn deletion_confirmed(&self, _: &Topic) -> (Vec<Site>, Vec<Site>) {
+        Default::default()
+    }
+
+    fn refused_by(&self, _: &Topic) -> Vec<(Site, String)> {
+        Vec::new()
+    }
+
+    async fn create_topic(&self, topic: &Topic, _: TopicChange) -> Result<(), PublishError> {
+        Err(PublishError::NoTopic(format!("this engine creates no {topic}")))
+    }
+
+    async fn set_topic(&self, topic: &Topic, _: TopicChange) -> Result<(), PublishError> {
+        Err(PublishError::NoTopic(format!("this engine sets nothing of {topic}")))
+    }
+
+    async fn delete_topic(&self, topic: &Topic) -> Result<(), PublishError> {
+        Err(PublishError::NoTopic(format!("this engine deletes no {topic}")))
+    }
+
+    async fn trim_log(&self, log: &LogName, _: TrimTo) -> Result<Option<Place>, PublishError> {
+        Err(PublishError::NoTopic(format!("this engine trims no {log}")))
     }
 
     async fn put_want(&self, want: Want) -> Result<(), PublishError> {

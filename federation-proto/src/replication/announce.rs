@@ -12,6 +12,7 @@ use super::{
     carried::LIST_BYTES,
     convert::{self, Checked},
     lines::{self, Edge, View},
+    logs::LogState,
 };
 use crate::{
     ids::{LogName, Pattern, Place, Site},
@@ -128,10 +129,16 @@ impl Replication {
     pub(super) fn offered(&self, log: &LogName) -> Option<View> {
         let state = self.logs.get(log)?;
         if self.config.is_origin_of(&log.origin) {
-            return state.durable.as_ref().map(View::of);
+            let info = state.durable.as_ref().filter(|_| !self.tombstones.is_gone(log))?;
+            return Some(View { facts: self.own_facts(log), ..View::of(info) });
         }
+        self.offered_copy(log, state).filter(|view| !self.is_dead_view(log, view))
+    }
+
+    /// A log of another origin as it can be had through this node: what was announced here, and what the own copy holds more.
+    fn offered_copy(&self, log: &LogName, state: &LogState) -> Option<View> {
         let own = state.submitted.as_ref().map(View::of);
-        let Some(mut view) = state.remote.clone() else { return own };
+        let Some(mut view) = state.remote.clone() else { return own.filter(|v| !self.is_dead_view(log, v)) };
         for edge in own.iter().flat_map(|o| &o.edges) {
             match view.edges.binary_search_by_key(&edge.incarnation, |e| e.incarnation) {
                 Ok(at) => view.edges.iter_mut().skip(at).take(1).for_each(|known| known.end = known.end.max(edge.end)),
@@ -292,6 +299,9 @@ impl Replication {
             (state.retry_at, state.failures) = (None, 0);
         }
         state.gap_answered();
+        if self.lacks_what_was_deleted(&log) {
+            self.close_gap_of_deleted(&log);
+        }
         self.announce_log(&log);
         self.begin_if_wanted(&log);
         self.evaluate(&log);

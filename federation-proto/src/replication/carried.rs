@@ -67,7 +67,8 @@ pub(super) struct MarkedPoint {
 pub(super) enum Content {
     Held {
         sequence: u64,
-        logs: Vec<wire::HeldLog>,
+        /// With why the topic is not taken; empty where it is.
+        logs: Vec<(wire::HeldLog, String)>,
     },
     HeldSeen {
         start: Start,
@@ -134,7 +135,7 @@ fn read_head(body: &link::CarriedBody) -> Checked<Head> {
 fn read_content(kind: Option<Kind>, Head { to, author, .. }: &Head) -> Checked<Content> {
     Ok(match kind {
         None => Content::Unknown,
-        Some(Kind::Held(m)) => Content::Held { sequence: m.sequence, logs: wire::all(m.logs)? },
+        Some(Kind::Held(m)) => Content::Held { sequence: m.sequence, logs: statements(m.logs)? },
         Some(Kind::HeldSeen(m)) => {
             let compared = |c: &link::Compared| {
                 Ok((convert::log_from(c.log.as_ref())?, convert::place_from(c.at.as_ref())?, c.differs))
@@ -415,4 +416,16 @@ impl Replication {
 /// An encoded body, for values that are kept.
 pub(super) fn encoded(message: &impl prost::Message) -> Bytes {
     message.encode_to_vec().into()
+}
+
+/// Longest reason for which a site refuses a topic, bytes; the rest is cut off.
+const REFUSAL_BYTES_MAX: usize = 1024;
+
+fn statements(logs: Vec<link::HeldLog>) -> Result<Vec<(wire::HeldLog, String)>, WireError> {
+    let one = |mut log: link::HeldLog| {
+        let mut refused = std::mem::take(&mut log.refused);
+        refused.truncate(refused.floor_char_boundary(REFUSAL_BYTES_MAX));
+        Ok((log.try_into()?, refused))
+    };
+    logs.into_iter().map(one).collect()
 }

@@ -62,7 +62,7 @@ impl Replication {
             return false;
         }
         match self.config.kind {
-            NodeKind::Edge => self.wants.own_covers(log),
+            NodeKind::Edge => self.wants.own_covers(log) && !self.is_refused(log),
             NodeKind::Relay | NodeKind::Other(_) => {
                 let upstream = self.routing.upstream(&log.origin);
                 let links = self.wants.links_for(&log.origin);
@@ -123,6 +123,7 @@ impl Replication {
     fn cut_off(&self, log: &LogName) -> Option<Place> {
         let state = self.logs.get(log)?;
         let waits = state.gap.is_some() || state.retry_at.is_some_and(|at| at > self.now);
+        let waits = waits || self.lacks_what_was_deleted(log);
         if waits || state.submitted.is_none() || !self.needs(log) || self.routing.upstream(&log.origin).is_none() {
             return None;
         }

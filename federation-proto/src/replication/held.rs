@@ -20,7 +20,7 @@ use super::{
 use crate::{
     copies::{Hole, Jump, LogInfo},
     envelope::Chain,
-    ids::{LogName, Place, Site, Start},
+    ids::{LogName, Place, Queue, Site, Start},
     session::NodeKind,
     wire::{self, link},
 };
@@ -366,7 +366,8 @@ impl Replication {
             fork_tips: info.fork_tips.clone(),
             jumps: info.jumps(),
         };
-        Some(held.into())
+        let refused = self.refusals.reason(log).filter(|_| log.queue == Queue::CONTROL).unwrap_or_default();
+        Some(link::HeldLog { refused, ..held.into() })
     }
 
     /// States again what was not answered.
@@ -401,12 +402,13 @@ impl Replication {
     }
 
     /// A site states what it holds of our logs.
-    pub(super) fn hear_statement(&mut self, head: &Head, sequence: u64, logs: Vec<wire::HeldLog>) {
+    pub(super) fn hear_statement(&mut self, head: &Head, sequence: u64, logs: Vec<(wire::HeldLog, String)>) {
         if !self.routing.is_edge(&head.author) {
             return self.count("statement_dropped_unknown_site");
         }
         let (site, start) = (&head.author.site, head.start);
-        for log in logs {
+        for (log, refused) in logs {
+            self.hear_refusal(site, &log.log, &refused);
             if self.config.is_origin_of(&log.log.origin) && !self.hear_held(site, start, sequence, log) {
                 // Not answered: it is said again, and heard once there is room.
                 return;
@@ -541,6 +543,9 @@ impl Replication {
 
     /// Whether somebody's tips lie beyond what we hold of our own log.
     fn is_ahead(&self, log: &LogName, tips: &[Place]) -> bool {
+        if tips.iter().all(|tip| self.tombstones.floor(log).is_some_and(|floor| tip.offset <= floor)) {
+            return false;
+        }
         let Some(info) = self.logs.get(log).and_then(|s| s.submitted.as_ref()) else { return true };
         let edges = lines::edges_of(info);
         tips.iter().any(|tip| match info.incarnations.iter().find(|i| i.incarnation == tip.incarnation) {

@@ -11,6 +11,7 @@ use super::{
     CopyStatus, LinkId, Output, ReplicationConfig, Report, SiteStatus, StateTable, Want,
     announce::Announcing,
     convert::Checked,
+    deleted::Tombstones,
     fetching::FetchOwner,
     find::Finds,
     held::Held,
@@ -19,6 +20,7 @@ use super::{
     one_way::OneWays,
     passes::Pools,
     questions::Questions,
+    refusals::Refusals,
     registration::Registrations,
     removal::Removals,
     routing::{DIGEST_INTERVAL, Routing, SINCE_KEY},
@@ -28,7 +30,7 @@ use super::{
 };
 use crate::{
     copies::{AppendRefusal, INCARNATIONS_MANY, INCARNATIONS_MAX, LogInfo},
-    ids::{LogName, NodeName, Offset, Place, Site, Topic},
+    ids::{LogName, NodeName, Offset, Pattern, Place, Queue, Site, Topic},
     session::{FetchEnded, FetchNumber, FetchOrder, NodeKind, PeerInfo, vitals::Trouble},
     wire::link,
 };
@@ -87,6 +89,8 @@ pub struct Replication {
     pub(super) one_ways: OneWays,
     pub(super) traces: Traces,
     pub(super) finds: Finds,
+    pub(super) tombstones: Tombstones,
+    pub(super) refusals: Refusals,
     /// Logs whose begin moved: announced with the next tick.
     trimmed: BTreeSet<LogName>,
     /// Somewhere a blank copy's origin turned out to have no such log.
@@ -128,6 +132,8 @@ impl Replication {
             one_ways: OneWays::default(),
             traces: Traces::default(),
             finds: Finds::default(),
+            tombstones: Tombstones::default(),
+            refusals: Refusals::default(),
             trimmed: BTreeSet::new(),
             none_to_tell: false,
             counters: BTreeMap::new(),
@@ -157,6 +163,7 @@ impl Replication {
                 StateTable::Sites => self.registrations.restore_site(&value),
                 StateTable::Nodes => self.routing.restore_node(&key),
                 StateTable::Removed => self.restore_removal(&value),
+                StateTable::Deleted => self.tombstones.restore(&key, &value),
             };
             if let Err(why) = read {
                 let text = format!("a stored value of {table:?} cannot be read and is forgotten: {why}");
@@ -423,6 +430,7 @@ impl Replication {
         if appeared || gone {
             state.beginning = false;
         }
+        let control_gone = own && gone && log.queue == Queue::CONTROL;
         let incarnations = |info: &Option<LogInfo>| info.as_ref().map_or(0, |i| i.incarnations.len());
         let many =
             incarnations(&was_submitted) < INCARNATIONS_MANY && incarnations(&state.submitted) >= INCARNATIONS_MANY;
@@ -443,6 +451,9 @@ impl Replication {
         if gone && state.durable.is_none() {
             self.unannounce(&log);
         }
+        if control_gone {
+            self.own_tombstone_over(&log);
+        }
         if change.line {
             self.announce_log(&log);
         } else if change.begin {
@@ -450,6 +461,9 @@ impl Replication {
         }
         if stated {
             self.durable_changed(&log, own, was_durable.as_ref());
+        }
+        if appeared || grew || change.begin {
+            self.remove_dead(&log);
         }
         if appeared {
             self.decide_waiting(&log);
@@ -526,6 +540,7 @@ impl Replication {
             self.check_gaps();
             self.check_holes();
         }
+        self.look_at_tombstones();
         self.lend_idle_passes();
         self.tell_none_there();
         self.age_records();
@@ -587,6 +602,15 @@ impl Replication {
     /// Whether a site has stated to hold the message at this place of a log of ours (and not a hole).
     pub fn site_holds(&self, site: &Site, log: &LogName, place: Place) -> bool {
         self.is_held_by(site, log, place)
+    }
+
+    /// Which sites count as registered from now on; see [`ReplicationConfig::replicate`].
+    pub fn handle_replicate(&mut self, now: Duration, replicate: Vec<(Pattern, Option<Vec<Site>>)>) {
+        self.at(now);
+        if self.config.replicate != replicate {
+            self.config.replicate = replicate;
+            self.out.push_back(Output::RegistrationsChanged);
+        }
     }
 
     /// State of a log.

@@ -11,12 +11,14 @@
 //! out for ever; [`marks`] and [`trace`] keep status true, which [`standing`] says; [`ways`] tells which
 //! nodes a way leads over; [`questions`] look for
 //! what an origin lost, [`find`] asks all nodes for one message, and [`holes`] for what cannot be read any more; [`unstored`] plans anew what the
-//! shell had no room for; [`one_way`] carries what is not stored, [`carried`] what goes to nodes
+//! shell had no room for; [`deleted`] knows what was deleted, [`refusals`] what this site does not take;
+//! [`one_way`] carries what is not stored, [`carried`] what goes to nodes
 //! farther than a neighbour. [`lines`] knows how a log's incarnations hang together.
 
 mod announce;
 mod carried;
 mod convert;
+mod deleted;
 mod fetching;
 mod find;
 mod held;
@@ -29,6 +31,7 @@ mod marks;
 mod one_way;
 mod passes;
 mod questions;
+mod refusals;
 mod registration;
 mod removal;
 mod routing;
@@ -45,6 +48,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 pub use self::{
+    deleted::{TOMBSTONE_US, tombstone_key},
     find::{Finding, Found},
     held::RemoteHeld,
     hold_back::Need,
@@ -143,10 +147,17 @@ pub enum Change {
         /// Chain value there, if known.
         chain: Option<Chain>,
     },
-    /// Forget a copy wholly (a relay's cache that nothing can continue).
+    /// Forget a copy wholly (a relay's cache that nothing can continue, or a copy of a deleted topic).
     Drop {
         /// The log.
         log: LogName,
+    },
+    /// Raise a copy's begin: what lies below was deleted.
+    Trim {
+        /// The log.
+        log: LogName,
+        /// Its new begin.
+        to: Place,
     },
     /// State a hole at an incarnation's end.
     Hole {
@@ -199,11 +210,13 @@ pub enum StateTable {
     Nodes,
     /// Sites that were removed, for ever.
     Removed,
+    /// Topics that were deleted.
+    Deleted,
 }
 
 impl StateTable {
     /// All of them.
-    pub const ALL: [StateTable; 7] = [
+    pub const ALL: [StateTable; 8] = [
         StateTable::Node,
         StateTable::Starts,
         StateTable::Registrations,
@@ -211,6 +224,7 @@ impl StateTable {
         StateTable::Sites,
         StateTable::Nodes,
         StateTable::Removed,
+        StateTable::Deleted,
     ];
 }
 

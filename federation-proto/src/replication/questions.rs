@@ -456,7 +456,7 @@ impl Replication {
     fn take_offer(&mut self, log: &LogName, offer: Offer) {
         let own = self.config.is_origin_of(&log.origin);
         let max = self.config.logs_max;
-        if !own && self.logs.get(log).is_none() {
+        if (!own && self.logs.get(log).is_none()) || self.is_dead_view(log, &offer.view) {
             return;
         }
         if own {
@@ -565,6 +565,9 @@ impl Replication {
     /// The origin says that it begins above where our copy ends.
     pub(super) fn not_here(&mut self, log: &LogName, ended: &FetchEnded) {
         let Some(resume) = ended.at else { return self.retry_later(log, Some("the origin said no place".to_owned())) };
+        if self.lacks_what_was_deleted(log) {
+            return self.retry_later(log, Some("its origin deleted the topic".to_owned()));
+        }
         self.resume_above(log, resume);
     }
 
@@ -658,6 +661,13 @@ impl Replication {
     pub(super) fn has_waited(&self, since: Duration, asked: Asked) -> bool {
         let asked = asked.is_some_and(|(_, at)| self.now.saturating_sub(at) >= ANSWERS_WAIT);
         asked && self.now.saturating_sub(since) >= self.config.lost_after
+    }
+
+    /// What is missing was deleted at its origin: nobody is asked for it.
+    pub(super) fn close_gap_of_deleted(&mut self, log: &LogName) {
+        if self.gaps.contains(log) {
+            self.close_gap(log);
+        }
     }
 
     fn close_gap(&mut self, log: &LogName) {

@@ -148,6 +148,9 @@ impl Replication {
         self.stop_passing(asker);
         // What is sent to a named holder is answered by nobody else: the asker wants all that this one has.
         let named_me = order.towards.as_ref() == Some(&self.config.node);
+        if self.deleted_here(&order.log, at) {
+            return self.end_served(asker, FetchEnd::Deleted, None, "the topic was deleted here");
+        }
         if (named_me || order.towards.is_none()) && untried && self.readable(&order.log, at, order.line, false) {
             return self.serve(asker, Some(at));
         }

@@ -103,6 +103,9 @@ impl Replication {
     }
 
     fn stands(&self, now: Duration, log: &LogName, state: &LogState) -> Standing {
+        if let Some(why) = self.refusals.reason(log).filter(|_| self.is_refused(log)) {
+            return Standing::new("stalled", format!("refused here: {why}"), now);
+        }
         if !self.is_wanted(log) {
             return Standing { reason: "no want covers this log here".to_owned(), ..Standing::fine("not-wanted") };
         }

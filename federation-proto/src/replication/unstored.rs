@@ -23,9 +23,11 @@ impl Change {
     /// The copy that it changes.
     pub fn log(&self) -> Option<&LogName> {
         match self {
-            Self::BeginCopy { log, .. } | Self::Drop { log } | Self::Hole { log, .. } | Self::Rekind { log, .. } => {
-                Some(log)
-            }
+            Self::BeginCopy { log, .. }
+            | Self::Drop { log }
+            | Self::Trim { log, .. }
+            | Self::Hole { log, .. }
+            | Self::Rekind { log, .. } => Some(log),
             Self::Put { .. } | Self::Delete { .. } => None,
         }
     }
@@ -35,7 +37,11 @@ impl Change {
         match self {
             Self::Put { key, value, .. } => key.len().saturating_add(value.len()),
             Self::Delete { key, .. } => key.len(),
-            Self::BeginCopy { .. } | Self::Drop { .. } | Self::Hole { .. } | Self::Rekind { .. } => 0,
+            Self::BeginCopy { .. }
+            | Self::Drop { .. }
+            | Self::Trim { .. }
+            | Self::Hole { .. }
+            | Self::Rekind { .. } => 0,
         }
     }
 }
@@ -50,7 +56,9 @@ impl Replication {
                 // A registration is repeated, since it is not answered.
                 Change::Put { .. } | Change::Delete { .. } => {}
                 Change::BeginCopy { log, .. } => self.not_begun(&log),
-                Change::Drop { log } | Change::Hole { log, .. } => self.retry_later(&log, Some(NO_ROOM.to_owned())),
+                Change::Drop { log } | Change::Trim { log, .. } | Change::Hole { log, .. } => {
+                    self.retry_later(&log, Some(NO_ROOM.to_owned()))
+                }
                 Change::Rekind { log, .. } => self.holes_changed(&log),
             }
         }

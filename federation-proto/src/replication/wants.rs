@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     copies::LogInfo,
-    ids::{LogName, Pattern, Place, Site, Topic},
+    ids::{LogName, Pattern, Place, Queue, Site, Topic},
     session::NodeKind,
     wire::{WireError, link},
 };
@@ -384,6 +384,8 @@ impl Replication {
                 .own
                 .values()
                 .any(|w| w.start == WantStart::Earliest && covers(w, origin) && w.pattern.touches(&log.topic));
+            // Settings and deletions are read from the first on, whatever messages are wanted.
+            let earliest = earliest || log.queue == Queue::CONTROL;
             match want.start {
                 _ if earliest => drop(gathering.starts.insert(log, remote.begin)),
                 WantStart::Earliest => drop(gathering.starts.insert(log, remote.begin)),
@@ -518,9 +520,11 @@ impl Replication {
         let mut changes = Vec::new();
         for (log, at) in starts.into_iter().filter(|_| self.stopped.is_none()) {
             let Some(state) = self.logs.get_mut(&log) else { continue };
-            if state.submitted.is_some() || state.beginning {
+            let dead = state.remote.as_ref().is_some_and(|r| self.tombstones.is_dead(&log, r.tip()));
+            if state.submitted.is_some() || state.beginning || dead {
                 continue;
             }
+            let at = self.tombstones.begin(&log).filter(|end| at.offset < end.offset).unwrap_or(at);
             state.beginning = true;
             changes.push(Change::BeginCopy { log, at, chain: None });
             if changes.len() >= BEGINS_PER_UNIT {
@@ -532,6 +536,9 @@ impl Replication {
 
     /// A log without a copy here that a resolved want covers was announced: it is copied from its begin.
     pub(super) fn begin_if_wanted(&mut self, log: &LogName) {
+        if self.is_refused(log) {
+            return;
+        }
         let wanted = self.wants.own.values().any(|w| {
             covers(w, &log.origin) && w.pattern.touches(&log.topic) && self.wants.is_resolved(&w.id, &log.origin)
         });
@@ -539,7 +546,12 @@ impl Replication {
         if !wanted || self.stopped.is_some() || state.submitted.is_some() || state.beginning {
             return;
         }
-        let Some(at) = state.remote.as_ref().map(|r| r.begin) else { return };
+        let Some((begin, tip)) = state.remote.as_ref().map(|r| (r.begin, r.tip())) else { return };
+        if self.tombstones.is_dead(log, tip) {
+            return;
+        }
+        // A neighbour that has not heard of a deletion yet may still hold what came before.
+        let at = self.tombstones.begin(log).filter(|end| begin.offset < end.offset).unwrap_or(begin);
         state.beginning = true;
         self.out.push_back(Output::Store(vec![Change::BeginCopy { log: log.clone(), at, chain: None }]));
     }

@@ -17,9 +17,10 @@ use std::{
 
 use parking_lot::{Mutex, MutexGuard};
 use seaway_federation_proto::{
+    control::Control,
     copies::AppendRefusal,
     envelope::Batch,
-    ids::{LogName, NodeName, Place, Site, Topic},
+    ids::{LogName, NodeName, Pattern, Place, Queue, Site, Topic},
     replication::{
         Change, CopyStatus, ExplainedWay, Finding, KnownLink, KnownNode, LinkId, Need, OnlyThere, Output, RemoteHeld,
         Removal, Replication, ReplicationConfig, Report, SiteStatus, StateTable, Want,
@@ -31,6 +32,7 @@ use seaway_federation_proto::{
 use super::{
     alarms::Alarms,
     command::{LinkCommand, Mailbox},
+    controls::Controls,
     passing::{PassPool, PassTicket},
     port::HubPort,
     stores::{Stores, table_of},
@@ -110,6 +112,8 @@ pub struct Hub {
     wake: Arc<dyn Fn() + Send + Sync>,
     core: Mutex<Core>,
     stores: Stores,
+    /// What the control queues held here say.
+    controls: Controls,
     alarms: Arc<Alarms>,
     /// Logs that moved since the last pump: at most as many as there are logs.
     advanced: Arc<Mutex<BTreeSet<LogName>>>,
@@ -160,6 +164,7 @@ impl Hub {
         };
         let hub = Arc::new(Hub {
             stores: Stores::new(log.clone(), wake.clone()),
+            controls: Controls::default(),
             log,
             node,
             wake,
@@ -183,6 +188,9 @@ impl Hub {
                 wake();
             }
         }));
+        // What they said before this start is read with the first turns.
+        hub.controls.list(hub.log.logs());
+        (hub.wake)();
         hub.act(|_| {});
         hub
     }
@@ -200,6 +208,7 @@ impl Hub {
         self.wall_us.store(wall_us, Ordering::Relaxed);
         self.stores.pump(now);
         self.pump_logs(now);
+        self.pump_controls(now);
         self.pump_find_times(now);
         let due = |core: &Core| core.machine.poll_timeout().is_some_and(|at| at <= now);
         if due(&self.core.lock()) {
@@ -211,8 +220,53 @@ impl Hub {
         let logs = mem::take(&mut *self.advanced.lock());
         for name in &logs {
             self.view(now, name, |core| core.tell_serving(name));
+            if name.queue == Queue::CONTROL {
+                self.read_control(now, name);
+            }
             self.node.on_log(name);
         }
+    }
+
+    /// Reads on in control queues that were there when the process began: a part in each turn.
+    fn pump_controls(&self, now: Duration) {
+        for name in self.controls.take_listed() {
+            self.read_control(now, &name);
+        }
+        if self.controls.has_listed() {
+            (self.wake)();
+        }
+    }
+
+    /// Reads on in a control queue, and tells the machine what it says.
+    fn read_control(&self, now: Duration, name: &LogName) {
+        match self.controls.advance(&*self.log, name) {
+            Ok(Some(control)) => self.act(|core| core.machine.handle_control(now, name, &control)),
+            Ok(None) => {}
+            Err(error) => {
+                let report = Report { name: "read-failed", subject: name.to_string(), text: error.to_string() };
+                self.alarms.raise(report, self.wall_us());
+            }
+        }
+    }
+
+    /// What the control queue of an origin's topic says, as far as it is held here.
+    pub fn control(&self, topic: &Topic, origin: &Site) -> Option<Arc<Control>> {
+        self.controls.get(topic, origin)
+    }
+
+    /// The largest message of others' topics that this site takes; told before anything is read of them.
+    pub fn set_accepts(&self, message_bytes_max: u64) {
+        self.act(|core| core.machine.handle_accepts(message_bytes_max));
+    }
+
+    /// The sites that refuse a topic of this origin, and why.
+    pub fn refused_by(&self, topic: &Topic) -> Vec<(Site, String)> {
+        self.core.lock().machine.refused_by(topic)
+    }
+
+    /// Which sites count as registered, from now on; see [`ReplicationConfig::replicate`].
+    pub fn set_replicate(&self, now: Duration, replicate: Vec<(Pattern, Option<Vec<Site>>)>) {
+        self.act(|core| core.machine.handle_replicate(now, replicate));
     }
 
     /// Tells the machine how a log is now, and what follows from it.

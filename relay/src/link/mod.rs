@@ -11,6 +11,7 @@
 
 pub mod alarms;
 pub mod command;
+pub mod controls;
 pub mod driver;
 pub mod hub;
 pub mod passing;

@@ -156,6 +156,7 @@ pub(super) fn table_of(table: StateTable) -> Table {
         StateTable::Nodes => Table::Nodes,
         StateTable::Removed => Table::Removed,
         StateTable::Node => Table::Node,
+        StateTable::Deleted => Table::Deleted,
     }
 }
 
@@ -163,6 +164,7 @@ fn entry_of(change: Change) -> Entry {
     match change {
         Change::BeginCopy { log, at, chain } => Entry::BeginCopy { log, at, chain },
         Change::Drop { log } => Entry::Drop { log },
+        Change::Trim { log, to } => Entry::Trim { log, to },
         Change::Hole { log, hole } => Entry::Hole { log, hole },
         Change::Rekind { log, hole, was } => Entry::Rekind { log, hole, was },
         Change::Put { table, key, value } => Entry::Put { table: table_of(table), key, value },

@@ -65,6 +65,10 @@ pub enum Table {
     Sites = 10,
     /// Edge brokers ever heard of.
     Nodes = 11,
+    /// Topics that were deleted, of this origin and of others: their tombstones.
+    Deleted = 12,
+    /// What commands set of topics here, whatever the configuration says.
+    Overrides = 13,
     /// What hold-back gave up for which site, and when sites were last heard of.
     HoldBack = 120,
     /// Sites that were removed from the federation, for ever.
@@ -73,7 +77,7 @@ pub enum Table {
 
 impl Table {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Table; 13] = [
+    pub const ALL: [Table; 15] = [
         Table::Node,
         Table::Wants,
         Table::Starts,
@@ -85,6 +89,8 @@ impl Table {
         Table::Tokens,
         Table::Sites,
         Table::Nodes,
+        Table::Deleted,
+        Table::Overrides,
         Table::HoldBack,
         Table::Removed,
     ];

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use seaway_federation_proto::{
     copies::LogInfo,
-    ids::{LogName, NodeName, Pattern, Place, Site, Start, Topic},
+    ids::{LogName, NodeName, Place, Queue, Site, Start, Topic},
     replication::{RemoteHeld, Report, Want},
     session::{Lane, NodeKind, SessionConfig},
 };
@@ -31,6 +31,7 @@ use super::{
     retention::{self, Keep},
     room::Room,
     threads::{Threads, Wake},
+    topics::TopicBook,
     twins::{self, Twins},
     wants,
 };
@@ -129,6 +130,9 @@ pub(super) struct NodeInner {
     pub(super) origin: Option<Arc<Origin>>,
     pub(super) hub: Arc<Hub>,
     pub(super) hub_wake: Arc<Wake>,
+    pub(super) topics: Arc<TopicBook>,
+    /// One command at a time changes what is set of topics.
+    pub(super) changing_topics: tokio::sync::Mutex<()>,
     pub(super) receipts: Arc<Receipts>,
     pub(super) registered: Arc<Registered>,
     pub(super) room: Room,
@@ -140,8 +144,6 @@ pub(super) struct NodeInner {
     /// Set once, right after the node stands; a node without links has none.
     pub(super) transport: OnceLock<Transport>,
     pub(super) draining: AtomicBool,
-    /// Retention that was set since the start.
-    pub(super) retention: ArcSwapOption<Vec<(Pattern, TopicConfig)>>,
     /// The configured wants that are in use.
     pub(super) wants: Mutex<Vec<Want>>,
     /// Set while an operator has taken the node out of use: the sentence for those who publish.
@@ -192,7 +194,7 @@ impl NodeInner {
     }
 
     pub(super) fn topic_config(&self, topic: &Topic) -> TopicConfig {
-        topic_config(&self.config.topics, topic)
+        self.topics.config(topic)
     }
 
     /// See [`super::Node::set_wants`].
@@ -265,6 +267,7 @@ impl NodeInner {
             && let Some(origin) = &self.origin
         {
             origin.expire();
+            self.expire_tombstones(origin);
         }
         UPKEEP_INTERVAL
     }
@@ -377,9 +380,11 @@ impl NodeInner {
 
     fn retain(&self) {
         let keep = |log: &LogName| {
-            let set = self.retention.load();
-            let topics = set.as_ref().map_or(self.config.topics.as_slice(), |topics| topics.as_slice());
-            let config = topic_config(topics, &log.topic);
+            // Settings and deletions are for those who come later, too, and small.
+            if log.queue == Queue::CONTROL {
+                return Keep::default();
+            }
+            let config = self.topic_config(&log.topic);
             Keep { bytes_max: config.retention_bytes, age_max: config.retention_age }
         };
         let trimmed = self.hold_back_round(keep).and_then(|held| {
@@ -522,12 +527,6 @@ impl NodeInner {
             None => Read::AtEnd { at: info.end, beside: false },
         }
     }
-}
-
-/// The first settings that match the topic, else the defaults.
-pub(super) fn topic_config(topics: &[(Pattern, TopicConfig)], topic: &Topic) -> TopicConfig {
-    let found = topics.iter().find(|(pattern, _)| pattern.touches(topic));
-    found.map_or_else(|| TopicConfig::unnamed(topic), |(_, settings)| settings.clone())
 }
 
 /// Makes the drivers of links.

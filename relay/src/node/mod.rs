@@ -25,6 +25,7 @@ mod room;
 mod sites;
 mod start;
 mod threads;
+pub mod topics;
 mod twins;
 mod types;
 mod wants;
@@ -50,9 +51,9 @@ pub use self::{
     one_way::{SUBSCRIBER_BYTES_MAX, SUBSCRIBER_MESSAGES_MAX},
     origin::OwnMessage,
     types::{
-        AUDIT_TOPIC, Acknowledgement, Alarm, LinkStatus, LinkTls, LogEvent, NodeConfig, OnDeadline, OneWayMessage,
-        Outcome, PendingReceipt, PendingRun, Publish, PublishError, PublishRun, Receipt, ReceiptRoom, StartError,
-        TopicConfig,
+        AUDIT_TOPIC, Acknowledgement, Alarm, AutoCreate, LinkStatus, LinkTls, LogEvent, NodeConfig, OnDeadline,
+        OneWayMessage, Outcome, PendingReceipt, PendingRun, Publish, PublishError, PublishRun, Receipt, ReceiptRoom,
+        StartError, TopicConfig,
     },
 };
 
@@ -280,7 +281,7 @@ impl Node {
     /// Retention by pattern of the topic name from now on, of own logs and copies; the first match counts. All else in these settings
     /// stays as it was at the start.
     pub fn set_retention(&self, topics: Vec<(Pattern, TopicConfig)>) {
-        self.inner.retention.store(Some(std::sync::Arc::new(topics)));
+        self.inner.topics.set_retention(&topics);
     }
 
     /// The configured wants from now on: those whose ids are new begin, those that are gone end; one that stays does so as it

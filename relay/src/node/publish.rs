@@ -305,6 +305,8 @@ pub(super) mod tests {
 
     pub(in crate::node) fn config() -> NodeConfig {
         NodeConfig {
+            auto_create: crate::node::AutoCreate::Local,
+            accept_message_bytes_max: 16 << 20,
             federation: "test".into(),
             name: "home/edge".parse().unwrap(),
             kind: NodeKind::Edge,

@@ -17,7 +17,7 @@ use std::{
 
 use parking_lot::Mutex;
 use seaway_federation_proto::{
-    ids::{LogName, Place, Site},
+    ids::{LogName, Place, Site, Topic},
     replication::RemoteHeld,
 };
 use smallvec::SmallVec;
@@ -447,6 +447,24 @@ impl Receipts {
     pub fn stop(&self) {
         self.inner.lock().stopping = true;
         self.take_due(Duration::MAX).into_iter().for_each(|(log, place, waiter)| waiter.stop(&log, place));
+    }
+
+    /// A topic of this origin was deleted: all waits for its messages end with [`PublishError::Deleted`].
+    pub fn topic_deleted(&self, topic: &Topic) {
+        let mut inner = self.inner.lock();
+        let mut ended = Vec::new();
+        let logs: Vec<LogName> = inner.logs.keys().filter(|log| log.topic == *topic).cloned().collect();
+        for log in logs {
+            let Some(waiters) = inner.logs.remove(&log) else { continue };
+            let all: Vec<_> = waiters.waiting.into_iter().chain(waiters.older).collect();
+            inner.ended(&all);
+            inner.older.remove(&log);
+            ended.extend(all);
+        }
+        drop(inner);
+        for (_, waiter) in ended {
+            (waiter.answer)(Err(PublishError::Deleted(topic.clone())));
+        }
     }
 
     /// How many wait.

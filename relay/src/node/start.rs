@@ -22,13 +22,14 @@ use super::{
     NodeConfig, StartError,
     clock::{Clock, SystemClock},
     hold_back::Keeper,
-    inner::{Ears, NodeInner, Opener, READS_MAX, RETENTION_THREAD, topic_config},
+    inner::{Ears, NodeInner, Opener, READS_MAX, RETENTION_THREAD},
     one_way::OneWaySubscribers,
     origin::{Origin, OriginConfig},
     publish::Registered,
     receipts::Receipts,
     room::Room,
     threads::{Threads, Wake},
+    topics::TopicBook,
     wants,
 };
 use crate::{
@@ -92,6 +93,7 @@ pub(super) fn random_bits() -> Result<u64, StartError> {
 
 fn origin_of(
     config: &NodeConfig,
+    topics: &Arc<TopicBook>,
     start: Start,
     clock: &Arc<SystemClock>,
     log: &Arc<dyn CommitLog>,
@@ -101,11 +103,11 @@ fn origin_of(
     if config.kind == NodeKind::Relay {
         return None;
     }
-    let (settings, wake, alarms, wall) = (config.clone(), wake.clone(), alarms.clone(), clock.clone());
+    let (settings, wake, alarms, wall) = (topics.clone(), wake.clone(), alarms.clone(), clock.clone());
     let origin = OriginConfig {
         site: config.name.site.clone(),
         random: start.random,
-        topics: Arc::new(move |topic| topic_config(&settings.topics, topic)),
+        topics: Arc::new(move |topic| settings.config(topic)),
         clock: clock.clone(),
         wake: Arc::new(move || wake.wake()),
         report: Arc::new(move |report| alarms.raise(report, wall.wall_us())),
@@ -113,14 +115,14 @@ fn origin_of(
     Some(Origin::open(origin, log.clone()))
 }
 
-fn replication_config(config: &NodeConfig, start: Start) -> ReplicationConfig {
+fn replication_config(config: &NodeConfig, topics: &TopicBook, start: Start) -> ReplicationConfig {
     ReplicationConfig {
         node: config.name.clone(),
         kind: config.kind,
         start,
         mark_interval: config.mark_interval,
         hops: HOPS,
-        replicate: config.replicate.clone(),
+        replicate: topics.replicate(),
         lost_after: LOST_AFTER,
         costs: config.costs.clone(),
         logs_max: LOGS_MAX,
@@ -234,9 +236,9 @@ impl NodeInner {
             one_way: one_way.clone(),
             events: events.clone(),
         };
-        let wake = hub_wake.clone();
+        let (wake, (topics, unreadable)) = (hub_wake.clone(), TopicBook::open(&config, &*log));
         let hub = Hub::open(
-            replication_config(&config, start),
+            replication_config(&config, &topics, start),
             log.clone(),
             Arc::new(ears),
             alarms.clone(),
@@ -246,7 +248,8 @@ impl NodeInner {
         );
         // Set once, right here.
         let _ = hub_cell.set(Arc::downgrade(&hub));
-        let origin = origin_of(&config, start, &clock, &log, &origin_wake, &alarms);
+        hub.set_accepts(config.accept_message_bytes_max);
+        let origin = origin_of(&config, &topics, start, &clock, &log, &origin_wake, &alarms);
         let wants = config.wants.clone();
         let node = Arc::new(NodeInner {
             hold_back: keeper_of(&config, &*log),
@@ -257,6 +260,8 @@ impl NodeInner {
             origin,
             hub,
             hub_wake: hub_wake.clone(),
+            topics,
+            changing_topics: tokio::sync::Mutex::default(),
             receipts,
             registered,
             room: Room::default(),
@@ -265,7 +270,6 @@ impl NodeInner {
             reads: Arc::new(Semaphore::new(READS_MAX)),
             transport: OnceLock::new(),
             draining: false.into(),
-            retention: ArcSwapOption::empty(),
             wants: parking_lot::Mutex::new(wants),
             drained: ArcSwapOption::empty(),
             unavailable: ArcSwapOption::empty(),
@@ -278,13 +282,22 @@ impl NodeInner {
             progress: parking_lot::Mutex::default(),
         });
         node.run_threads(&origin_wake, hub_wake, upkeep_wake)?;
-        if let Some(report) = clock_behind {
-            node.report(report.name, report.text);
-        }
+        node.report_found(clock_behind, unreadable);
         node.remember_start().await?;
         node.begin_wants();
         node.open_links(epoch)?;
         Ok(node)
+    }
+
+    /// What people should know of what was found at the start.
+    fn report_found(&self, clock_behind: Option<Report>, topics_unreadable: Vec<String>) {
+        for topic in topics_unreadable {
+            let text = format!("what commands set of topic {topic} cannot be read by this build; set it again");
+            self.report("stored-state-unreadable", text);
+        }
+        if let Some(report) = clock_behind {
+            self.report(report.name, report.text);
+        }
     }
 
     fn run_threads(

@@ -37,6 +37,10 @@ pub struct NodeConfig {
     pub replicate: Vec<(Pattern, Option<Vec<Site>>)>,
     /// Settings for topics by pattern of the topic name; the first match counts.
     pub topics: Vec<(Pattern, TopicConfig)>,
+    /// Which topics a publish creates.
+    pub auto_create: AutoCreate,
+    /// Largest message that this site takes of other origins' topics, bytes: topics that allow larger ones are refused.
+    pub accept_message_bytes_max: u64,
     /// Size of a segment file, bytes.
     pub segment_bytes: u64,
     /// Bytes of disk kept free for recovery, trims and checkpoints.
@@ -73,6 +77,28 @@ pub struct LinkTls {
 
 /// The topic of the audit trail: Seaway's own, see [`super::Node::record`].
 pub const AUDIT_TOPIC: &str = "_audit";
+/// Which topics a publish creates that are not there.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum AutoCreate {
+    /// None: topics are created by name.
+    Off,
+    /// Any.
+    #[default]
+    Local,
+    /// Those that match one of these.
+    Patterns(Vec<Pattern>),
+}
+
+impl AutoCreate {
+    /// Whether a publish creates this topic.
+    pub fn covers(&self, topic: &Topic) -> bool {
+        match self {
+            Self::Off => false,
+            Self::Local => true,
+            Self::Patterns(patterns) => patterns.iter().any(|p| p.touches(topic)),
+        }
+    }
+}
 
 /// Settings of a topic at this origin or holder.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,6 +113,10 @@ pub struct TopicConfig {
     pub retention_bytes: Option<u64>,
     /// Retention by the holder's time of appending.
     pub retention_age: Option<Duration>,
+    /// Which sites count as registered for own logs; `None`: all that ask.
+    pub replicate: Option<Vec<Site>>,
+    /// Whether a publish to a topic that is not there creates it.
+    pub auto_create: bool,
 }
 
 impl Default for TopicConfig {
@@ -98,6 +128,8 @@ impl Default for TopicConfig {
             codec: Codec::None,
             retention_bytes: None,
             retention_age: None,
+            replicate: None,
+            auto_create: true,
         }
     }
 }
@@ -264,6 +296,12 @@ pub enum PublishError {
     /// It may be stored or not: what was to make it durable failed half-way, or stopped.
     #[error("the message may be stored or not: {0}")]
     InDoubt(String),
+    /// There is no such topic at this site, and a publish does not create it. Nothing was stored.
+    #[error("{0}")]
+    NoTopic(String),
+    /// The message was stored, and its topic was deleted since.
+    #[error("topic {0} was deleted: the message was stored here and is gone with it")]
+    Deleted(Topic),
     /// Producer unknown here: begin a new epoch.
     #[error("this producer is not known here (any more); begin a new epoch at sequence 0")]
     ProducerUnknown,

@@ -22,10 +22,14 @@ struct Arguments {
     /// Let no origin's disk be lost in a run in which retention or damage takes ranges away.
     #[arg(long)]
     apart: bool,
+    /// Let topics be changed, deleted and created anew.
+    #[arg(long)]
+    topics: bool,
 }
 
-fn run(seed: u64, disasters: Disasters, verbose: bool) -> bool {
+fn run(seed: u64, disasters: Disasters, topics: bool, verbose: bool) -> bool {
     let scenario = Scenario::random_with(seed, disasters);
+    let scenario = if topics { scenario.with_topics() } else { scenario };
     if verbose {
         println!("{scenario:#?}");
     }
@@ -63,7 +67,7 @@ fn main() -> ExitCode {
         Some(seed) => (seed..seed.saturating_add(1), true),
         None => (arguments.from..arguments.from.saturating_add(arguments.seeds), false),
     };
-    let bad: Vec<u64> = seeds.filter(|seed| !run(*seed, disasters, verbose)).collect();
+    let bad: Vec<u64> = seeds.filter(|seed| !run(*seed, disasters, arguments.topics, verbose)).collect();
     if bad.is_empty() {
         println!("all invariants held");
         return ExitCode::SUCCESS;

@@ -106,6 +106,7 @@ fn messages() -> Vec<Kind> {
         fork_tips: vec![place(40)],
         from: Some(place(0)),
         jumps: vec![link::Jump { incarnation: place(0).incarnation, begin: 2, from: Some(place(1)) }],
+        refused: String::new(),
     };
     let record = link::RecordBody {
         node: node("a"),

@@ -13,7 +13,10 @@ use seaway_federation_proto::{
 };
 use seaway_relay::log::contract::{CommitLog, Line, Outside, Read};
 
-use super::truth::{MessageId, Truth};
+use super::{
+    topics::Topics,
+    truth::{MessageId, Truth},
+};
 
 /// A broken invariant: which, where, and what was seen.
 #[derive(Debug, Clone)]
@@ -38,7 +41,8 @@ pub struct Disk<'a> {
     pub log: &'a dyn CommitLog,
 }
 
-type Batches = BTreeMap<(Incarnation, Offset), Batch>;
+/// The batches that a node holds of one log.
+pub type Batches = BTreeMap<(Incarnation, Offset), Batch>;
 
 /// All batches that a node holds of one log, and invariant 2's second half: nothing is lacking between begin and end but stated holes.
 fn read_copy(disk: &Disk<'_>, log: &LogName, found: &mut Vec<Violation>) -> Batches {
@@ -95,6 +99,7 @@ fn violation(invariant: u8, what: String) -> Violation {
 pub struct Holdings {
     copies: BTreeMap<String, BTreeMap<LogName, Batches>>,
     shapes: BTreeMap<String, BTreeMap<LogName, LogInfo>>,
+    topics: Topics,
 }
 
 impl Holdings {
@@ -112,7 +117,17 @@ impl Holdings {
             .iter()
             .map(|disk| (disk.name.clone(), disk.log.logs().into_iter().filter_map(|log| shape(disk, log)).collect()))
             .collect();
-        Self { copies, shapes }
+        Self { copies, shapes, topics: Topics::read(disks) }
+    }
+
+    /// What each node holds.
+    pub fn copies(&self) -> &BTreeMap<String, BTreeMap<LogName, Batches>> {
+        &self.copies
+    }
+
+    /// What the origins' control queues say.
+    pub fn topics(&self) -> &Topics {
+        &self.topics
     }
 
     /// Invariant 2: two copies are equal wherever both hold.
@@ -187,7 +202,8 @@ impl Holdings {
                 let gone = self.is_below_begin(&disk.name, &receipt.log, receipt.place)
                     && truth.was_trimmed(&receipt.log)
                     || disk.site == receipt.log.origin && truth.was_trimmed_away(&receipt.log, receipt.place)
-                    || truth.was_damaged(&disk.name, &receipt.log, receipt.place);
+                    || truth.was_damaged(&disk.name, &receipt.log, receipt.place)
+                    || self.topics.is_deleted(&receipt.log, receipt.place);
                 if gone || truth.was_on_lost_disk(&disk.name, &receipt.log, receipt.place) {
                     continue;
                 }
@@ -291,6 +307,7 @@ impl Holdings {
                 let place = Place { incarnation, offset };
                 let wanted = log.origin == disk.site || (disk.wants)(log.topic.as_str());
                 wanted
+                    && !self.topics.is_deleted(log, place)
                     && !here.and_then(|logs| logs.get(log)).is_some_and(|b| b.contains_key(&(incarnation, offset)))
                     && !self.states_lost(&disk.name, log, place)
                     && !holders.iter().all(|holder| self.is_severed(&disk.name, holder, log, incarnation))

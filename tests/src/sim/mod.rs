@@ -23,6 +23,7 @@ pub mod net;
 pub mod node;
 pub mod sabotage;
 pub mod scenario;
+pub mod topics;
 pub mod truth;
 pub mod workload;
 pub mod world;

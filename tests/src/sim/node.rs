@@ -119,6 +119,8 @@ pub struct SimNode {
     clock: SimClock,
     truth: Arc<Mutex<Truth>>,
     topics: usize,
+    /// Queue counts that were set of topics; 2 where none was.
+    queues: Arc<Mutex<BTreeMap<Topic, u16>>>,
     sabotage: Option<Sabotage>,
     wants: Option<Vec<usize>>,
     producers: Vec<Producer>,
@@ -159,6 +161,7 @@ impl SimNode {
             clock,
             truth,
             topics: scenario.topics,
+            queues: Arc::default(),
             // Sabotage has one victim: the last edge, so that others can tell.
             sabotage: scenario.sabotage.filter(|_| scenario.edges.iter().rposition(|e| *e) == Some(index)),
             wants: scenario.wants.get(index).cloned().flatten(),
@@ -314,17 +317,15 @@ impl SimNode {
     }
 
     fn origin_config(&self, random: u64) -> OriginConfig {
-        let topic = TopicConfig {
-            queues: 2,
-            message_bytes_max: 1 << 20,
-            codec: Codec::None,
-            retention_bytes: None,
-            retention_age: None,
-        };
+        let topic = TopicConfig { queues: 2, message_bytes_max: 1 << 20, codec: Codec::None, ..TopicConfig::default() };
+        let set = self.queues.clone();
         OriginConfig {
             site: self.name.site.clone(),
             random,
-            topics: Arc::new(move |_: &Topic| topic.clone()),
+            topics: Arc::new(move |name: &Topic| {
+                let queues = set.lock().get(name).copied().unwrap_or(topic.queues);
+                TopicConfig { queues, ..topic.clone() }
+            }),
             clock: Arc::new(self.clock.clone()),
             wake: Arc::new(|| {}),
             report: Arc::new(|_| {}),
@@ -540,6 +541,21 @@ impl SimNode {
             (None, None) => None,
         };
         (self.name.site.clone(), info.map(|info| info.end))
+    }
+
+    /// A command changes a topic's queue count, deletes a topic, or creates one anew.
+    pub fn steer(&mut self, rng: &mut StdRng) {
+        let Some(Running { origin: Some(origin), .. }) = &self.running else { return };
+        let topic: Topic = format!("topic-{}", rng.random_range(0..self.topics)).parse().expect("a topic");
+        let told = Box::new(|_| {});
+        match rng.random_range(0..5) {
+            0 | 1 => {
+                self.queues.lock().insert(topic.clone(), rng.random_range(1..=4));
+                origin.apply_settings(&topic, told);
+            }
+            2 => origin.delete_topic(&topic, told),
+            _ => origin.create_topic(&topic, told),
+        }
     }
 
     /// What was stated as lost here since this was asked last, and what is wrong with how a copy began or lacks something.

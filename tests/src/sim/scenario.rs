@@ -45,6 +45,8 @@ pub struct Faults {
     pub write_fails: f64,
     /// An origin's retention takes away the older part of one of its logs.
     pub trim: f64,
+    /// Somebody changes a topic's queue count, deletes a topic, or creates one anew.
+    pub topics: f64,
     /// Chance that a disk comes back from a node's death with a batch that cannot be read any more.
     pub damage: f64,
 }
@@ -58,6 +60,7 @@ impl Faults {
         disk_lied: 0.0,
         write_fails: 0.0,
         trim: 0.0,
+        topics: 0.0,
         damage: 0.0,
     };
 }
@@ -194,6 +197,15 @@ impl Scenario {
             Some(Some(topics)) => number.is_some_and(|n: usize| topics.contains(&n)),
             _ => true,
         }
+    }
+
+    /// The same with topics that are changed, deleted and created anew. No disk is set back: an origin of before a deletion knows
+    /// nothing of it (see ARCHITECTURE.md).
+    #[must_use]
+    pub fn with_topics(mut self) -> Self {
+        (self.faults.disk_lost, self.faults.disk_old, self.faults.disk_lied) = (0.0, 0.0, 0.0);
+        (self.faults.damage, self.faults.topics) = (0.0, 1.0);
+        self
     }
 
     /// The same without faults of any kind on lines or nodes.

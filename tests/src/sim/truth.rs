@@ -95,6 +95,11 @@ impl Truth {
         }
     }
 
+    /// Whether a message was handed to its origin just once.
+    pub fn was_tried_once(&self, id: MessageId) -> bool {
+        self.published.get(&id).is_some_and(|tries| tries.count == 1)
+    }
+
     /// Messages that were handed to their origins more than once.
     pub fn tried_again(&self) -> usize {
         self.published.values().filter(|tries| tries.count > 1).count()

@@ -25,6 +25,7 @@ use super::{
     net::{Conn, ConnId},
     node::{Loss, SimNode},
     scenario::Scenario,
+    topics,
     truth::Truth,
 };
 
@@ -79,6 +80,8 @@ enum Event {
     WriteFails,
     /// Some origin's retention takes something away.
     Trim,
+    /// Some topic is changed, deleted or created anew at its origin.
+    Topics,
     /// It starts again.
     Start { node: usize },
     /// A node's disk is copied, for a later restore.
@@ -293,6 +296,7 @@ impl World {
         self.plan(faults.disk_lied, Event::Crash(Death::DiskLied));
         self.plan(faults.write_fails, Event::WriteFails);
         self.plan(faults.trim, Event::Trim);
+        self.plan(faults.topics, Event::Topics);
     }
 
     fn plan(&mut self, rate: f64, event: Event) {
@@ -361,6 +365,12 @@ impl World {
                 let node = self.rng.random_range(0..self.nodes.len());
                 self.check_hold_back(node);
                 self.nodes[node].trim(&mut self.rng);
+                self.settle(node);
+            }
+            Event::Topics => {
+                self.plan(self.scenario.faults.topics, Event::Topics);
+                let node = self.rng.random_range(0..self.nodes.len());
+                self.nodes[node].steer(&mut self.rng);
                 self.settle(node);
             }
             Event::Start { node } => self.start(node),
@@ -535,6 +545,7 @@ impl World {
         let disks = self.disks();
         let holdings = Holdings::read(&disks, &mut found);
         holdings.check_complete(&disks, &self.truth.lock(), &mut found);
+        topics::check_deleted(&holdings, &mut found);
         found.is_empty()
     }
 
@@ -563,6 +574,10 @@ impl World {
         holdings.check_receipts(&disks, &truth, &mut violations);
         holdings.check_retries(&truth, &mut violations);
         holdings.check_complete(&disks, &truth, &mut violations);
+        topics::check_deleted(&holdings, &mut violations);
+        if self.scenario.faults.topics > 0.0 {
+            topics::check_keys(&holdings, &truth, &mut violations);
+        }
         Outcome {
             published: truth.published_count(),
             tried_again: truth.tried_again(),

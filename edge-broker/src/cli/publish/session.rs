@@ -552,7 +552,7 @@ impl Publisher {
             code => {
                 self.settle(self.refused);
                 error(match code {
-                    F::NotAllowed | F::Limited | F::Invalid | F::NobodyToAcknowledge => Exit::Refused,
+                    F::NotAllowed | F::Limited | F::Invalid | F::NobodyToAcknowledge | F::NoTopic => Exit::Refused,
                     _ => Exit::Failed,
                 })
             }

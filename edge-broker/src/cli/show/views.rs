@@ -108,6 +108,29 @@ pub(crate) struct TopicView {
     pub(crate) lag_bytes: u64,
     pub(crate) lag_s: f64,
     pub(crate) queues: Vec<QueueCopyView>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) settings: Vec<SettingView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) deleted: Option<DeletedView>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) refused: Vec<String>,
+}
+
+/// One value of its settings.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct SettingView {
+    pub(crate) name: String,
+    pub(crate) value: String,
+    pub(crate) source: String,
+    pub(crate) travels: bool,
+}
+
+/// Its deletion.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct DeletedView {
+    pub(crate) time: String,
+    pub(crate) confirmed: Vec<String>,
+    pub(crate) unconfirmed: Vec<String>,
 }
 
 impl From<api::TopicStatus> for TopicView {
@@ -125,6 +148,17 @@ impl From<api::TopicStatus> for TopicView {
             lag_bytes: from.lag_bytes,
             lag_s: from.lag_s,
             queues: from.queues.into_iter().map(Into::into).collect(),
+            settings: from
+                .settings
+                .into_iter()
+                .map(|s| SettingView { name: s.name, value: s.value, source: s.source, travels: s.travels })
+                .collect(),
+            refused: from.refused,
+            deleted: (from.deleted_us > 0).then(|| DeletedView {
+                time: crate::config::values::time_text(from.deleted_us),
+                confirmed: from.confirmed,
+                unconfirmed: from.unconfirmed,
+            }),
         }
     }
 }

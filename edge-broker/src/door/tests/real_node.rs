@@ -25,6 +25,8 @@ fn config(dir: &std::path::Path) -> NodeConfig {
     let request = CertificateRequest { holder, hosts: vec!["localhost".into()], lifetime };
     let issued = Authority::open(dir).unwrap().issue(&request, dir, "edge").unwrap();
     NodeConfig {
+        auto_create: seaway_relay::node::AutoCreate::Local,
+        accept_message_bytes_max: 16 << 20,
         federation: "test".into(),
         name,
         kind: NodeKind::Edge,

@@ -4,10 +4,12 @@
 
 mod bounds;
 mod carried;
+mod deleted;
 mod find;
 mod gaps;
 mod net;
 mod passing;
+mod refusals;
 mod removal;
 mod standing;
 mod starts;

@@ -11,9 +11,11 @@ use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 
 use super::super::*;
 use crate::{
+    control::Control,
     copies::{AppendRefusal, Copies, Facts, Located, OnLine, TakenAsGiven},
     envelope::{Batch, Chain, Codec, Placement, SealedBody, Tags},
     ids::{Incarnation, Queue, Topic},
+    message::{BodyBuilder, Message, decode_messages},
     session::{FetchLine, Lane, PeerInfo},
     wire::link::FetchEnd,
 };
@@ -288,6 +290,8 @@ impl Net {
         for want in n.wants.clone() {
             n.machine.handle_want(self.now, want);
         }
+        let held: Vec<LogName> = n.disk.copies.iter().map(|(log, _)| log.clone()).collect();
+        held.iter().filter(|log| log.queue == Queue::CONTROL).for_each(|log| self.tell(node, log));
         self.pump(node);
         peers
     }
@@ -331,7 +335,38 @@ impl Net {
         self.pump(node);
     }
 
-    fn append(&mut self, node: usize, batch: Batch) -> Result<(), AppendRefusal> {
+    /// Appends an entry to a topic's control queue, the way an origin does; its place.
+    pub(super) fn enter(&mut self, node: usize, topic: &str, payload: Bytes) -> Place {
+        let name = log(topic, self.nodes[node].config.node.site.as_str(), 0);
+        // A restart of the origin for each: as if the process had been a new one.
+        let before = self.info(node, &name);
+        let last = before.as_ref().and_then(|i| i.incarnations.last()).cloned();
+        let counter = last.as_ref().map_or(1, |i| i.incarnation.counter + 1);
+        let offset = before.as_ref().map_or(0, |i| i.end.offset);
+        let begin = Place { incarnation: Incarnation { counter, random: self.rng.random() }, offset };
+        let mut body = BodyBuilder::default();
+        body.push(&Message {
+            path: topic.parse().unwrap(),
+            key: None,
+            headers: vec![],
+            time_us: 1,
+            producer: None,
+            payload,
+        });
+        let placement = Placement {
+            log: &name,
+            begin,
+            first_of_incarnation: true,
+            previous: before.map(|i| i.end),
+            origin_time_us: 1,
+            chain_before: last.and_then(|i| i.chain_at_end).unwrap_or_default(),
+        };
+        self.append(node, Batch::seal(&placement, body.finish(Codec::None).unwrap()).unwrap()).unwrap();
+        self.pump(node);
+        begin
+    }
+
+    pub(super) fn append(&mut self, node: usize, batch: Batch) -> Result<(), AppendRefusal> {
         let name = batch.header().log.clone();
         let n = &mut self.nodes[node];
         n.disk.copies.append(&name, &Facts::from(&batch), &TakenAsGiven)?;
@@ -340,10 +375,21 @@ impl Net {
         Ok(())
     }
 
-    fn tell(&mut self, node: usize, name: &LogName) {
+    pub(super) fn tell(&mut self, node: usize, name: &LogName) {
         let n = &mut self.nodes[node];
         let info = n.disk.copies.get(name).map(crate::copies::LogCopy::info);
         n.machine.handle_log(self.now, name.clone(), info.clone(), info);
+        if name.queue == Queue::CONTROL {
+            let mut control = Control::default();
+            for batch in n.disk.batches.get(name).into_iter().flat_map(BTreeMap::values) {
+                for (offset, message) in
+                    (batch.begin().offset..).zip(decode_messages(batch, 1 << 20).unwrap_or_default())
+                {
+                    control.read(Place { offset, ..batch.begin() }, &message.payload);
+                }
+            }
+            n.machine.handle_control(self.now, name, &control);
+        }
     }
 
     /// Trims a copy to a place.
@@ -472,6 +518,9 @@ impl Net {
                 let _ = disk.copies.drop_copy(&log);
                 disk.batches.remove(&log);
                 self.tell(node, &log);
+            }
+            Change::Trim { log, to } => {
+                self.trim(node, &log, to);
             }
             Change::Hole { log, hole } => {
                 disk.copies.get_mut(&log).unwrap().hole(hole).unwrap();

@@ -15,6 +15,7 @@
 
 mod producers;
 mod queue;
+pub mod settings;
 mod teller;
 mod topic;
 
@@ -44,6 +45,7 @@ use seaway_federation_proto::{
 use self::{
     producers::{Producers, Stamped, Verdict},
     queue::{InFlight, Line, OwnQueue, QueueState, Ready, Waiting, Work},
+    settings::Changes,
     teller::{TellOnce, Teller},
     topic::OwnTopic,
 };
@@ -159,13 +161,17 @@ struct Refused {
 /// The commit log's answer for a queue's oldest batch that is with it.
 type Answered = (Arc<OwnQueue>, Result<(), Poisoned>);
 
-/// The publish path; see the module's documentation. Lock order: producers, then a queue's state.
+/// The publish path; see the module's documentation. Lock order: topics, changes, producers, then a queue's state.
 pub struct Origin {
     config: OriginConfig,
     log: Arc<dyn CommitLog>,
     topics: RwLock<HashMap<String, Arc<OwnTopic>>>,
     /// Settings of topics as they are stored: a copy in memory, so that publishing does not wait on the disk.
     stored: Mutex<HashMap<String, TopicSettings>>,
+    /// Topics that are being changed.
+    changing: Mutex<Changes>,
+    /// Where control queues end that were written in this start.
+    control_lines: Mutex<HashMap<String, Line>>,
     producers: Mutex<Producers>,
     waiting_bytes: AtomicUsize,
     closed: AtomicBool,
@@ -196,6 +202,8 @@ impl Origin {
             log,
             topics: RwLock::default(),
             stored: Mutex::new(stored),
+            changing: Mutex::default(),
+            control_lines: Mutex::default(),
             producers: Mutex::new(producers),
             waiting_bytes: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
@@ -275,16 +283,33 @@ impl Origin {
             Ok(found) => found,
             Err(refusal) => return Err(Box::new(Refused { message, teller, refusal })),
         };
-        let Some(stamp) = message.producer else { return Ok(self.push(&queue, message, teller, time_us)) };
+        let closed = |(message, teller): (OwnMessage, Teller)| {
+            // The topic is being changed: it comes again when that is done.
+            Err(Box::new(Refused { message, teller, refusal: Refusal::Full }))
+        };
+        let Some(stamp) = message.producer else {
+            return self.push(&queue, message, teller, time_us).or_else(|back| {
+                *known = None;
+                closed(*back)
+            });
+        };
         let mut producers = self.producers.lock();
+        // Queues are closed under this lock.
+        if queue.state.lock().closed {
+            *known = None;
+            return closed((message, teller));
+        }
         match producers.judge(&topic.topic, stamp, self.config.clock.now(), teller) {
             // Under the producers' lock, so that two calls cannot change places between judgement and queue.
-            Verdict::Accept(teller) => Ok(self.push(&queue, message, teller, time_us)),
+            Verdict::Accept(teller) => self.push(&queue, message, teller, time_us).or_else(|back| closed(*back)),
             Verdict::Waits => Ok(None),
             Verdict::Repeated(teller, queue, place) => {
                 drop(producers);
                 let log = LogName { topic: topic.topic.clone(), origin: self.config.site.clone(), queue };
-                teller.tell(Ok(Stored { log, place, repeated: true }));
+                teller.tell(match self.is_deleted_place(&topic.topic, queue, place) {
+                    false => Ok(Stored { log, place, repeated: true }),
+                    true => Err(PublishError::Deleted(topic.topic.clone())),
+                });
                 Ok(None)
             }
             Verdict::StoredBefore(teller) => {
@@ -313,15 +338,24 @@ impl Origin {
         Ok((topic, queue))
     }
 
-    /// Adds to the queue; answers whether it has something to seal, and how many bytes.
-    fn push(&self, queue: &Arc<OwnQueue>, message: OwnMessage, teller: Teller, time_us: u64) -> Due {
+    /// Adds to the queue; answers whether it has something to seal, and how many bytes. A closed one gives the message back.
+    fn push(
+        &self,
+        queue: &Arc<OwnQueue>,
+        message: OwnMessage,
+        teller: Teller,
+        time_us: u64,
+    ) -> Result<Due, Box<(OwnMessage, Teller)>> {
+        let mut state = queue.state.lock();
+        if state.closed {
+            return Err(Box::new((message, teller)));
+        }
         let charge = message.charge();
         self.waiting_bytes.fetch_add(charge, Ordering::Relaxed);
         let OwnMessage { path, key, headers, payload, producer } = message;
         let message = Message { path, key, headers, time_us, producer, payload };
-        let mut state = queue.state.lock();
         state.push(message, charge, Waiting { teller, stamp: producer, charge });
-        state.is_due().then(|| (queue.clone(), state.due_bytes()))
+        Ok(state.is_due().then(|| (queue.clone(), state.due_bytes())))
     }
 
     fn follow_up(self: &Arc<Self>, due: Due) {
@@ -362,79 +396,6 @@ impl Origin {
         self.topics.read().get(name).cloned()
     }
 
-    /// Opens a topic: at its creation, and when its settings changed, a control entry is written first.
-    fn open_topic(self: &Arc<Self>, topic: &Topic) -> Result<Arc<OwnTopic>, Refusal> {
-        let mut topics = self.topics.write();
-        if let Some(known) = topics.get(topic.as_str()) {
-            return Ok(known.clone());
-        }
-        if topics.len() >= TOPICS_MAX {
-            let text =
-                format!("this site has {TOPICS_MAX} topics already, the most it may have; use tags below a topic");
-            return Err(Refusal::Error(PublishError::Unavailable(text)));
-        }
-        let stored = self.stored.lock().get(topic.as_str()).copied();
-        let mut settings = topic::settings_of(&(self.config.topics)(topic));
-        if let Some(stored) = &stored {
-            if stored.queues != settings.queues {
-                let (found, wanted) = (stored.queues, settings.queues);
-                (self.config.report)(Report {
-                    name: "queue-count-kept",
-                    subject: String::new(),
-                    text: format!(
-                        "topic {topic} was made with {found} queues and keeps them; the configured {wanted} are for new topics"
-                    ),
-                });
-            }
-            settings.queues = stored.queues;
-        }
-        let queues: usize = topics.values().map(|t| t.queues().len()).sum();
-        if queues.saturating_add(usize::try_from(settings.queues).unwrap_or(usize::MAX)) > OWN_QUEUES_MAX {
-            let text = format!(
-                "this site's topics have {queues} queues, and {OWN_QUEUES_MAX} are the most; give new topics fewer"
-            );
-            return Err(Refusal::Error(PublishError::Unavailable(text)));
-        }
-        if stored.as_ref() != Some(&settings) {
-            self.write_settings(topic, &settings)?;
-            self.stored.lock().insert(topic.as_str().to_owned(), settings);
-        }
-        let opened = Arc::new(OwnTopic::new(topic.clone(), &self.config.site, &settings));
-        topics.insert(topic.as_str().to_owned(), opened.clone());
-        Ok(opened)
-    }
-
-    /// Writes the control entry and the topic's row as one unit. Messages submitted after it become durable after it.
-    fn write_settings(self: &Arc<Self>, topic: &Topic, settings: &TopicSettings) -> Result<(), Refusal> {
-        let name = LogName { topic: topic.clone(), origin: self.config.site.clone(), queue: Queue::CONTROL };
-        let line = Line::open(&*self.log, &name, self.config.random).map_err(Refusal::Error)?;
-        let Ok(path) = topic.as_str().parse::<Path>() else {
-            return Err(Refusal::Error(PublishError::Invalid(format!("topic {topic} is not a path"))));
-        };
-        let time_us = self.config.clock.wall_us();
-        self.check_clock(time_us, line.time_us);
-        let payload = topic::control_payload(settings).into();
-        let mut builder = BodyBuilder::default();
-        builder.push(&Message { path, key: None, headers: Vec::new(), time_us, producer: None, payload });
-        let Some(body) = builder.finish(Codec::None) else {
-            return Err(Refusal::Error(PublishError::Invalid(format!("topic {topic} has no settings to write"))));
-        };
-        self.report_made_up(&name, line.made_up);
-        let batch = line.place(&name, body, time_us).map_err(Refusal::Error)?;
-        let row = Entry::Put {
-            table: Table::Topics,
-            key: Bytes::copy_from_slice(topic.as_str().as_bytes()),
-            value: settings.encode_to_vec().into(),
-        };
-        let unit = Unit { entries: vec![Entry::Append { role: Role::Own, batch }, row] };
-        // A unit that is lost after it was accepted takes every later one with it: the publishers are told by theirs.
-        match self.log.submit(unit, Box::new(|_| {})) {
-            Ok(()) => Ok(()),
-            Err(rejected) if rejected.reason == RejectReason::Busy => Err(Refusal::Full),
-            Err(rejected) => Err(Refusal::Error(PublishError::Unavailable(rejected.reason.to_string()))),
-        }
-    }
-
     /// Finds where the queue's log ends, once each start.
     fn open_line(&self, queue: &OwnQueue) -> Result<(), PublishError> {
         let mut state = queue.state.lock();
@@ -442,6 +403,7 @@ impl Origin {
             let line = Line::open(&*self.log, &queue.log, self.config.random)?;
             self.check_clock(self.config.clock.wall_us(), line.time_us);
             self.report_made_up(&queue.log, line.made_up);
+            state.after = queue.seam.filter(|seam| line.is_at(seam)).map(|seam| seam.entry);
             state.line = Some(line);
         }
         Ok(())
@@ -471,7 +433,7 @@ impl Origin {
             let answered = std::mem::take(&mut *self.answered.lock());
             let listed = std::mem::take(&mut *self.listed.lock());
             if answered.is_empty() && listed.is_empty() {
-                return;
+                return self.finish_changes();
             }
             let mut finished = Vec::with_capacity(answered.len());
             for (queue, result) in answered {
@@ -512,12 +474,13 @@ impl Origin {
     fn submit(self: &Arc<Self>, queue: &Arc<OwnQueue>, ready: Ready) {
         let mut producers = (!ready.stamped.is_empty()).then(|| self.producers.lock());
         let mut state = queue.state.lock();
+        let after = state.after;
         let Some(line) = state.line.as_mut() else {
             return self.fail_queue(queue, producers, state, ready.waiting, "the log was not opened");
         };
         let placed = line.go_above(&*self.log, &queue.log).and_then(|made_up| {
             self.report_made_up(&queue.log, made_up);
-            line.place(&queue.log, ready.body.clone(), ready.time_us)
+            line.place(&queue.log, after, ready.body.clone(), ready.time_us)
         });
         let batch = match placed {
             Ok(batch) => batch,
@@ -539,6 +502,7 @@ impl Origin {
                 if let Some(producers) = &mut producers {
                     producers.submitted(queue.topic(), queue.log.queue, begin, &ready.stamped);
                 }
+                state.after = None;
                 if let Some(line) = &mut state.line {
                     line.advance(&batch);
                 }
@@ -665,7 +629,10 @@ impl Origin {
 
     /// Calls `wake` when it is worth while to publish again after [`Refusal::Full`].
     pub fn when_room(&self, wake: Box<dyn FnOnce() + Send>) {
-        self.log.ready(limits::BATCH_BYTES_TARGET, wake);
+        let wake = self.changing.lock().wait(wake);
+        if let Some(wake) = wake {
+            self.log.ready(limits::BATCH_BYTES_TARGET, wake);
+        }
     }
 
     /// Now and then (a minute is fine): forgets producers unused for long.
@@ -688,7 +655,10 @@ impl Origin {
 
     /// Whether everything taken has been answered.
     pub fn is_idle(&self) -> bool {
-        self.waiting_bytes.load(Ordering::Relaxed) == 0
+        // Not under its lock: topics come first.
+        let changing = !self.changing.lock().is_empty();
+        !changing
+            && self.waiting_bytes.load(Ordering::Relaxed) == 0
             && self.topics.read().values().flat_map(|t| t.queues()).all(|q| q.state.lock().is_idle())
     }
 

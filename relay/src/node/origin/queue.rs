@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use seaway_federation_proto::{
     copies::LogInfo,
     envelope::{Batch, Chain, Codec, Placement, SealedBody},
-    ids::{Incarnation, LogName, Place, Topic},
+    ids::{Incarnation, LogName, Offset, Place, Topic},
     limits::{self, BATCH_BYTES_MAX, BATCH_BYTES_TARGET, BATCH_MESSAGES_MAX, BATCH_OVERHEAD_BYTES},
     message::{BodyBuilder, Message, ProducerStamp},
 };
@@ -160,11 +160,17 @@ impl Line {
         Ok(None)
     }
 
-    /// Places a sealed body at the end; [`Line::advance`] makes it so.
+    /// Places a sealed body at the end, perhaps as one that names an entry of the control queue; [`Line::advance`] makes it so.
     ///
     /// # Errors
     /// Where the batch would be one that nobody reads.
-    pub(super) fn place(&self, log: &LogName, body: SealedBody, time_us: u64) -> Result<Batch, PublishError> {
+    pub(super) fn place(
+        &self,
+        log: &LogName,
+        after: Option<Place>,
+        body: SealedBody,
+        time_us: u64,
+    ) -> Result<Batch, PublishError> {
         let placement = Placement {
             log,
             begin: self.end,
@@ -173,8 +179,13 @@ impl Line {
             origin_time_us: time_us.max(self.time_us),
             chain_before: self.chain,
         };
-        Batch::seal(&placement, body)
+        Batch::seal_after(&placement, after, body)
             .map_err(|e| PublishError::Unavailable(format!("{log} cannot go on at {}: {e}", self.end)))
+    }
+
+    /// Whether nothing was appended since the topic's queue count changed.
+    pub(super) fn is_at(&self, seam: &Seam) -> bool {
+        self.end.offset <= seam.end
     }
 
     pub(super) fn advance(&mut self, batch: &Batch) {
@@ -247,6 +258,10 @@ pub(super) struct QueueState {
     /// Accepted by the commit log, oldest first.
     pub(super) in_flight: VecDeque<InFlight>,
     pub(super) line: Option<Line>,
+    /// What the next batch names: the entry of a change of the queue count after which it is the first.
+    pub(super) after: Option<Place>,
+    /// Nothing more is taken: the topic is changed or deleted.
+    pub(super) closed: bool,
 }
 
 /// What [`OwnQueue::take_work`] found to do.
@@ -307,11 +322,22 @@ pub(super) struct OwnQueue {
     pub(super) state: Mutex<QueueState>,
     /// Whether it stands in the origin's list of queues to look after.
     pub(super) listed: AtomicBool,
+    /// The newest change of the topic's queue count.
+    pub(super) seam: Option<Seam>,
+}
+
+/// A change of the queue count, as one queue sees it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Seam {
+    /// The place of its entry.
+    pub(super) entry: Place,
+    /// Where the queue ended before it; 0 where there was none.
+    pub(super) end: Offset,
 }
 
 impl OwnQueue {
-    pub(super) fn new(log: LogName, codec: Codec) -> Arc<Self> {
-        Arc::new(Self { log, codec, state: Mutex::default(), listed: AtomicBool::new(false) })
+    pub(super) fn new(log: LogName, codec: Codec, seam: Option<Seam>) -> Arc<Self> {
+        Arc::new(Self { log, codec, state: Mutex::default(), listed: AtomicBool::new(false), seam })
     }
 
     pub(super) fn topic(&self) -> &Topic {

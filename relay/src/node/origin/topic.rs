@@ -5,17 +5,15 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use prost::Message as _;
 use seaway_federation_proto::{
-    envelope::Codec,
+    control::{self, Settings},
     ids::{LogName, Queue, Site, Topic},
-    limits::{BATCH_BYTES_TARGET, MESSAGE_BYTES_CEILING, QUEUES_MAX},
-    wire::store::{ControlEntry, TopicSettings, control_entry},
+    limits::{BATCH_BYTES_TARGET, MESSAGE_BYTES_CEILING},
+    wire::store::TopicSettings,
 };
 use twox_hash::XxHash3_64;
 
-use super::queue::OwnQueue;
-use crate::node::TopicConfig;
+use super::queue::{OwnQueue, Seam};
 
 /// An open topic.
 pub(super) struct OwnTopic {
@@ -28,11 +26,18 @@ pub(super) struct OwnTopic {
 }
 
 impl OwnTopic {
-    pub(super) fn new(topic: Topic, origin: &Site, settings: &TopicSettings) -> Self {
-        let codec = codec_of(settings.codec);
-        let count = u16::try_from(settings.queues).unwrap_or(QUEUES_MAX).clamp(1, QUEUES_MAX);
-        let log = |queue| LogName { topic: topic.clone(), origin: origin.clone(), queue: Queue(queue) };
-        let queues = (1..=count).map(|queue| OwnQueue::new(log(queue), codec)).collect();
+    pub(super) fn new(topic: Topic, origin: &Site, row: &TopicSettings) -> Self {
+        let settings = Settings::from_stored(row);
+        let log = |queue| LogName { topic: topic.clone(), origin: origin.clone(), queue };
+        let change = row.change.as_ref().and_then(|c| Some((control::place_of(c.entry?), control::ends_of(&c.ends))));
+        let seam = |queue| {
+            let (entry, ends) = change.as_ref()?;
+            Some(Seam { entry: *entry, end: ends.get(&queue).map_or(0, |end| end.offset) })
+        };
+        let queues = (1..=settings.queues)
+            .map(Queue)
+            .map(|queue| OwnQueue::new(log(queue), settings.codec, seam(queue)))
+            .collect();
         let message_bytes_max = usize::try_from(settings.message_bytes_max).unwrap_or(MESSAGE_BYTES_CEILING);
         Self { topic, message_bytes_max, queues, keyless_bytes: AtomicUsize::new(0) }
     }
@@ -52,36 +57,5 @@ impl OwnTopic {
 
     pub(super) fn queues(&self) -> &[Arc<OwnQueue>] {
         &self.queues
-    }
-}
-
-/// The settings as they are stored.
-pub(super) fn settings_of(config: &TopicConfig) -> TopicSettings {
-    TopicSettings {
-        queues: u32::from(config.queues.clamp(1, QUEUES_MAX)),
-        message_bytes_max: u64::try_from(config.message_bytes_max.min(MESSAGE_BYTES_CEILING)).unwrap_or(u64::MAX),
-        codec: codec_number(config.codec),
-    }
-}
-
-/// The payload of the control entry that states them.
-pub(super) fn control_payload(settings: &TopicSettings) -> Vec<u8> {
-    ControlEntry { kind: Some(control_entry::Kind::Settings(*settings)) }.encode_to_vec()
-}
-
-fn codec_number(codec: Codec) -> u32 {
-    match codec {
-        Codec::None => 0,
-        Codec::Lz4 => 1,
-        Codec::Zstd => 2,
-        Codec::Unknown(other) => u32::from(other),
-    }
-}
-
-fn codec_of(number: u32) -> Codec {
-    match number {
-        1 => Codec::Lz4,
-        2 => Codec::Zstd,
-        _ => Codec::None,
     }
 }
