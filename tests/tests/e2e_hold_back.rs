@@ -92,7 +92,7 @@ fn empty_the_cache(federation: &mut Federation) {
 
 #[test]
 fn a_site_that_was_away_while_retention_worked_gets_all_and_then_it_goes() {
-    let settings = "[[topic]]\npattern = \"#\"\nretention_size = \"16 KiB\"\n[hold_back]\nsize = \"16 MiB\"\n";
+    let settings = "[[topic]]\npattern = \"#\"\nmessage_size_max = \"8 KiB\"\nretention_size = \"16 KiB\"\n[hold_back]\nsize = \"16 MiB\"\n";
     let (mut federation, _) = three_sites(settings);
     federation.cluster.member_mut("us/edge").unwrap().stop();
     let sent = "first\n".to_owned() + &publish(&federation, "orders", "a", 10);
@@ -121,7 +121,7 @@ fn a_site_that_was_away_while_retention_worked_gets_all_and_then_it_goes() {
 
 #[test]
 fn past_the_bound_the_oldest_goes_comes_from_another_site_or_is_lost_when_that_is_gone_for_ever() {
-    let settings = "[[topic]]\npattern = \"#\"\nretention_size = \"16 KiB\"\n[hold_back]\nsize = \"100 KiB\"\n";
+    let settings = "[[topic]]\npattern = \"#\"\nmessage_size_max = \"8 KiB\"\nretention_size = \"16 KiB\"\n[hold_back]\nsize = \"100 KiB\"\n";
     let (mut federation, token) = three_sites(settings);
     let gaps =
         |federation: &Federation, name| site(federation, name)["held_back"]["gaps"].as_array().map_or(0, Vec::len);
@@ -178,7 +178,7 @@ fn past_the_bound_the_oldest_goes_comes_from_another_site_or_is_lost_when_that_i
 
 #[test]
 fn a_rule_that_refuses_stops_the_publishers_of_its_topics_until_the_site_is_back() {
-    let settings = "[[topic]]\npattern = \"#\"\nretention_size = \"16 KiB\"\n[hold_back]\nsize = \"16 MiB\"\n\
+    let settings = "[[topic]]\npattern = \"#\"\nmessage_size_max = \"8 KiB\"\nretention_size = \"16 KiB\"\n[hold_back]\nsize = \"16 MiB\"\n\
         [[hold_back.rule]]\nsites = [\"us\"]\ntopics = [\"orders\"]\nsize_max = \"64 KiB\"\npolicy = \"refuse\"\n";
     let (mut federation, _) = three_sites(settings);
     federation.cluster.member_mut("us/edge").unwrap().stop();
