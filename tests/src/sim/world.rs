@@ -446,9 +446,8 @@ impl World {
         }
     }
 
-    /// Lets a node do all it can do now, and carries out what it asks of the world.
     /// Hold-back never lets go what a registered site lacks: not even when that site's process, or its way here, is gone. A site whose
-    /// disk was lost or set back needs more than its origin was told.
+    /// disk was lost or set back needs more than its origin was told; what a trim that asked nobody took is gone already.
     fn check_hold_back(&mut self, node: usize) {
         let faults = &self.scenario.faults;
         if faults.disk_lost + faults.disk_old + faults.disk_lied > 0.0 {
@@ -460,8 +459,8 @@ impl World {
                 continue;
             };
             self.held_back += 1;
-            let begin = |info: seaway_federation_proto::copies::LogInfo| info.begin.offset;
-            let came_to = came_to.map_or_else(|| self.nodes[node].own_info(&log).map_or(0, begin), |end| end.offset);
+            let begin = self.nodes[node].own_info(&log).map_or(0, |info| info.begin.offset);
+            let came_to = came_to.map_or(begin, |end| end.offset.max(begin));
             if from.offset > came_to {
                 let what = format!("hold-back lets go of {log} below {from}, and {site} has come to {came_to}");
                 self.violations.push(Violation { invariant: 6, what });
@@ -469,6 +468,7 @@ impl World {
         }
     }
 
+    /// Lets a node do all it can do now, and carries out what it asks of the world.
     fn settle(&mut self, node: usize) {
         self.nodes[node].settle(self.now);
         let mut closed = VecDeque::new();
