@@ -180,7 +180,15 @@ fn every_panel_asks_of_metrics_that_exist() {
 
 #[test]
 fn every_sample_configuration_is_one() {
-    let samples = ["edge.toml", "relay.toml", "hub.toml", "compose/relay.toml", "compose/eu.toml", "compose/us.toml"];
+    let samples = [
+        "edge.toml",
+        "small.toml",
+        "relay.toml",
+        "hub.toml",
+        "compose/relay.toml",
+        "compose/eu.toml",
+        "compose/us.toml",
+    ];
     for sample in samples.map(deploy) {
         let loaded = Loaded::load(&sample, [], &[]).unwrap();
         loaded.node_config().unwrap();
