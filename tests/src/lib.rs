@@ -10,6 +10,7 @@ pub mod kill;
 pub mod power_loss;
 pub mod proxy;
 pub mod sim;
+pub mod small_disk;
 
 /// Says that something could not be tested on this machine: on standard error, and in the file that `SEAWAY_SKIPPED` names, from
 /// which `tests/run.sh` counts it.

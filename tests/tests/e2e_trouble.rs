@@ -3,12 +3,15 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 
 use std::{
-    process::{Command, Stdio},
+    process::Command,
     time::{Duration, Instant},
 };
 
 use seaway_edge_broker::bench::cluster::Kind;
-use seaway_tests::cluster::{Federation, PATIENCE, finish, lines};
+use seaway_tests::{
+    cluster::{Federation, PATIENCE, finish, lines},
+    small_disk::SmallDisk,
+};
 
 fn signal(name: &str, pid: u32) {
     assert!(Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().unwrap().success());
@@ -22,61 +25,12 @@ fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// A node on a disk of its own, of 64 MiB until `room` exists, which makes it 256 MiB; in a mount namespace, so that
-/// nothing stays behind. `None` where the machine allows no such thing.
-fn node_on_a_small_disk(federation: &Federation) -> Option<Ended> {
-    let script = "mkdir -p \"$1\" && mount -t tmpfs -o size=64m none \"$1\" || exit 77
-        \"$2\" edge --config \"$3\" --set node.data_dir=\"$1/data\" & node=$!
-        trap 'kill $node; wait $node; exit' TERM
-        while [ ! -e \"$4\" ] && kill -0 $node; do sleep 0.1; done
-        mount -o remount,size=256m none \"$1\"
-        wait $node";
-    let member = federation.cluster.member("eu/edge").unwrap();
-    let path = |name: &str| federation.cluster.dir.join(name).display().to_string();
-    let mut child = Command::new("unshare")
-        .args(["--mount", "--map-root-user", "sh", "-c", script, "sh"])
-        .args([&path("small"), &federation.cluster.binary.display().to_string()])
-        .args([&member.config().display().to_string(), &path("room")])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(std::fs::File::create(path("small.log")).unwrap())
-        .spawn()
-        .ok()?;
-    let deadline = Instant::now() + PATIENCE;
-    while federation.run("eu/edge", &["status"]).code != 0 {
-        if child.try_wait().unwrap().is_some() || Instant::now() > deadline {
-            let _ = child.kill();
-            eprintln!("no disk of its own here: {}", std::fs::read_to_string(path("small.log")).unwrap());
-            return None;
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    Some(Ended(child))
-}
-
-/// Told to end when dropped: a test that fails leaves no node behind.
-struct Ended(std::process::Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        if self.0.try_wait().is_ok_and(|ended| ended.is_none()) {
-            signal("TERM", self.0.id());
-            let deadline = Instant::now() + PATIENCE;
-            while self.0.try_wait().is_ok_and(|ended| ended.is_none()) && Instant::now() < deadline {
-                std::thread::sleep(Duration::from_millis(100));
-            }
-            let _ = self.0.kill();
-            let _ = self.0.wait();
-        }
-    }
-}
-
 #[test]
 fn a_full_disk_refuses_publishers_and_goes_on_when_there_is_room() {
     let mut federation = Federation::empty();
     let more = "[log]\nsegment_size = \"4 MiB\"\ndisk_reserve = \"16 MiB\"\n";
     federation.cluster.add("eu/edge", Kind::Edge, &[], more).unwrap();
-    let Some(_node) = node_on_a_small_disk(&federation) else {
+    let Some(_node) = SmallDisk::run(&federation, "eu/edge") else {
         // tests/run.sh counts such lines, so that nobody takes it for passed.
         return seaway_tests::skipped("a full disk: this machine gives no user namespace with a disk of its own");
     };

@@ -15,6 +15,7 @@ use seaway_edge_broker::bench::cluster::Kind;
 use seaway_tests::{
     cluster::{Federation, PATIENCE},
     proxy::{Conditions, Proxy},
+    small_disk::SmallDisk,
 };
 use serde_json::Value;
 
@@ -404,52 +405,6 @@ fn nodes_and_ways_are_told_and_so_is_who_cannot_be_asked() {
     }
 }
 
-/// A node on a disk of its own, of 64 MiB until `room` exists; see `e2e_trouble.rs`. `None` where the machine allows no such thing.
-fn on_a_small_disk(federation: &Federation, node: &str) -> Option<SmallDisk> {
-    let script = "mkdir -p \"$1\" && mount -t tmpfs -o size=64m none \"$1\" || exit 77
-        \"$2\" edge --config \"$3\" --set node.data_dir=\"$1/data\" & node=$!
-        trap 'kill $node; wait $node; exit' TERM
-        while [ ! -e \"$4\" ] && kill -0 $node; do sleep 0.1; done
-        mount -o remount,size=512m none \"$1\"
-        wait $node";
-    let member = federation.cluster.member(node).unwrap();
-    let path = |name: &str| federation.cluster.dir.join(name).display().to_string();
-    let mut child = Command::new("unshare")
-        .args(["--mount", "--map-root-user", "sh", "-c", script, "sh"])
-        .args([&path("small"), &federation.cluster.binary.display().to_string()])
-        .args([&member.config().display().to_string(), &path("room")])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(std::fs::File::create(path("small.log")).unwrap())
-        .spawn()
-        .ok()?;
-    let deadline = Instant::now() + PATIENCE;
-    while federation.run(node, &["status"]).code != 0 {
-        if child.try_wait().unwrap().is_some() || Instant::now() > deadline {
-            let _ = child.kill();
-            eprintln!("no disk of its own here: {}", std::fs::read_to_string(path("small.log")).unwrap());
-            return None;
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    Some(SmallDisk(child))
-}
-
-/// Told to end when dropped.
-struct SmallDisk(std::process::Child);
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        signal("TERM", self.0.id());
-        let deadline = Instant::now() + PATIENCE;
-        while self.0.try_wait().is_ok_and(|ended| ended.is_none()) && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn a_full_disk_downstream_is_named_at_both_ends_of_the_link() {
     let mut federation = Federation::empty();
@@ -458,7 +413,7 @@ fn a_full_disk_downstream_is_named_at_both_ends_of_the_link() {
     federation.cluster.add("us/edge", Kind::Edge, &["eu/edge"], small).unwrap();
     federation.cluster.start("eu/edge").unwrap();
     federation.wait_up("eu/edge");
-    let Some(_node) = on_a_small_disk(&federation, "us/edge") else {
+    let Some(_node) = SmallDisk::run(&federation, "us/edge") else {
         return seaway_tests::skipped(
             "a full disk downstream: this machine gives no user namespace with a disk of its own",
         );
