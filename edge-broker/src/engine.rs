@@ -13,8 +13,8 @@ use seaway_federation_proto::{
 use seaway_relay::{
     log::contract::{Line, LogStats, Read, ReadError, Table},
     node::{
-        Acknowledgement, Alarm, HoldBack, LinkStatus, LogEvent, Node, OneWayMessage, PendingRun, Publish, PublishError,
-        PublishRun, ReceiptRoom,
+        Acknowledgement, Alarm, DiskUsage, HoldBack, LinkStatus, LogEvent, Node, OneWayMessage, PendingRun, Publish,
+        PublishError, PublishRun, ReceiptRoom,
         topics::{TopicChange, TopicSettingsView, TrimTo},
     },
 };
@@ -118,6 +118,8 @@ pub trait Engine: Clone + Send + Sync + 'static {
     fn counters(&self) -> Vec<(&'static str, String, u64)>;
     /// See [`Node::queues`].
     fn queues(&self) -> Vec<(String, u64, u64)>;
+    /// See [`Node::disk_usage`].
+    fn disk_usage(&self) -> DiskUsage;
     /// See [`Node::log_stats`].
     fn log_stats(&self) -> LogStats;
     /// See [`Node::readiness`].
@@ -235,6 +237,9 @@ impl Engine for Node {
     }
     fn queues(&self) -> Vec<(String, u64, u64)> {
         Node::queues(self)
+    }
+    fn disk_usage(&self) -> DiskUsage {
+        Node::disk_usage(self)
     }
     fn log_stats(&self) -> LogStats {
         Node::log_stats(self)

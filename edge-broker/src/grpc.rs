@@ -3,6 +3,7 @@
 pub(crate) mod admin;
 pub(crate) mod audit;
 pub(crate) mod convert;
+pub(crate) mod disk;
 pub mod errors;
 pub(crate) mod federation;
 pub(crate) mod messages;

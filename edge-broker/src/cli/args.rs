@@ -601,6 +601,18 @@ pub(crate) enum BenchCommand {
         #[arg(long, value_enum, default_value = "table")]
         output: Output,
     },
+    /// What the disk holds beside what lives: a busy topic kept for an hour beside a thin one kept for two days.
+    Space {
+        /// How much is written, twice, such as "1 GiB".
+        #[arg(long, value_name = "SIZE", value_parser = size, default_value = "1 GiB")]
+        size: u64,
+        /// Which disk: a directory in it is made and removed.
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+        /// How to print.
+        #[arg(long, value_enum, default_value = "table")]
+        output: Output,
+    },
     /// Two edge brokers, linked directly: published at one until durable at the other, over real processes.
     Federation {
         /// Sizes of messages to measure, of 100B, 1KiB and 64KiB; all of them unless told otherwise.

@@ -2,6 +2,7 @@
 //!
 //! The JSON forms are views of their own, so that the field names stay when the wire's change.
 
+mod disk;
 pub(super) mod views;
 
 use super::{
@@ -44,6 +45,7 @@ fn status_text(view: &StatusView) -> String {
             ""
         },
     ));
+    text.push_str(&view.disk.text());
     if !log.poisoned.is_empty() {
         text.push_str(&format!("the log stopped: {}\n", log.poisoned));
     }

@@ -8,6 +8,7 @@ pub mod hold_back;
 pub mod resolve;
 pub mod settings;
 pub mod source;
+mod space;
 pub mod values;
 
 use std::path::Path;

@@ -67,6 +67,7 @@ pub(crate) fn status<E: Engine>(shared: &Shared<E>) -> api::StatusReply {
         topics,
         topics_left_out: !more.is_empty(),
         log: Some(log_status(engine.log_stats())),
+        disk: Some(super::disk::usage(engine.disk_usage())),
         alarms: engine.alarms().into_iter().map(alarm).collect(),
         subscribers: shared.standings.list(),
         counters: counters(shared),
@@ -311,6 +312,8 @@ fn log_status(stats: LogStats) -> api::LogStatus {
         written_bytes: stats.written_bytes,
         accepted_bytes: stats.accepted_bytes,
         torn_bytes: stats.torn_bytes,
+        moved_bytes: stats.moved_bytes,
+        index_written_bytes: stats.index_written_bytes,
         damage: stats.damage.into_iter().map(|d| format!("{} {}..{}: {}", d.file, d.from, d.to, d.detail)).collect(),
     }
 }

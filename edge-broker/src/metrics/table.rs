@@ -84,6 +84,8 @@ metrics! {
     LOG_GROUPS Counter "seaway_log_groups_total" [] "Group writes of the commit log."
     LOG_SYNCS Counter "seaway_log_syncs_total" [] "fdatasyncs of the commit log."
     LOG_WRITTEN Counter "seaway_log_written_bytes_total" [] "Bytes written to segment files."
+    LOG_MOVED Counter "seaway_log_moved_bytes_total" [] "Bytes of batches that were moved so that old segments could go; part of what was written to segments."
+    LOG_INDEX_WRITTEN Counter "seaway_log_index_written_bytes_total" [] "Bytes that the index wrote to its own files, compactions counted."
     LOG_ACCEPTED Counter "seaway_log_accepted_bytes_total" [] "Bytes of batches that the commit log accepted, own ones and those of copies."
     LOG_SEGMENTS Gauge "seaway_log_segments" [] "Segment files."
     LOG_SEGMENT_BYTES Gauge "seaway_log_segment_bytes" [] "Bytes of segment files on disk."
@@ -93,6 +95,9 @@ metrics! {
     LOG_DAMAGES Gauge "seaway_log_damages" [] "Damaged ranges found on the disk since the start."
     LOG_TORN Gauge "seaway_log_torn_bytes" [] "Bytes that were cut as torn when the log was opened."
     DISK_FREE Gauge "seaway_disk_free_bytes" [] "Free bytes of the commit log's file system, as last measured."
+    DISK_KEPT Gauge "seaway_disk_kept_bytes" [] "Bytes of the reserve that are kept in a file for what makes room; 0 while they are in use."
+    OWN_FULL Gauge "seaway_disk_own_full" [] "1 while publishes are refused since the share of own logs is used up, else 0."
+    COPIES_FULL Gauge "seaway_disk_copies_full" [] "1 while copies take nothing more since their share is used up, else 0."
     DISK_FULL Gauge "seaway_disk_full" [] "1 while publishes are refused for lack of room, else 0."
 
     QUEUE_BYTES Gauge "seaway_queue_bytes" ["queue"] "What a queue of the node holds."

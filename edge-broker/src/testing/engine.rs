@@ -469,6 +469,9 @@ impl Engine for TestEngine {
         Vec::new()
     }
 
+    fn disk_usage(&self) -> seaway_relay::node::DiskUsage {
+        seaway_relay::node::DiskUsage::default()
+    }
     fn log_stats(&self) -> LogStats {
         self.0.log.stats()
     }

@@ -552,8 +552,12 @@ impl LinkDriver {
                 self.log.ready(bytes, Box::new(move || mailbox.post(LinkCommand::Retry)));
                 return false;
             }
-            RejectReason::DiskFull { .. } => {
-                self.storing.put_back(now, "its disk is nearly full");
+            RejectReason::DiskFull { .. } | RejectReason::ShareFull { .. } => {
+                let share = matches!(rejected.reason, RejectReason::ShareFull { .. });
+                self.storing.put_back(
+                    now,
+                    if share { "its share of the disk for copies is used up" } else { "its disk is nearly full" },
+                );
                 self.held.push_front(Waiting::Batch(Incoming { number, lane, credit, batch }));
                 self.retry_at = Some(now.saturating_add(DISK_FULL_RETRY));
                 return false;

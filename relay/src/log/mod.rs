@@ -4,6 +4,7 @@
 //! This module is the contract. [`disk`] is the implementation that ships, [`memory`] its
 //! fault-injecting twin for simulation; one conformance suite runs on both.
 
+pub(crate) mod ages;
 pub mod bench;
 pub mod conformance;
 pub mod contract;

@@ -294,8 +294,10 @@ pub enum TrimTo {
 }
 
 impl NodeInner {
+    /// The origin, for what an operator changes: that goes on where messages are not taken for lack of room, or while the node is
+    /// drained.
     fn own(&self) -> Result<&Arc<Origin>, PublishError> {
-        self.check_taking()?;
+        self.check_steering()?;
         let no_origin = || PublishError::Invalid(format!("{} is a relay and has no topics", self.config.name));
         self.origin.as_ref().ok_or_else(no_origin)
     }

@@ -12,7 +12,7 @@ use seaway_federation_proto::{
     session::NodeKind,
 };
 
-use super::{hold_back::HoldBackConfig, one_way::Charge, origin::OwnMessage};
+use super::{hold_back::HoldBackConfig, one_way::Charge, origin::OwnMessage, space::SpaceConfig};
 
 /// Settings of a node; the configuration file is parsed elsewhere.
 #[derive(Debug, Clone)]
@@ -45,6 +45,8 @@ pub struct NodeConfig {
     pub segment_bytes: u64,
     /// Bytes of disk kept free for recovery, trims and checkpoints.
     pub disk_reserve_bytes: u64,
+    /// How the disk is shared out and given back.
+    pub space: SpaceConfig,
     /// For a relay: bytes of batches its cache may hold in all. On disk it takes up to about twice as much, and never less than
     /// some 64 MiB; segments are made smaller than asked for where the cache is small.
     pub cache_bytes_max: Option<u64>,

@@ -39,6 +39,7 @@ fn config(dir: &std::path::Path) -> NodeConfig {
         topics: vec![("#".parse().unwrap(), TopicConfig { queues: 1, ..TopicConfig::default() })],
         segment_bytes: 64 << 20,
         disk_reserve_bytes: 0,
+        space: seaway_relay::node::SpaceConfig::default(),
         cache_bytes_max: None,
         lane_credit_bytes: 32 << 20,
         probe_interval: Duration::from_millis(300),
