@@ -12,7 +12,6 @@ mod machine;
 pub mod opening;
 mod process;
 pub mod slow_disk;
-pub mod space;
 
 use serde::Serialize;
 

@@ -13,7 +13,6 @@ mod exit;
 mod federation;
 mod json;
 mod log;
-mod memory;
 mod metrics;
 mod node;
 mod operate;
