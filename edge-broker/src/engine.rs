@@ -13,8 +13,8 @@ use seaway_federation_proto::{
 use seaway_relay::{
     log::contract::{Line, LogStats, Read, ReadError, Table},
     node::{
-        Acknowledgement, Alarm, HoldBack, LinkStatus, LogEvent, Node, OneWayMessage, PendingRun, Publish, PublishError,
-        PublishRun, ReceiptRoom,
+        Acknowledgement, Alarm, DiskUsage, HoldBack, LinkStatus, LogEvent, Node, OneWayMessage, PendingRun, Publish,
+        PublishError, PublishRun, ReceiptRoom,
         topics::{TopicChange, TopicSettingsView, TrimTo},
     },
 };
@@ -102,8 +102,6 @@ pub trait Engine: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Finding, String>> + Send;
     /// See [`Node::topology`].
     fn topology(&self) -> (Vec<KnownNode>, Vec<KnownLink>);
-    /// Whether an operator drained the node, and how many messages wait for other sites.
-    fn draining(&self) -> (bool, u64);
     /// See [`Node::explain_way`].
     fn explain_way(&self, from: &Site, to: &Site) -> Result<ExplainedWay, String>;
     /// See [`Node::hold_back`].
@@ -120,6 +118,8 @@ pub trait Engine: Clone + Send + Sync + 'static {
     fn counters(&self) -> Vec<(&'static str, String, u64)>;
     /// See [`Node::queues`].
     fn queues(&self) -> Vec<(String, u64, u64)>;
+    /// See [`Node::disk_usage`].
+    fn disk_usage(&self) -> DiskUsage;
     /// See [`Node::log_stats`].
     fn log_stats(&self) -> LogStats;
     /// See [`Node::readiness`].
@@ -214,9 +214,6 @@ impl Engine for Node {
     fn topology(&self) -> (Vec<KnownNode>, Vec<KnownLink>) {
         Node::topology(self)
     }
-    fn draining(&self) -> (bool, u64) {
-        (self.is_drained(), self.receipts_waiting())
-    }
     fn explain_way(&self, from: &Site, to: &Site) -> Result<ExplainedWay, String> {
         Node::explain_way(self, from, to)
     }
@@ -240,6 +237,9 @@ impl Engine for Node {
     }
     fn queues(&self) -> Vec<(String, u64, u64)> {
         Node::queues(self)
+    }
+    fn disk_usage(&self) -> DiskUsage {
+        Node::disk_usage(self)
     }
     fn log_stats(&self) -> LogStats {
         Node::log_stats(self)

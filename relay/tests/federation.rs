@@ -94,6 +94,7 @@ impl Member {
             topics: vec![("#".parse().unwrap(), TopicConfig { queues: 2, ..TopicConfig::default() })],
             segment_bytes: 64 << 20,
             disk_reserve_bytes: 0,
+            space: seaway_relay::node::SpaceConfig::default(),
             cache_bytes_max: (kind == NodeKind::Relay).then_some(64 << 20),
             lane_credit_bytes: 32 << 20,
             probe_interval: Duration::from_millis(300),
@@ -469,4 +470,47 @@ async fn the_second_edge_broker_of_a_site_takes_messages_once_the_first_is_gone(
     first.publish("two", Acknowledgement::Local).await.unwrap();
     first.stop().await;
     until(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_share_of_copies_stands_still_until_there_is_room_and_publishers_go_on() {
+    let certificates = Certificates::new();
+    let relay = Member::start(&certificates, "hub/r1", NodeKind::Relay, None).await;
+    let at = relay.node().local_address().unwrap();
+    let west = Member::start(&certificates, "west/e1", NodeKind::Edge, Some(("hub/r1", at))).await;
+    let mut east = Member::new(&certificates, "east/e1", NodeKind::Edge, Some(("hub/r1", at)));
+    east.config.space.copies_bytes_max = Some(1 << 20);
+    let kept = TopicConfig { queues: 2, retention_age: Some(Duration::from_secs(4)), ..TopicConfig::default() };
+    east.config.topics = vec![("#".parse().unwrap(), kept)];
+    east.start_again().await;
+    west.wait_registered(&east.site()).await;
+    let text = "x".repeat(100_000);
+    for _ in 0..20 {
+        west.publish(&text, Acknowledgement::Local).await.unwrap();
+    }
+    let deadline = Instant::now() + LONG * 3;
+    let full = |east: &Member| east.node().alarms().iter().any(|alarm| alarm.report.name == "copies-full");
+    while !full(&east) {
+        assert!(Instant::now() < deadline, "two MB fit into a share of one\n{}", east.state());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    east.publish("mine", Acknowledgement::Local).await.unwrap();
+    assert_eq!(east.node().readiness(), Ok(()));
+    let ends = |of: &Member| -> Vec<_> {
+        let queues = (1..=2).map(|queue| LogName {
+            topic: "orders".parse().unwrap(),
+            origin: "west".parse().unwrap(),
+            queue: Queue(queue),
+        });
+        queues.map(|log| of.node().info(&log).map(|info| info.end)).collect()
+    };
+    let mut said = false;
+    while ends(&east) != ends(&west) {
+        assert!(Instant::now() < deadline, "the copy does not go on\n{}", east.state());
+        let logs = east.node().logs();
+        let statuses = logs.iter().filter_map(|log| east.node().copy_status(log));
+        said |= statuses.into_iter().any(|status| status.state == "stalled" && status.reason.contains("copies_size"));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(said, "the copy's state said why it stood still");
 }

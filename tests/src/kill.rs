@@ -78,6 +78,8 @@ pub struct Tally {
     pub rebuilt: u64,
     /// Openings that cut torn bytes.
     pub torn: u64,
+    /// Bytes of batches that the children moved out of old segments.
+    pub moved: u64,
 }
 
 fn config(dir: &Path, start: u64) -> DiskConfig {
@@ -88,6 +90,8 @@ fn config(dir: &Path, start: u64) -> DiskConfig {
     config.queue_bytes_max = 256 << 10;
     config.flush_bytes = 200 << 10;
     config.checkpoint_bytes = 500 << 10;
+    config.dead_share_max = 0.1;
+    config.moving_rate = u64::MAX;
     config.idle_after = Duration::from_millis(2);
     config
 }
@@ -162,8 +166,11 @@ pub fn child(dir: &Path, seed: u64, next: &[u64]) -> io::Result<()> {
         }
         let receipts = Receipts { publisher, first, tell: tell.clone(), taken: Arc::clone(&taken) };
         publish(&origin, (first..first + count).map(|number| message((publisher, number))).collect(), receipts);
-        if rng.random_range(0..500) == 0 {
-            trim(&log, rng.random_range(1..=QUEUES));
+        if rng.random_range(0..60) == 0 {
+            // The last queue is kept longer than the others: what lives there has to be moved.
+            let queues = if rng.random_range(0..20) == 0 { QUEUES } else { QUEUES - 1 };
+            let moved = trim(&log, rng.random_range(1..=queues));
+            let _ = tell.send(format!("moved {moved}"));
         }
         // Sometimes all is answered before more comes, so that kills meet idle moments too.
         if rng.random_range(0..100) == 0 {
@@ -210,12 +217,16 @@ fn publish(origin: &Arc<Origin>, messages: Vec<OwnMessage>, receipts: Receipts) 
     }
 }
 
-fn trim(log: &DiskLog, queue: u16) {
+/// Answers how many bytes were moved so far.
+fn trim(log: &DiskLog, queue: u16) -> u64 {
     if let Some(info) = log.info(&name_of(queue), true) {
         let unit = Unit { entries: vec![Entry::Trim { log: name_of(queue), to: info.end }] };
         let _ = log.submit(unit, Box::new(|_| {})); // where the queue is full, another time
-        let _ = log.reclaim();
+        for _ in 0..4 {
+            let _ = log.reclaim();
+        }
     }
+    log.stats().moved_bytes
 }
 
 /// What the child claimed.
@@ -280,7 +291,8 @@ pub fn run(binary: &Path, seed: u64, rounds: u64) -> Tally {
             std::fs::remove_dir_all(dir.join("index")).expect("removing the index");
             known.tally.rebuilt += 1;
         }
-        let receipts = live_and_die(binary, &dir, start, &known.next(), &mut rng);
+        let (receipts, moved) = live_and_die(binary, &dir, start, &known.next(), &mut rng);
+        known.tally.moved += moved;
         known.tally.kills += 1;
         for receipt in receipts {
             known.tally.receipts += 1;
@@ -293,7 +305,7 @@ pub fn run(binary: &Path, seed: u64, rounds: u64) -> Tally {
     known.tally
 }
 
-fn live_and_die(binary: &Path, dir: &Path, seed: u64, next: &[u64], rng: &mut StdRng) -> Vec<Receipt> {
+fn live_and_die(binary: &Path, dir: &Path, seed: u64, next: &[u64], rng: &mut StdRng) -> (Vec<Receipt>, u64) {
     let mut child = Command::new(binary)
         .arg("child")
         .arg(dir)
@@ -306,11 +318,13 @@ fn live_and_die(binary: &Path, dir: &Path, seed: u64, next: &[u64], rng: &mut St
     // Killed after so many receipts, or while it still opens, and then a little later.
     let mut receipts = Vec::new();
     let wait_for = if rng.random_range(0..10) == 0 { 0 } else { rng.random_range(1..600) };
-    let mut line = String::new();
+    let (mut line, mut moved) = (String::new(), 0);
+    let moved_of = |line: &str| line.strip_prefix("moved ")?.trim_end().parse::<u64>().ok();
     while receipts.len() < wait_for {
         line.clear();
         assert!(lines.read_line(&mut line).expect("reading its output") > 0, "the child ended by itself");
         receipts.extend(parse(&line));
+        moved = moved_of(&line).unwrap_or(moved);
     }
     std::thread::sleep(Duration::from_micros(rng.random_range(0..15_000)));
     child.kill().expect("killing the child");
@@ -320,11 +334,14 @@ fn live_and_die(binary: &Path, dir: &Path, seed: u64, next: &[u64], rng: &mut St
         match lines.read_line(&mut line) {
             Ok(0) => break,
             // The last line may be cut short by the kill; a receipt counts once its line is whole.
-            Ok(_) if line.ends_with('\n') => receipts.extend(parse(&line)),
+            Ok(_) if line.ends_with('\n') => {
+                receipts.extend(parse(&line));
+                moved = moved_of(&line).unwrap_or(moved);
+            }
             Ok(_) | Err(_) => break,
         }
     }
-    receipts
+    (receipts, moved)
 }
 
 fn check(round: u64, dir: &Path, known: &mut Known, rng: &mut StdRng) {

@@ -25,16 +25,8 @@ fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-#[test]
-fn a_full_disk_refuses_publishers_and_goes_on_when_there_is_room() {
-    let mut federation = Federation::empty();
-    let more = "[log]\nsegment_size = \"4 MiB\"\ndisk_reserve = \"16 MiB\"\n";
-    federation.cluster.add("eu/edge", Kind::Edge, &[], more).unwrap();
-    let Some(_node) = SmallDisk::run(&federation, "eu/edge") else {
-        // tests/run.sh counts such lines, so that nobody takes it for passed.
-        return seaway_tests::skipped("a full disk: this machine gives no user namespace with a disk of its own");
-    };
-    // 80 MB that do not compress, a numbered line each.
+/// 80 MB that do not compress, a numbered line each.
+fn more_than_fits() -> Vec<u8> {
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;
     let mut sent = Vec::with_capacity(80 << 20);
     for number in 0..8_000 {
@@ -45,6 +37,55 @@ fn a_full_disk_refuses_publishers_and_goes_on_when_there_is_room() {
         }
         sent.push(b'\n');
     }
+    sent
+}
+
+#[test]
+fn on_a_full_disk_shorter_retention_and_deleting_a_topic_make_room() {
+    const TOKEN: &str = "an-administrator-s-token";
+    let mut federation = Federation::empty();
+    let more = "[log]\nsegment_size = \"4 MiB\"\ndisk_reserve = \"16 MiB\"\n";
+    federation.cluster.add("eu/edge", Kind::Edge, &[], more).unwrap();
+    let tokens = format!("[[token]]\nname = \"me\"\ntoken = \"{TOKEN}\"\nadmin = true\n");
+    let tokens = federation.file("tokens.toml", tokens.as_bytes());
+    let token = federation.file("token", TOKEN.as_bytes());
+    let config = federation.cluster.member("eu/edge").unwrap().config().to_owned();
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replacen("[door]\n", &format!("[door]\ntoken_file = \"{tokens}\"\n"), 1)).unwrap();
+    let Some(_node) = SmallDisk::run(&federation, "eu/edge") else {
+        return seaway_tests::skipped("a full disk: this machine gives no user namespace with a disk of its own");
+    };
+    let file = federation.file("sent", &more_than_fits());
+    federation.run("eu/edge", &["pub", "orders", "kept"]).ok();
+    let ready = || federation.run("eu/edge", &["status"]).ok().out.contains(": ready");
+    let steps: [&[&str]; 2] = [&["topic", "set", "bulk", "--retention-size", "17 MiB"], &["topic", "rm", "bulk"]];
+    for step in steps {
+        federation.run("eu/edge", &["pub", "bulk", "--file", &file]).failed(1, "the disk is nearly full");
+        wait_for("the node says that it is full", || !ready());
+        let args = [step, &["--token-file", &token]].concat();
+        federation.run("eu/edge", &args).ok();
+        wait_for("there is room again", ready);
+        federation.run("eu/edge", &["pub", "orders", "more"]).ok();
+        if step.contains(&"set") {
+            federation
+                .run("eu/edge", &["topic", "set", "bulk", "--unset", "retention-size", "--token-file", &token])
+                .ok();
+        }
+    }
+    let args = ["sub", "orders", "--from", "earliest", "--until-end", "--timeout", "120s"];
+    assert_eq!(federation.run("eu/edge", &args).ok().out, "kept\nmore\nmore\n");
+}
+
+#[test]
+fn a_full_disk_refuses_publishers_and_goes_on_when_there_is_room() {
+    let mut federation = Federation::empty();
+    let more = "[log]\nsegment_size = \"4 MiB\"\ndisk_reserve = \"16 MiB\"\n";
+    federation.cluster.add("eu/edge", Kind::Edge, &[], more).unwrap();
+    let Some(_node) = SmallDisk::run(&federation, "eu/edge") else {
+        // tests/run.sh counts such lines, so that nobody takes it for passed.
+        return seaway_tests::skipped("a full disk: this machine gives no user namespace with a disk of its own");
+    };
+    let sent = more_than_fits();
     let file = federation.file("sent", &sent);
     let ran = federation.run("eu/edge", &["pub", "orders", "--receipts", "--file", &file]);
     let receipts = ran.out.lines().count();

@@ -74,6 +74,7 @@ impl Federation {
             topics: vec![("#".parse().unwrap(), TopicConfig::default())],
             segment_bytes: 64 << 20,
             disk_reserve_bytes: 0,
+            space: seaway_relay::node::SpaceConfig::default(),
             cache_bytes_max: Some(64 << 20),
             lane_credit_bytes: 8 << 20,
             probe_interval: Duration::from_millis(300),

@@ -22,6 +22,7 @@ fn two_thousand_losses_of_power_lose_nothing_that_was_certain() {
     assert!(tally.index_syncs > 10_000, "RocksDB's syncs must be seen: {tally:?}");
     assert!(tally.full > 100 && tally.full_openings > 0, "{tally:?}");
     assert!(tally.answered > 10_000, "{tally:?}");
+    assert!(tally.moved > 1_000_000 && tally.checkpoints > 1000, "moving and checkpoints must be at work: {tally:?}");
 }
 
 #[test]
@@ -51,6 +52,7 @@ fn a_hundred_kills_lose_no_message_with_a_receipt() {
     let tally = kill::run(env!("CARGO_BIN_EXE_crash").as_ref(), seed, 100);
     println!("{tally:#?}");
     assert_eq!((tally.kills, tally.rebuilt), (100, 25));
+    assert!(tally.moved > 1_000_000, "moving must be at work: {tally:?}");
     assert!(tally.receipts > 5000 && tally.repeated > 500 && tally.gathered > 500, "{tally:?}");
 }
 

@@ -12,6 +12,7 @@ mod machine;
 pub mod opening;
 mod process;
 pub mod slow_disk;
+pub mod space;
 
 use serde::Serialize;
 

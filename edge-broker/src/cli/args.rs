@@ -165,7 +165,7 @@ pub(crate) struct NamedArgs {
     /// Its name.
     pub(crate) name: String,
     #[command(flatten)]
-    pub(crate) list: ListArgs,
+    pub(crate) client: ClientArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -185,7 +185,7 @@ pub(crate) struct PeerArgs {
     #[arg(value_name = "SITE/NODE")]
     pub(crate) peer: String,
     #[command(flatten)]
-    pub(crate) list: ListArgs,
+    pub(crate) client: ClientArgs,
 }
 
 #[derive(Debug, Args)]
@@ -197,7 +197,7 @@ pub(crate) struct DrainArgs {
     #[arg(long, value_name = "D", value_parser = duration, conflicts_with = "undo")]
     pub(crate) wait: Option<Duration>,
     #[command(flatten)]
-    pub(crate) list: ListArgs,
+    pub(crate) client: ClientArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -263,7 +263,7 @@ pub(crate) struct SiteRemoveArgs {
     #[arg(long)]
     pub(crate) yes: bool,
     #[command(flatten)]
-    pub(crate) list: ListArgs,
+    pub(crate) client: ClientArgs,
 }
 
 #[derive(Debug, Args)]
@@ -332,7 +332,7 @@ pub(crate) struct TokenCreateArgs {
     #[arg(long, value_name = "D", value_parser = duration)]
     pub(crate) expires_in: Option<Duration>,
     #[command(flatten)]
-    pub(crate) list: ListArgs,
+    pub(crate) client: ClientArgs,
 }
 
 /// When the publisher's call ends.
@@ -592,6 +592,18 @@ pub(crate) enum BenchCommand {
     /// The commit log, and plain sequential writes beside it with the same fdatasync policy.
     Log {
         /// How much is written for each figure, such as "1 GiB".
+        #[arg(long, value_name = "SIZE", value_parser = size, default_value = "1 GiB")]
+        size: u64,
+        /// Which disk: a directory in it is made and removed.
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+        /// How to print.
+        #[arg(long, value_enum, default_value = "table")]
+        output: Output,
+    },
+    /// What the disk holds beside what lives: a busy topic kept for an hour beside a thin one kept for two days.
+    Space {
+        /// How much is written, twice, such as "1 GiB".
         #[arg(long, value_name = "SIZE", value_parser = size, default_value = "1 GiB")]
         size: u64,
         /// Which disk: a directory in it is made and removed.

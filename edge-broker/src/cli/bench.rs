@@ -1,6 +1,6 @@
 //! `seaway bench`: figures for people and programs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{
     CliError, Exit,
@@ -9,16 +9,25 @@ use super::{
     node::interrupted,
     output::{self, Table},
 };
-use crate::bench::{BenchError, Figure, federation, idle, log, opening, slow_disk};
+use crate::bench::{BenchError, Figure, federation, idle, log, opening, slow_disk, space};
 
 /// Least that is written for a figure of the log, in bytes: less says nothing of a disk.
 const LOG_BYTES_MIN: u64 = 1024 * 1024;
+
+/// Least for a figure of space: the proportions of segments want some MiB an hour.
+const SPACE_BYTES_MIN: u64 = 64 * 1024 * 1024;
 
 /// Runs one of its commands.
 pub(crate) fn run(command: BenchCommand) -> Result<Exit, CliError> {
     match command {
         BenchCommand::Log { size, dir, output } => {
-            let figures = block_on(log_figures(dir.unwrap_or_else(std::env::temp_dir), size))?;
+            let what = Scratch { name: "log", least: LOG_BYTES_MIN, measure: log::run };
+            let figures = block_on(what.figures(dir.unwrap_or_else(std::env::temp_dir), size))?;
+            print(&figures, output)
+        }
+        BenchCommand::Space { size, dir, output } => {
+            let what = Scratch { name: "space", least: SPACE_BYTES_MIN, measure: space::run };
+            let figures = block_on(what.figures(dir.unwrap_or_else(std::env::temp_dir), size))?;
             print(&figures, output)
         }
         BenchCommand::Federation { size, time, dir, output } => {
@@ -57,25 +66,38 @@ fn measured(measuring: impl Future<Output = Result<Vec<Figure>, BenchError>>) ->
     })
 }
 
-/// Measures the log in a directory of its own, of which nothing stays, whether it failed, ended or was interrupted.
-async fn log_figures(parent: PathBuf, size: u64) -> Result<Vec<Figure>, CliError> {
-    if size < LOG_BYTES_MIN {
-        return Err(CliError::usage(format!("--size must be at least {}", output::size(LOG_BYTES_MIN as f64))));
+/// Measures in a new directory, with about so many bytes; the last is told what goes on.
+type Measure = fn(&Path, u64, &mut dyn FnMut(String)) -> Result<Vec<Figure>, BenchError>;
+
+/// A measurement in a directory of its own.
+struct Scratch {
+    name: &'static str,
+    /// Least that must be written for it, in bytes.
+    least: u64,
+    measure: Measure,
+}
+
+impl Scratch {
+    /// Measures; nothing stays of the directory, whether it failed, ended or was interrupted.
+    async fn figures(self, parent: PathBuf, size: u64) -> Result<Vec<Figure>, CliError> {
+        if size < self.least {
+            return Err(CliError::usage(format!("--size must be at least {}", output::size(self.least as f64))));
+        }
+        if !parent.is_dir() {
+            return Err(CliError::usage(format!("--dir {} is no directory; make it first", parent.display())));
+        }
+        let dir = parent.join(format!("seaway-bench-{}-{}", self.name, std::process::id()));
+        let (done, figures) = tokio::sync::oneshot::channel();
+        let within = dir.clone();
+        // A thread that nobody waits for when the process is told to end.
+        std::thread::spawn(move || done.send((self.measure)(&within, size, &mut tell)));
+        let figures = tokio::select! {
+            figures = figures => figures.map_err(|_| CliError::failed("the measurement failed")),
+            () = interrupted() => Err(CliError::failed("interrupted")),
+        };
+        let _ = std::fs::remove_dir_all(&dir);
+        figures?.map_err(failed)
     }
-    if !parent.is_dir() {
-        return Err(CliError::usage(format!("--dir {} is no directory; make it first", parent.display())));
-    }
-    let dir = parent.join(format!("seaway-bench-log-{}", std::process::id()));
-    let (done, figures) = tokio::sync::oneshot::channel();
-    let within = dir.clone();
-    // A thread that nobody waits for when the process is told to end.
-    std::thread::spawn(move || done.send(log::run(&within, size, &mut tell)));
-    let figures = tokio::select! {
-        figures = figures => figures.map_err(|_| CliError::failed("the measurement failed")),
-        () = interrupted() => Err(CliError::failed("interrupted")),
-    };
-    let _ = std::fs::remove_dir_all(&dir);
-    figures?.map_err(failed)
 }
 
 fn failed(error: BenchError) -> CliError {

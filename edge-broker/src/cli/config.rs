@@ -17,6 +17,7 @@ pub(crate) fn run(command: ConfigCommand) -> Result<Exit, CliError> {
         ConfigCommand::Check(args) => {
             let loaded = load(&args)?;
             check_files(&loaded)?;
+            loaded.warnings().iter().for_each(|warning| output::note(&format!("warning: {warning}")));
             output::line(&format!("{} is right", args.file.display()))?;
         }
         ConfigCommand::Show { config, output: how } => {

@@ -13,6 +13,7 @@ mod exit;
 mod federation;
 mod json;
 mod log;
+mod memory;
 mod metrics;
 mod node;
 mod operate;

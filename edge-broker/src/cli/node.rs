@@ -14,7 +14,7 @@ use seaway_relay::node::Node;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
-use super::{CliError, Exit, args::NodeArgs, service::ServiceManager};
+use super::{CliError, Exit, args::NodeArgs, memory, service::ServiceManager};
 use crate::{
     admin::{AdminPort, Watched},
     config::{
@@ -22,24 +22,20 @@ use crate::{
         settings::{Kind, LogFormat},
     },
     door,
-    steering::{
-        Steering,
-        levels::{self, Levels},
-        reload::Reload,
-    },
+    steering::{Steering, levels::Levels, reload::Reload},
 };
+
+/// When starting is over, links and all.
+const SETTLED_AFTER: Duration = Duration::from_secs(5);
 
 /// Runs a node until it is told to stop.
 pub(crate) fn run(kind: Kind, args: &NodeArgs) -> Result<Exit, CliError> {
-    crate::metrics::collect::note_start();
     let wrong = |e: crate::config::ConfigError| CliError::failed(e.to_string());
-    // Until the configuration says whether it may: what was given in large pages stays so.
-    huge_pages(false);
     let loaded = Loaded::load(&args.config, std::env::vars(), &args.set).map_err(wrong)?;
     loaded.expect_kind(kind).map_err(wrong)?;
     let (node, door) = (loaded.node_config().map_err(wrong)?, loaded.door_config().map_err(wrong)?);
     let admin = loaded.settings.admin.as_ref().map(|admin| admin.listen.0);
-    huge_pages(loaded.settings.node.huge_pages);
+    memory::huge_pages(loaded.settings.node.huge_pages)?;
     let levels = start_logging(&loaded)?;
     stop_on_panic();
     let reload = Reload::of(args.config.clone(), args.set.clone(), &loaded, levels.clone());
@@ -48,21 +44,7 @@ pub(crate) fn run(kind: Kind, args: &NodeArgs) -> Result<Exit, CliError> {
         .thread_name("seaway")
         .build()
         .map_err(|e| CliError::failed(format!("cannot start threads: {e}")))?;
-    let served = runtime.block_on(serve(node, door, admin, reload, levels));
-    // What still runs is abandoned, as in a crash, which is always safe: a log that is being replayed would go on for as long as it takes.
-    runtime.shutdown_timeout(ABANDON_AFTER);
-    served
-}
-
-/// How long threads that are not needed any more may take to end.
-const ABANDON_AFTER: Duration = Duration::from_millis(500);
-
-/// Lets the system give memory in large pages, or not, from now on. One that has none, or no such switch, changes nothing.
-fn huge_pages(allowed: bool) {
-    #[cfg(target_os = "linux")]
-    let _ = rustix::thread::disable_transparent_huge_pages(!allowed);
-    #[cfg(not(target_os = "linux"))]
-    let _ = allowed;
+    runtime.block_on(serve(node, door, admin, reload, levels))
 }
 
 async fn serve(
@@ -105,6 +87,10 @@ async fn serve(
     node.begin_links();
     manager.is_up(watched);
     tracing::info!(node = %name, ?kind, version = env!("CARGO_PKG_VERSION"), "the node is up");
+    tokio::spawn(async {
+        tokio::time::sleep(SETTLED_AFTER).await;
+        memory::give_back_program();
+    });
     let served = match door {
         Some(door) => {
             tracing::info!(address = %door.address(), "clients may connect");
@@ -235,7 +221,7 @@ pub(crate) fn log_filter(loaded: &Loaded) -> Result<EnvFilter, CliError> {
             return Err(wrong(&format!("{word:?} is no level: error, warn, info, debug, trace or off")));
         }
     }
-    levels::filter(level).map_err(|e| wrong(&e))
+    EnvFilter::try_new(level).map_err(|e| wrong(&e.to_string()))
 }
 
 /// Where a node logs to: standard error. Its reader may go away, or its disk be full: the node lives on, and says how many lines

@@ -2,6 +2,7 @@
 //!
 //! The JSON forms are views of their own, so that the field names stay when the wire's change.
 
+mod disk;
 pub(super) mod views;
 
 use super::{
@@ -44,6 +45,7 @@ fn status_text(view: &StatusView) -> String {
             ""
         },
     ));
+    text.push_str(&view.disk.text());
     if !log.poisoned.is_empty() {
         text.push_str(&format!("the log stopped: {}\n", log.poisoned));
     }
@@ -212,12 +214,8 @@ fn topics_table(topics: &[TopicView]) -> Table {
         Table::new(&["TOPIC", "ORIGIN", "STATE", ">END", ">ORIGIN END", ">LAG", ">LAG BYTES", ">LAG TIME", "REASON"]);
     for topic in topics {
         // Without a way to the origin the lag is that of its last mark: there may be more by now.
-        let lag = |text: String| match topic.state.as_str() {
-            "down" if topic.lag_messages > 0 => format!("≥ {text}"),
-            _ if !topic.lag_known => "?".to_owned(),
-            "stalled" => format!("≥ {text}"),
-            _ => text,
-        };
+        let at_least = if matches!(topic.state.as_str(), "down" | "stalled") { "≥ " } else { "" };
+        let lag = |text: String| if topic.lag_known { format!("{at_least}{text}") } else { "?".into() };
         table.row([
             short(&topic.topic),
             topic.origin.clone(),

@@ -15,7 +15,7 @@ use super::{
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default, expecting = "a section: [hold_back]")]
 pub struct HoldBackSection {
-    /// Of all sites and topics together; without it, a quarter of the disk.
+    /// Of all sites and topics together; without it, a quarter of the disk, and at most half of log.own_size.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<Given<Size>>,
     /// Bounds for sites and topics; the first that is about both counts.
@@ -60,6 +60,13 @@ impl Loaded {
         if section.size.as_ref().is_some_and(|size| size.0.0 == 0) {
             let text =
                 "is 0, but at least \"1 B\" is expected; to hold nothing back for a site, leave it out of replicate";
+            return Err(self.mistake(&["hold_back", "size"], text));
+        }
+        if let (Some(size), Some(own)) = (&section.size, &self.settings.log.own_size)
+            && size.0 >= own.0
+        {
+            let text =
+                "is not less than log.own_size, of which it is a part; make it smaller, or leave it out for a half";
             return Err(self.mistake(&["hold_back", "size"], text));
         }
         let rules = section.rule.iter().enumerate().map(|(index, rule)| self.hold_back_rule(&index.to_string(), rule));

@@ -8,6 +8,7 @@ pub mod hold_back;
 pub mod resolve;
 pub mod settings;
 pub mod source;
+mod space;
 pub mod values;
 
 use std::path::Path;
@@ -62,11 +63,6 @@ impl Loaded {
             Ok(settings) => Ok(Self { settings, file, env, flags }),
             Err(error) => Err(explain(&error, &file, &env, &flags)),
         }
-    }
-
-    /// Other settings, of the same file.
-    pub(crate) fn with(self, settings: Settings) -> Self {
-        Self { settings, ..self }
     }
 
     /// A mistake about a key's value that only shows in the whole: `text` follows the key.

@@ -84,6 +84,7 @@ impl Loaded {
             topics,
             segment_bytes: settings.log.segment_size.0.0,
             disk_reserve_bytes: settings.log.disk_reserve.0.0,
+            space: self.space()?,
             cache_bytes_max: settings.cache.as_ref().map(|cache| cache.size.0.0),
             lane_credit_bytes: settings.link.credit.0.0,
             probe_interval: settings.link.probe_interval.0,
@@ -251,7 +252,7 @@ impl Loaded {
         Ok(())
     }
 
-    fn at_least(&self, key: &[&str], size: &Given<Size>, least: u64) -> Result<(), ConfigError> {
+    pub(super) fn at_least(&self, key: &[&str], size: &Given<Size>, least: u64) -> Result<(), ConfigError> {
         use super::values::FromText;
         if size.0.0 >= least {
             return Ok(());

@@ -154,6 +154,18 @@ pub struct LogSection {
     pub disk_reserve: Given<Size>,
     /// Memory for recent batches, which readers near the end are served from.
     pub tail_memory: Given<Size>,
+    /// What own logs may take of the disk; without it, all but the reserve.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub own_size: Option<Given<Size>>,
+    /// What copies of other sites' logs may take; without it, all but the reserve.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub copies_size: Option<Given<Size>>,
+    /// Dead share of old segments above which what lives in them is moved, so that they can go.
+    pub dead_share_max: f64,
+    /// How much is moved in a second at most.
+    pub moving_rate: Given<Size>,
+    /// A wall clock that leaps farther is not believed for an hour: retention goes by the time that is expected.
+    pub clock_step_max: Given<Duration>,
 }
 
 /// `[door]`
@@ -405,6 +417,11 @@ impl Default for LogSection {
             segment_size: Given(Size(256 << 20)),
             disk_reserve: Given(Size(256 << 20)),
             tail_memory: Given(Size(64 << 20)),
+            own_size: None,
+            copies_size: None,
+            dead_share_max: 0.4,
+            moving_rate: Given(Size(32 << 20)),
+            clock_step_max: Given(Duration::from_secs(24 * 3600)),
         }
     }
 }

@@ -55,7 +55,6 @@ pub(crate) fn status<E: Engine>(shared: &Shared<E>) -> api::StatusReply {
         count: a.count,
     };
     let (topics, more) = page(topics(engine, ""), "", 0);
-    let (drained, receipts_waiting) = engine.draining();
     api::StatusReply {
         federation,
         site: name.site.to_string(),
@@ -68,14 +67,13 @@ pub(crate) fn status<E: Engine>(shared: &Shared<E>) -> api::StatusReply {
         topics,
         topics_left_out: !more.is_empty(),
         log: Some(log_status(engine.log_stats())),
+        disk: Some(super::disk::usage(engine.disk_usage())),
         alarms: engine.alarms().into_iter().map(alarm).collect(),
         subscribers: shared.standings.list(),
         counters: counters(shared),
         queues: queues(shared),
         certificates: certificates(shared),
         hold_back: sites::hold_back(engine),
-        drained,
-        receipts_waiting,
     }
 }
 
@@ -188,8 +186,6 @@ fn link(link: LinkStatus) -> api::LinkStatus {
         batches_in: link.batches_in,
         batches_out: link.batches_out,
         one_way_dropped: link.one_way_dropped,
-        credit_live_bytes: link.credit.map(|[live, _]| live),
-        credit_backlog_bytes: link.credit.map(|[_, backlog]| backlog),
     }
 }
 
@@ -286,8 +282,7 @@ fn add_status(topic: &mut api::TopicStatus, status: CopyStatus) {
         topic.reason = status.reason;
         topic.state_for_ms = milliseconds(status.lasting);
     }
-    // Of an origin that nothing is heard of, the last mark says only the least that the lag is.
-    topic.lag_known &= status.lag_messages.is_some() && state != TopicState::Down;
+    topic.lag_known &= status.lag_messages.is_some();
     topic.lag_messages = topic.lag_messages.saturating_add(status.lag_messages.unwrap_or(0));
     topic.lag_bytes = topic.lag_bytes.saturating_add(status.lag_bytes.unwrap_or(0));
     topic.lag_s = topic.lag_s.max(status.lag.map_or(0.0, |lag: Duration| lag.as_secs_f64()));
@@ -317,6 +312,8 @@ fn log_status(stats: LogStats) -> api::LogStatus {
         written_bytes: stats.written_bytes,
         accepted_bytes: stats.accepted_bytes,
         torn_bytes: stats.torn_bytes,
+        moved_bytes: stats.moved_bytes,
+        index_written_bytes: stats.index_written_bytes,
         damage: stats.damage.into_iter().map(|d| format!("{} {}..{}: {}", d.file, d.from, d.to, d.detail)).collect(),
     }
 }

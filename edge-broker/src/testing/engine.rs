@@ -434,9 +434,6 @@ impl Engine for TestEngine {
     {
         (Vec::new(), Vec::new())
     }
-    fn draining(&self) -> (bool, u64) {
-        (false, 0)
-    }
     fn explain_way(
         &self,
         _: &seaway_federation_proto::ids::Site,
@@ -472,6 +469,9 @@ impl Engine for TestEngine {
         Vec::new()
     }
 
+    fn disk_usage(&self) -> seaway_relay::node::DiskUsage {
+        seaway_relay::node::DiskUsage::default()
+    }
     fn log_stats(&self) -> LogStats {
         self.0.log.stats()
     }

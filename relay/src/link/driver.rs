@@ -23,7 +23,7 @@ use seaway_federation_proto::{
     ids::{LogName, Place, Site},
     replication::LinkId,
     session::{
-        Channel, CloseReason, Event, FetchEnded, FetchLine, FetchNumber, LANES, Lane, NodeKind, PeerInfo, ReadOutcome,
+        Channel, CloseReason, Event, FetchEnded, FetchLine, FetchNumber, Lane, NodeKind, PeerInfo, ReadOutcome,
         Session, SessionConfig, Transmit,
         vitals::{Judgement, Trouble, Vitals},
     },
@@ -98,11 +98,6 @@ impl LinkCounters {
     /// How the link stands at this moment of the driver's time, once it is up.
     pub fn judge(&self, now: Duration) -> Option<Judgement> {
         self.vitals.lock().as_ref().map(|vitals| vitals.judge(now))
-    }
-
-    /// Bytes that the peer has granted on each lane ([`LANES`]) and that are not used, as of the driver's last look.
-    pub fn credit(&self) -> Option<[u64; LANES.len()]> {
-        self.vitals.lock().as_ref().map(|vitals| vitals.credit)
     }
 
     /// For how long nothing has been heard of the peer, as of the driver's last look.
@@ -557,8 +552,12 @@ impl LinkDriver {
                 self.log.ready(bytes, Box::new(move || mailbox.post(LinkCommand::Retry)));
                 return false;
             }
-            RejectReason::DiskFull { .. } => {
-                self.storing.put_back(now, "its disk is nearly full");
+            RejectReason::DiskFull { .. } | RejectReason::ShareFull { .. } => {
+                let share = matches!(rejected.reason, RejectReason::ShareFull { .. });
+                self.storing.put_back(
+                    now,
+                    if share { "its share of the disk for copies is used up" } else { "its disk is nearly full" },
+                );
                 self.held.push_front(Waiting::Batch(Incoming { number, lane, credit, batch }));
                 self.retry_at = Some(now.saturating_add(DISK_FULL_RETRY));
                 return false;

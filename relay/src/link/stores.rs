@@ -24,7 +24,7 @@ use seaway_federation_proto::{
 };
 
 use super::command::{LinkCommand, Mailbox};
-use crate::log::contract::{CommitLog, Entry, Poisoned, RejectReason, Table, Unit};
+use crate::log::contract::{CommitLog, Entry, Poisoned, RejectReason, Table, Unit, makes_room};
 
 /// How long a change that the full disk refused waits until it is tried again.
 const DISK_FULL_RETRY: Duration = Duration::from_secs(1);
@@ -52,6 +52,15 @@ enum Waiting {
     Store(u64, Vec<Entry>),
     /// A fetch's start, unless it was stopped meanwhile, and its bytes.
     Start(FetchKey, usize),
+}
+
+impl Waiting {
+    fn entries(&self) -> &[Entry] {
+        match self {
+            Self::Store(_, entries) => entries,
+            Self::Start(..) => &[],
+        }
+    }
 }
 
 struct Promise {
@@ -104,6 +113,30 @@ impl State {
     fn put_back(&mut self, number: u64, entries: Vec<Entry>) {
         self.waiting_bytes = self.waiting_bytes.saturating_add(bytes_of(&entries));
         self.waiting.push_front(Waiting::Store(number, entries));
+    }
+
+    /// What waits up to the first change that makes room, as one: on a full disk that may go into the reserve, and nothing overtakes.
+    fn join_for_room(&mut self) -> Option<(u64, Vec<Entry>)> {
+        let trims = |entry: &Entry| matches!(entry, Entry::Trim { .. } | Entry::Drop { .. });
+        let last = self.waiting.iter().position(|waiting| waiting.entries().iter().any(trims))?;
+        let first = || self.waiting.iter().take(last + 1);
+        if !makes_room(first().flat_map(Waiting::entries)) {
+            return None;
+        }
+        let bytes = first().map(|waiting| bytes_of(waiting.entries())).sum();
+        let (mut number, mut joined) = (0, Vec::new());
+        let rest = self.waiting.split_off(last + 1);
+        for waiting in std::mem::replace(&mut self.waiting, rest).into_iter().rev() {
+            match waiting {
+                Waiting::Store(of, entries) => {
+                    number = number.max(of);
+                    joined.splice(0..0, entries);
+                }
+                start @ Waiting::Start(..) => self.waiting.push_front(start),
+            }
+        }
+        self.waiting_bytes = self.waiting_bytes.saturating_sub(bytes);
+        Some((number, joined))
     }
 
     fn has_room(&self, bytes: usize, max: usize) -> bool {
@@ -378,9 +411,14 @@ impl Stores {
                 };
                 self.log.ready(room_bytes, Box::new(room));
             }
-            RejectReason::DiskFull { .. } => {
-                state.disk_full = true;
+            RejectReason::DiskFull { .. } | RejectReason::ShareFull { .. } => {
+                let makes_room = makes_room(&entries);
                 state.put_back(number, entries);
+                let joined = if makes_room { None } else { state.join_for_room() };
+                if let Some((number, entries)) = joined {
+                    return self.submit(state, number, entries);
+                }
+                state.disk_full = true;
                 (self.wake)();
             }
             RejectReason::Refused { index, .. } | RejectReason::Invalid { index, .. } => {

@@ -279,3 +279,37 @@ fn no_promise_is_given_for_what_was_lost() {
     stores.pump(Duration::ZERO);
     assert_eq!(mailbox.all(), [0; 0]);
 }
+
+#[test]
+fn on_a_full_disk_what_makes_room_goes_with_all_before_it() {
+    let log = MemoryLog::open(MemoryDisk::default(), MemoryConfig { auto: true, ..MemoryConfig::default() });
+    let bounds = Bounds { said: 1 << 20, copies: 1 << 20, promises: 2000 };
+    let (stores, mailbox) = (Stores::bounded(log.clone(), Arc::new(|| {}), bounds), Arc::<Posts>::default());
+    assert!(stores.store(begin()).is_empty());
+    log.set_room(Some(0));
+    assert!(stores.store(put(1, 10)).is_empty());
+    assert!(stores.start_fetch(LINK, mailbox.clone(), order(7, false)).is_none());
+    assert!(stores.store(put(2, 10)).is_empty());
+    assert_eq!(log.scan(Table::Held, b"").len(), 0, "state waits");
+    assert!(stores.store(vec![Change::Drop { log: name() }]).is_empty());
+    stores.pump(Duration::from_secs(10));
+    stores.pump(Duration::from_secs(20));
+    assert_eq!(log.scan(Table::Held, b"").len(), 2, "what waited before it went with it");
+    assert!(log.logs().is_empty());
+    assert_eq!(mailbox.all(), [7], "and nothing overtook");
+    // Too much to go into the reserve with it.
+    log.set_room(None);
+    assert!(stores.store(begin()).is_empty());
+    log.set_room(Some(0));
+    for key in 3..10 {
+        assert!(stores.store(put(key, 20_000)).is_empty());
+    }
+    assert!(stores.store(vec![Change::Drop { log: name() }]).is_empty());
+    stores.pump(Duration::from_secs(30));
+    stores.pump(Duration::from_secs(40));
+    assert_eq!(log.scan(Table::Held, b"").len(), 2);
+    log.set_room(None);
+    stores.pump(Duration::from_secs(50));
+    stores.pump(Duration::from_secs(60));
+    assert_eq!(log.scan(Table::Held, b"").len(), 9);
+}

@@ -4,6 +4,8 @@
 //! bytes per write and sync as the log put into a group on average: one is written as any program writes a
 //! file, through the page cache, the other directly, as the log does where it can.
 
+mod space;
+
 use std::{
     fs, io,
     os::unix::fs::FileExt,
@@ -24,6 +26,8 @@ use super::{
     disk::{DiskConfig, DiskLog, OpenError},
     files::{Files, LogFile, OsFiles},
 };
+
+pub use space::{SpaceResult, bench_space};
 
 /// Turns that log and plain file take.
 const TURNS: u64 = 4;
@@ -99,6 +103,10 @@ struct Origin {
 
 impl Origin {
     fn new(batch_bytes: usize) -> Result<Self, BenchError> {
+        Self::of("bench", batch_bytes)
+    }
+
+    fn of(topic: &str, batch_bytes: usize) -> Result<Self, BenchError> {
         if !(1..=1 << 20).contains(&batch_bytes) {
             return Err(BenchError::BatchSize(batch_bytes));
         }
@@ -106,7 +114,7 @@ impl Origin {
             (0..batch_bytes as u64).map(|n| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect();
         let mut body = BodyBuilder::default();
         let message = Message {
-            path: "bench".parse()?,
+            path: topic.parse()?,
             key: None,
             headers: Vec::new(),
             time_us: 1,
@@ -116,7 +124,7 @@ impl Origin {
         body.push(&message);
         let body = body.finish(Codec::None).ok_or(BenchError::BatchSize(batch_bytes))?;
         let incarnation = Incarnation { counter: 1, random: 1 };
-        let log = LogName { topic: "bench".parse()?, origin: "bench".parse()?, queue: Queue(1) };
+        let log = LogName { topic: topic.parse()?, origin: "bench".parse()?, queue: Queue(1) };
         let end = Place { incarnation, offset: 0 };
         Ok(Self { log, end, chain: Chain::default(), body, first: true, time_us: 1 })
     }

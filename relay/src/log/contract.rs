@@ -39,8 +39,6 @@ use seaway_federation_proto::{
     ids::{Incarnation, LogName, Offset, Place},
 };
 
-use super::sync_times::SyncTimes;
-
 /// The tables of durable state beside the logs. Numbers are permanent: they are on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
@@ -180,6 +178,25 @@ pub struct Unit {
     pub entries: Vec<Entry>,
 }
 
+/// What a unit that trims or drops may append and put beside that and still go into the disk's reserve, bytes: the entry that says why.
+pub const REASON_BYTES_MAX: usize = 64 << 10;
+
+/// Whether what these entries change may use up the disk's reserve, since it makes room: they trim, drop or delete only (or write down
+/// what hold-back gives up by that), or what they say beside a trim or drop is small.
+pub fn makes_room<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> bool {
+    let (mut said, mut trims, mut others) = (0_usize, false, false);
+    for entry in entries {
+        match entry {
+            Entry::Trim { .. } | Entry::Drop { .. } => trims = true,
+            Entry::Delete { .. } | Entry::Put { table: Table::HoldBack, .. } => {}
+            Entry::Append { batch, .. } => (said, others) = (said.saturating_add(batch.len()), true),
+            Entry::Put { key, value, .. } => (said, others) = (said.saturating_add(key.len() + value.len()), true),
+            Entry::BeginCopy { .. } | Entry::Hole { .. } | Entry::Rekind { .. } => others = true,
+        }
+    }
+    !others || (trims && said <= REASON_BYTES_MAX)
+}
+
 impl Unit {
     /// Room to ask [`CommitLog::ready`] for when this unit was refused as busy: its content and ample framing, bytes.
     pub fn room_bytes(&self) -> usize {
@@ -255,6 +272,20 @@ pub enum RejectReason {
         free: u64,
         /// Bytes kept.
         needed: u64,
+    },
+    /// The share of the disk for own logs, or for copies, is used up; what is not appended there goes on.
+    #[error(
+        "the share of the disk for {} is used up: {used} of {max} bytes; lower their retention, or raise log.{}",
+        if *.role == Role::Own { "own logs" } else { "copies" },
+        if *.role == Role::Own { "own_size" } else { "copies_size" }
+    )]
+    ShareFull {
+        /// Whose.
+        role: Role,
+        /// Bytes that it takes of the disk.
+        used: u64,
+        /// Its size.
+        max: u64,
     },
     /// See [`Poisoned`].
     #[error(transparent)]
@@ -358,6 +389,9 @@ pub struct Retention {
     pub bytes_max: Option<u64>,
     /// Drop what this node appended before this time, microseconds since 1970.
     pub appended_before_us: Option<u64>,
+    /// What claims to have been appended after this was stored by a clock that stood wrong: its age is that of what was
+    /// appended after it, and as long as there is nothing after it, it stays.
+    pub not_after_us: Option<u64>,
     /// Never trim at or above this place, whatever the two above say (hold-back, confirmed positions).
     pub keep_from: Option<Place>,
 }
@@ -409,16 +443,38 @@ pub struct LogStats {
     pub groups: u64,
     /// fsyncs so far.
     pub syncs: u64,
-    /// How long those of group writes took.
-    pub sync_times: SyncTimes,
     /// Bytes written to segment files so far.
     pub written_bytes: u64,
+    /// Whether what was accepted waits for room on the disk: it is written when there is some.
+    pub waits_for_room: bool,
+    /// Bytes that the index wrote to its own files so far, compactions counted.
+    pub index_written_bytes: u64,
+    /// When the newest durable group was written, by the clock of whoever wrote it, microseconds since 1970; 0 if not known.
+    pub newest_us: u64,
+    /// Bytes of the reserve that are kept in a file, so that nobody else takes them.
+    pub ballast_bytes: u64,
+    /// Bytes of batches that were moved so far, so that old segments could go; part of `written_bytes`.
+    pub moved_bytes: u64,
+    /// Checkpoints written so far.
+    pub checkpoints: u64,
+    /// Bytes of the last of them.
+    pub checkpoint_bytes: u64,
+    /// Whether [`CommitLog::reclaim`] has more to do as soon as its rate allows it: call it again soon.
+    pub reclaim_again: bool,
     /// Bytes of batches accepted so far.
     pub accepted_bytes: u64,
     /// Free bytes of the file system, as last measured.
     pub disk_free: u64,
     /// Whether appends are refused for lack of room.
     pub disk_full: bool,
+    /// Whether the room on the disk or in a share comes near its end, or is used up: retention and reclaiming are urgent.
+    pub short: bool,
+    /// Bytes of own messages that still fit before that; negative: so much is lacking. `None` as long as it is not known.
+    pub own_room: Option<i64>,
+    /// Whether appends to own logs are refused since their share of the disk is used up.
+    pub own_full: bool,
+    /// Whether appends to copies are refused since their share of the disk is used up.
+    pub copies_full: bool,
     /// Damage found since opening.
     pub damage: Vec<Damage>,
     /// Bytes cut as torn at opening.
@@ -480,8 +536,10 @@ pub trait CommitLog: Send + Sync + 'static {
     /// Where a log's begin would move under `retention` (`None`: nowhere). Trimming itself is a [`Entry::Trim`].
     fn trim_target(&self, log: &LogName, retention: Retention) -> Result<Option<Place>, ReadError>;
 
-    /// Deletes whole segments that no log, checkpoint or replay needs; writes a checkpoint where one is
-    /// due. Waits on the disk; answers how many bytes came back.
+    /// Deletes whole segments that no log, checkpoint or replay needs; moves what lives out of old segments that are mostly dead,
+    /// as far as the rate of moving allows now ([`LogStats::reclaim_again`]); writes a checkpoint where one is
+    /// due. Readers, trims and appends go on meanwhile; whatever moves, what is held, and since when, MUST stay the same. Waits
+    /// on the disk; answers how many bytes came back.
     fn reclaim(&self) -> Result<u64, Poisoned>;
 
     /// Registers the one listener; replaces an earlier one.

@@ -30,7 +30,9 @@ use super::{
     receipts::Receipts,
     retention::{self, Keep},
     room::Room,
+    space::SpaceState,
     threads::{Threads, Wake},
+    time_guard::Standing,
     topics::TopicBook,
     twins::{self, Twins},
     wants,
@@ -40,7 +42,7 @@ use crate::{
         driver::LinkDriver,
         hub::{Hub, NodePort},
     },
-    log::contract::{CommitLog, Damage, Entry, Line, Read, ReadError, RejectReason, Table, Unit},
+    log::contract::{CommitLog, Damage, Entry, Line, LogStats, Read, ReadError, RejectReason, Table, Unit},
     transport::{
         link::{Drive, LoggedDriver},
         mailbox::LinkMailbox,
@@ -58,6 +60,8 @@ const CONTROL_QUEUE_BYTES_MAX: usize = 16 * 1024 * 1024;
 const UPKEEP_INTERVAL: Duration = Duration::from_millis(250);
 /// Retention and reclaiming run each so many upkeeps: 10 s.
 const RETENTION_EVERY: u64 = 40;
+/// While the room on the disk, in a share, in a cache or in hold-back comes near its end, each so many: 1 s.
+const RETENTION_EVERY_SHORT: u64 = 4;
 /// Producers are looked through each so many: 60 s.
 const EXPIRE_EVERY: u64 = 240;
 /// The hub's thread wakes at least so often.
@@ -66,6 +70,8 @@ const HUB_IDLE: Duration = Duration::from_secs(1);
 /// The thread that trims and reclaims.
 pub(super) const RETENTION_THREAD: &str = "seaway-retention";
 
+/// Name of the alarm that copies have used up their share.
+const COPIES_FULL: &str = "copies-full";
 /// Name of the alarm that the node takes no messages; it goes when that is over.
 const NOT_TAKING: &str = "not-taking-messages";
 
@@ -77,6 +83,8 @@ enum Unavailable {
     DiskFull = 1,
     /// The commit log is poisoned.
     Stopped = 2,
+    /// The share of own logs is used up.
+    ShareFull = 7,
     /// Another edge broker of this site was there before.
     Outdone = 3,
     /// Another process has this node's name.
@@ -162,6 +170,8 @@ pub(super) struct NodeInner {
     pub(super) threads: Threads,
     /// Of the commit log, as upkeep sees it.
     pub(super) progress: Mutex<Progress>,
+    /// What is known of room and time.
+    pub(super) space: SpaceState,
 }
 
 impl std::fmt::Debug for NodeInner {
@@ -247,6 +257,13 @@ impl NodeInner {
                 );
                 Some((Unavailable::DiskFull, text))
             }
+            (None, false) if stats.own_full => {
+                let max = self.config.space.own_bytes_max.unwrap_or(0);
+                let text = format!(
+                    "own logs have used up their share of the disk ({max} bytes, log.own_size); lower their retention or raise it, publishing then goes on by itself"
+                );
+                Some((Unavailable::ShareFull, text))
+            }
             (None, false) => self.hub.outdone_by().map(|other| {
                 let text = format!(
                     "{other} is the edge broker of this site already; stop this node, or give it a site of its own"
@@ -263,6 +280,11 @@ impl NodeInner {
         self.progress.lock().look(self.clock.now(), &stats);
         self.note_availability(why);
         self.note_damage(&stats.damage);
+        self.space.short.store(stats.short, Ordering::Relaxed);
+        self.space.reclaim_again.store(stats.reclaim_again, Ordering::Relaxed);
+        self.note_growth(&stats);
+        self.note_copies_full(&stats);
+        self.note_clock();
         if turn.is_multiple_of(EXPIRE_EVERY)
             && let Some(origin) = &self.origin
         {
@@ -279,9 +301,13 @@ impl NodeInner {
         let bound = self.config.cache_bytes_max.or_else(|| self.hold_back.as_ref()?.smallest_bound());
         let fills = bound
             .is_some_and(|max| accepted.saturating_sub(self.accepted_at_retention.load(Ordering::Relaxed)) > max / 8);
-        if fills || turn.is_multiple_of(RETENTION_EVERY) {
+        let short = self.space.short.load(Ordering::Relaxed);
+        let every = if short || fills { RETENTION_EVERY_SHORT } else { RETENTION_EVERY };
+        if turn.is_multiple_of(every) {
             self.accepted_at_retention.store(accepted, Ordering::Relaxed);
             self.retain();
+        } else if self.space.reclaim_again.load(Ordering::Relaxed) {
+            self.reclaim();
         }
         UPKEEP_INTERVAL
     }
@@ -336,9 +362,20 @@ impl NodeInner {
         [0, Unavailable::Drained as u8].contains(&self.not_taking.load(Ordering::Relaxed))
     }
 
+    /// Whether nothing but room, or that it is drained, keeps the node from taking messages, as upkeep saw it last.
+    pub(super) fn lacks_only_room(&self) -> bool {
+        let reason = self.not_taking.load(Ordering::Relaxed);
+        [Unavailable::DiskFull, Unavailable::ShareFull, Unavailable::Drained].iter().any(|of| *of as u8 == reason)
+    }
+
     /// Whether an operator took the node out of use.
     pub(super) fn is_drained(&self) -> bool {
         self.drained.load().is_some()
+    }
+
+    /// Whether there is no room on the disk, as upkeep last saw it.
+    pub(super) fn is_disk_full(&self) -> bool {
+        self.not_taking.load(Ordering::Relaxed) == Unavailable::DiskFull as u8
     }
 
     /// Whether another process is this site's edge broker, as far as it is known.
@@ -350,7 +387,6 @@ impl NodeInner {
     /// `why` names the reason; `text` says it with the figures of this moment. It was logged where it was found.
     fn note_availability(&self, why: Option<(Unavailable, String)>) {
         let before = self.not_taking.swap(why.as_ref().map_or(0, |(reason, _)| *reason as u8), Ordering::Relaxed);
-        let was = before != 0;
         if before != why.as_ref().map_or(0, |(reason, _)| *reason as u8) {
             self.hub.clear(NOT_TAKING);
             if let Some((_, text)) = &why {
@@ -361,8 +397,11 @@ impl NodeInner {
             }
         }
         let why = why.map(|(_, text)| text);
-        if why.is_some() != was && !self.is_draining() {
-            self.hub.set_transit(self.clock.now(), why.is_none());
+        // What is full for this site's own messages is not for those that pass.
+        let stops = |reason: u8| reason != 0 && reason != Unavailable::ShareFull as u8;
+        let now = self.not_taking.load(Ordering::Relaxed);
+        if stops(now) != stops(before) && !self.is_draining() {
+            self.hub.set_transit(self.clock.now(), !stops(now));
         }
         self.unavailable.store(why.map(Arc::new));
     }
@@ -387,15 +426,71 @@ impl NodeInner {
             let config = self.topic_config(&log.topic);
             Keep { bytes_max: config.retention_bytes, age_max: config.retention_age }
         };
-        let trimmed = self.hold_back_round(keep).and_then(|held| {
+        let now_us = self.space.guard.time_us(self.clock.wall_us(), self.clock.now());
+        let now = retention::Now { us: now_us, latest_us: self.space.guard.latest_us(now_us) };
+        let trimmed = self.hold_back_round(keep, now).and_then(|held| {
             let Some(held) = held else { return Ok(()) };
-            let keep_from = |log: &LogName| held.get(log).copied();
-            retention::trim(&self.log, keep, keep_from, self.config.cache_bytes_max, self.clock.wall_us())
+            // Of an own log that came meanwhile nobody has said yet who needs it.
+            let decided = |log: &LogName| if held.is_open(log) { Keep::default() } else { keep(log) };
+            retention::trim(&self.log, decided, |log| held.keep_from(log), self.config.cache_bytes_max, now)
         });
-        // What was trimmed before is reclaimed in any case.
-        let reclaimed = self.log.reclaim().map(drop).map_err(|e| e.to_string());
-        if let Err(why) = trimmed.and(reclaimed) {
+        if let Err(why) = trimmed {
             self.report("retention-failed", why);
+        }
+        // What was trimmed before is reclaimed in any case.
+        self.reclaim();
+    }
+
+    fn reclaim(&self) {
+        if let Err(why) = self.log.reclaim()
+            && !self.is_draining()
+        {
+            self.report("retention-failed", why.to_string());
+        }
+    }
+
+    /// Copies take nothing more while their share is used up; who publishes here goes on.
+    fn note_copies_full(&self, stats: &LogStats) {
+        let was = self.space.copies_full.swap(stats.copies_full, Ordering::Relaxed);
+        if was == stats.copies_full {
+            return;
+        }
+        if was {
+            return self.hub.clear(COPIES_FULL);
+        }
+        let max = self.config.space.copies_bytes_max.unwrap_or(0);
+        let text = format!(
+            "copies have used up their share of the disk ({max} bytes, log.copies_size): no copy takes anything more; lower their retention or raise it, they then go on by themselves"
+        );
+        self.hub.note(Report { name: COPIES_FULL, subject: String::new(), text }, self.clock.wall_us());
+    }
+
+    /// A clock that is not believed is an alarm, until it is.
+    fn note_clock(&self) {
+        let wall_us = self.clock.wall_us();
+        let standing = self.space.guard.standing(wall_us, self.clock.now());
+        let (name, by) = match standing {
+            Standing::Fits => ("", Duration::ZERO),
+            Standing::Ahead(by) => ("clock-ahead", by),
+            Standing::Behind(by) => ("clock-behind", by),
+        };
+        let mut astray = self.space.clock_astray.lock();
+        if *astray == name {
+            return;
+        }
+        if !astray.is_empty() {
+            self.hub.clear(*astray);
+        }
+        *astray = name;
+        if !name.is_empty() {
+            let way = if name == "clock-ahead" { "ahead of" } else { "behind" };
+            self.report(
+                name,
+                format!(
+                    "the wall clock stands {} s {way} the time that follows from what is stored, and is not believed for an hour: retention by age goes by that time; set the clock",
+                    by.as_secs()
+                ),
+            );
         }
     }
 

@@ -24,7 +24,7 @@ impl Progress {
     /// A look at the commit log's figures.
     pub(super) fn look(&mut self, now: Duration, stats: &LogStats) {
         let seen = (stats.groups, stats.syncs, stats.written_bytes);
-        let waits = stats.queued_bytes > 0 && stats.poisoned.is_none();
+        let waits = stats.queued_bytes > 0 && stats.poisoned.is_none() && !stats.waits_for_room;
         self.waits_since = match self.waits_since {
             Some(since) if waits && seen == self.seen => Some(since),
             _ if waits => Some(now),

@@ -23,8 +23,10 @@ pub mod receipts;
 mod retention;
 mod room;
 mod sites;
+mod space;
 mod start;
 mod threads;
+pub mod time_guard;
 pub mod topics;
 mod twins;
 mod types;
@@ -50,6 +52,7 @@ pub use self::{
     hold_back::{Gap, HoldBack, HoldBackConfig, HoldBackRule, SiteHoldBack, TopicHoldBack},
     one_way::{SUBSCRIBER_BYTES_MAX, SUBSCRIBER_MESSAGES_MAX},
     origin::OwnMessage,
+    space::{DiskUsage, Forecast, SpaceConfig, TopicUsage},
     types::{
         AUDIT_TOPIC, Acknowledgement, Alarm, AutoCreate, LinkStatus, LinkTls, LogEvent, NodeConfig, OnDeadline,
         OneWayMessage, Outcome, PendingReceipt, PendingRun, Publish, PublishError, PublishRun, Receipt, ReceiptRoom,
@@ -94,7 +97,8 @@ impl Node {
     /// As [`StartError`] says.
     pub async fn start_on(config: NodeConfig, log: Arc<dyn CommitLog>) -> Result<Node, StartError> {
         let random = start::random_bits()?;
-        let node = Node { inner: NodeInner::start(config, log, random).await? };
+        let guard = Arc::new(time_guard::TimeGuard::new(config.space.clock_step_max));
+        let node = Node { inner: NodeInner::start(config, log, random, guard).await? };
         node.begin_links();
         Ok(node)
     }
@@ -227,12 +231,7 @@ impl Node {
 
     /// State of each link.
     pub fn links(&self) -> Vec<LinkStatus> {
-        let mut links = self.inner.transport.get().map(|t| t.links()).unwrap_or_default();
-        let removed: Vec<_> = self.inner.hub.removals().into_iter().map(|removal| removal.site).collect();
-        // Those that a removed site's nodes made are over for ever; one that is dialled is named for as long as the file says so.
-        let is_removed = |link: &LinkStatus| link.peer.as_ref().is_some_and(|peer| removed.contains(&peer.site));
-        links.retain(|link| link.dials || link.up_since_us.is_some() || !is_removed(link));
-        links
+        self.inner.transport.get().map(|t| t.links()).unwrap_or_default()
     }
 
     /// Closes the link with a peer and keeps it closed until it is resumed or the process ends; `by` says who wants that.
@@ -261,11 +260,6 @@ impl Node {
     /// Takes the node into use again; whether it was out of it.
     pub fn undrain(&self) -> bool {
         self.inner.set_drained(None)
-    }
-
-    /// Whether it was drained, and that was not undone.
-    pub fn is_drained(&self) -> bool {
-        self.inner.is_drained()
     }
 
     /// Messages that wait for other sites.
@@ -326,7 +320,8 @@ impl Node {
 
     /// State of a log.
     pub fn copy_status(&self, log: &LogName) -> Option<CopyStatus> {
-        self.inner.hub.copy_status(self.inner.clock.now(), log)
+        let status = self.inner.hub.copy_status(self.inner.clock.now(), log)?;
+        Some(self.inner.say_without_room(status))
     }
 
     /// Sites known.
@@ -392,6 +387,11 @@ impl Node {
     /// Figures of the commit log.
     pub fn log_stats(&self) -> LogStats {
         self.inner.log.stats()
+    }
+
+    /// What holds the disk, and how long it lasts. Looks at every log: not for each second.
+    pub fn disk_usage(&self) -> DiskUsage {
+        self.inner.disk_usage()
     }
 
     /// Whether publishes are taken (a relay: whether it carries), or why not.

@@ -272,6 +272,15 @@ impl NodeInner {
         self.readiness().map_err(PublishError::Unavailable)
     }
 
+    /// Whether an operator may change what its topics are: also where there is no room for messages, which deleting and shorter retention
+    /// make, and while it is drained.
+    pub(super) fn check_steering(&self) -> Result<(), PublishError> {
+        if self.origin.is_some() && self.lacks_only_room() {
+            return Ok(());
+        }
+        self.check_taking()
+    }
+
     /// Whether the node stores what it says itself: a drained one does, and one that was drained until just now.
     fn check_storing(&self) -> Result<(), PublishError> {
         if self.origin.is_some() && !self.is_draining() && self.is_kept_by_drain_alone() {
@@ -319,6 +328,7 @@ pub(super) mod tests {
             topics: vec![],
             segment_bytes: 64 << 20,
             disk_reserve_bytes: 0,
+            space: crate::node::SpaceConfig::default(),
             cache_bytes_max: None,
             lane_credit_bytes: 1 << 20,
             probe_interval: Duration::from_secs(1),

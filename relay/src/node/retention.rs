@@ -25,6 +25,28 @@ pub(super) struct Keep {
     pub(super) age_max: Option<Duration>,
 }
 
+impl Keep {
+    /// The same as what the commit log is asked.
+    pub(super) fn at(self, now: Now) -> Retention {
+        let before = |age: Duration| now.us.saturating_sub(u64::try_from(age.as_micros()).unwrap_or(u64::MAX));
+        Retention {
+            bytes_max: self.bytes_max,
+            appended_before_us: self.age_max.map(before),
+            not_after_us: Some(now.latest_us),
+            keep_from: None,
+        }
+    }
+}
+
+/// What time it is, as it is believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Now {
+    /// Microseconds since 1970.
+    pub(super) us: u64,
+    /// What claims to be later than this was stored by a clock that stood wrong.
+    pub(super) latest_us: u64,
+}
+
 /// Trims what is past its retention. Waits on the disk and for room. Answers a sentence if that was not possible; a queue
 /// that stays full is none, the next round goes on.
 pub(super) fn trim(
@@ -32,7 +54,7 @@ pub(super) fn trim(
     keep: impl Fn(&LogName) -> Keep,
     keep_from: impl Fn(&LogName) -> Option<Place>,
     cache_bytes_max: Option<u64>,
-    wall_us: u64,
+    now: Now,
 ) -> Result<(), String> {
     let held: Vec<(LogName, u64)> = log.logs().into_iter().filter_map(|n| Some((n.clone(), log.bytes(&n)?))).collect();
     let share = cache_bytes_max.and_then(|max| share(&held.iter().map(|(_, bytes)| *bytes).collect::<Vec<_>>(), max));
@@ -40,9 +62,7 @@ pub(super) fn trim(
     for (name, bytes) in held {
         let keep = keep(&name);
         let bytes_max = [keep.bytes_max, share].into_iter().flatten().min();
-        let before = |age: Duration| wall_us.saturating_sub(u64::try_from(age.as_micros()).unwrap_or(u64::MAX));
-        let retention =
-            Retention { bytes_max, appended_before_us: keep.age_max.map(before), keep_from: keep_from(&name) };
+        let retention = Retention { bytes_max, keep_from: keep_from(&name), ..keep.at(now) };
         let nothing_to_do = bytes_max.is_none_or(|max| bytes <= max) && retention.appended_before_us.is_none();
         if nothing_to_do {
             continue;
@@ -126,6 +146,8 @@ mod tests {
         message::{BodyBuilder, Message},
     };
 
+    const NOW: Now = Now { us: 1, latest_us: u64::MAX };
+
     fn batch(offset: u64, chain_before: Chain, bytes: usize) -> Batch {
         let mut builder = BodyBuilder::default();
         let payload = vec![7; bytes].into();
@@ -165,7 +187,7 @@ mod tests {
                 log.submit(unit, Box::new(move |result| done.send(result).unwrap())).unwrap();
                 stored.recv_timeout(Duration::from_secs(60)).unwrap().unwrap();
             }
-            trim(&log, |_| Keep::default(), |_| None, Some(CACHE), 1).unwrap();
+            trim(&log, |_| Keep::default(), |_| None, Some(CACHE), NOW).unwrap();
             log.reclaim().unwrap();
             most = most.max(log.stats().segment_bytes);
         }
@@ -185,7 +207,7 @@ mod tests {
         while log.submit(Unit { entries: vec![put(1)] }, Box::new(|_| {})).is_ok() {}
         let keep = |_: &LogName| Keep { bytes_max: Some(0), age_max: None };
         let (theirs, (done, finished)) = (log.clone(), mpsc::channel());
-        let thread = std::thread::spawn(move || done.send(trim(&theirs, keep, |_| None, None, 1)).unwrap());
+        let thread = std::thread::spawn(move || done.send(trim(&theirs, keep, |_| None, None, NOW)).unwrap());
         assert!(finished.recv_timeout(Duration::from_millis(100)).is_err(), "it does not give up on a full queue");
         memory.sync_now();
         assert_eq!(finished.recv_timeout(Duration::from_secs(60)), Ok(Ok(())));

@@ -1,6 +1,6 @@
 //! Sites as the node's own threads and its operators deal with them: what is held back for them, and taking one out for ever.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use prost::Message as _;
 use seaway_federation_proto::{
@@ -14,21 +14,41 @@ use super::{
     clock::Clock,
     hold_back::Told,
     inner::NodeInner,
-    retention::{self, Keep},
+    retention::{self, Keep, Now},
+    space::own_room,
 };
 use crate::log::contract::{Entry, RejectReason, Table};
 
 /// Logs that are asked about under one lock of the hub's.
 const LOGS_AT_ONCE: usize = 256;
 
+/// What a round of hold-back decided.
+#[derive(Debug, Default)]
+pub(super) struct Decided {
+    /// The site whose logs are held back; `None`: nothing is.
+    own: Option<Site>,
+    /// The logs that it was about.
+    decided: HashSet<LogName>,
+    keep_from: HashMap<LogName, Place>,
+}
+
+impl Decided {
+    /// Whether it is an own log of which nothing is decided.
+    pub(super) fn is_open(&self, log: &LogName) -> bool {
+        self.own.as_ref() == Some(&log.origin) && !self.decided.contains(log)
+    }
+
+    /// Where retention stops.
+    pub(super) fn keep_from(&self, log: &LogName) -> Option<Place> {
+        self.keep_from.get(log).copied()
+    }
+}
+
 impl NodeInner {
     /// Up to where retention may trim which own log; `None`: nothing can be trimmed now, there is no room to write down what that
     /// takes from whom. Waits on the disk.
-    pub(super) fn hold_back_round(
-        &self,
-        keep: impl Fn(&LogName) -> Keep,
-    ) -> Result<Option<HashMap<LogName, Place>>, String> {
-        let Some(keeper) = &self.hold_back else { return Ok(Some(HashMap::new())) };
+    pub(super) fn hold_back_round(&self, keep: impl Fn(&LogName) -> Keep, now: Now) -> Result<Option<Decided>, String> {
+        let Some(keeper) = &self.hold_back else { return Ok(Some(Decided::default())) };
         let mut needs: Vec<(LogName, Vec<Need>)> = Vec::new();
         loop {
             let more = self.hub.still_needed(needs.last().map(|(log, _)| log), LOGS_AT_ONCE);
@@ -37,15 +57,21 @@ impl NodeInner {
             }
             needs.extend(more);
         }
-        let wall_us = self.clock.wall_us();
-        let at = |ago: std::time::Duration| wall_us.saturating_sub(u64::try_from(ago.as_micros()).unwrap_or(u64::MAX));
-        let heard = self.hub.last_heard(self.clock.now()).into_iter().map(|(site, ago)| (site, at(ago)));
-        let told = Told { log: &*self.log, needs, heard: heard.collect(), wall_us };
+        let stats = self.log.stats();
+        let at = |ago: std::time::Duration| now.us.saturating_sub(u64::try_from(ago.as_micros()).unwrap_or(u64::MAX));
+        // What room there is left is for what makes more: when a site was heard is written down later.
+        let heard = if stats.disk_full { Vec::new() } else { self.hub.last_heard(self.clock.now()) };
+        let heard = heard.into_iter().map(|(site, ago)| (site, at(ago))).collect();
+        let decided = needs.iter().map(|(log, _)| log.clone()).collect();
+        let told = Told { log: &*self.log, needs, heard, now, room: own_room(&stats) };
         let round = keeper.round(told, keep).map_err(|error| error.to_string())?;
         round.raise.into_iter().for_each(|report| self.hub.report(report, self.clock.wall_us()));
         round.over.iter().for_each(|(name, subject)| self.hub.clear_one(name, subject));
         match retention::submit(&self.log, round.entries.clone()) {
-            Ok(()) => Ok(Some(round.keep_from)),
+            Ok(()) => {
+                let own = self.config.name.site.clone();
+                Ok(Some(Decided { own: Some(own), decided, keep_from: round.keep_from }))
+            }
             Err(reason) => {
                 keeper.not_stored(round.entries);
                 if reason == RejectReason::Busy { Ok(None) } else { Err(reason.to_string()) }

@@ -28,7 +28,9 @@ use super::{
     publish::Registered,
     receipts::Receipts,
     room::Room,
+    space::SpaceState,
     threads::{Threads, Wake},
+    time_guard::TimeGuard,
     topics::TopicBook,
     wants,
 };
@@ -67,6 +69,8 @@ const CHECKPOINT_BYTES_MAX: u64 = 1 << 30;
 const FINISH_MAX: Duration = Duration::from_secs(30);
 /// How long receipts may wait for other sites when the node stops.
 const RECEIPTS_MAX: Duration = Duration::from_secs(2);
+/// The append queue takes at least this: one largest message.
+const QUEUE_BYTES_MIN: usize = 17 << 20;
 const START_KEY: &[u8] = b"start";
 
 /// The start of this process, above the one remembered; and whether the clock stands before that.
@@ -142,7 +146,7 @@ fn receipts_over(hub: Arc<OnceLock<Weak<Hub>>>) -> Arc<Receipts> {
 
 /// Who keeps for registered sites what they have not got; a relay has no logs of its own.
 fn keeper_of(config: &NodeConfig, log: &dyn CommitLog) -> Option<Keeper> {
-    let keeper = || Keeper::open(config.hold_back.clone(), &config.data_dir, log);
+    let keeper = || Keeper::open(config.hold_back.clone(), config.space.own_bytes_max, &config.data_dir, log);
     (config.kind != NodeKind::Relay).then(keeper)
 }
 
@@ -163,15 +167,33 @@ fn check_credentials(config: &NodeConfig) -> Result<(), StartError> {
 }
 
 /// Opens the commit log in the node's directory; answers with it and with what people should know of it.
-fn open_log(config: &NodeConfig, start: Start) -> Result<(Arc<dyn CommitLog>, Vec<Report>), StartError> {
+fn open_log(
+    config: &NodeConfig,
+    start: Start,
+    guard: &Arc<TimeGuard>,
+    epoch: Instant,
+) -> Result<(Arc<dyn CommitLog>, Vec<Report>), StartError> {
     let mut disk = DiskConfig::new(config.data_dir.clone(), &config.federation, config.name.clone(), start);
     disk.segment_bytes = config.segment_bytes;
     if let Some(cache) = config.cache_bytes_max {
         (disk.segment_bytes, disk.checkpoint_bytes) = cache_bounds(config.segment_bytes, cache);
     }
     disk.reserve_bytes = config.disk_reserve_bytes;
+    disk.ballast_bytes = config.disk_reserve_bytes / 2;
+    // What was accepted must fit into it when others fill the disk at once.
+    let queue_bytes = usize::try_from(disk.ballast_bytes).unwrap_or(usize::MAX);
+    disk.queue_bytes_max = queue_bytes.clamp(QUEUE_BYTES_MIN.min(disk.queue_bytes_max), disk.queue_bytes_max);
+    if config.kind != NodeKind::Relay {
+        (disk.own_bytes_max, disk.copies_bytes_max) = (config.space.own_bytes_max, config.space.copies_bytes_max);
+    }
+    (disk.dead_share_max, disk.moving_rate) = (config.space.dead_share_max, config.space.moving_rate);
+    let clock_base = Arc::new(SystemClock::since(epoch));
+    let (clock, believed) = (clock_base.clone(), guard.clone());
+    disk.clock = Arc::new(move || believed.time_us(clock.wall_us(), clock.now()));
     disk.tail_bytes_max = config.tail_bytes_max;
     let (log, recovery) = DiskLog::open(disk).map_err(|error| StartError::Data(error.to_string()))?;
+    let newest_us = log.stats().newest_us;
+    guard.expect(if newest_us == 0 { clock_base.wall_us() } else { newest_us }, clock_base.now());
     let mut reports = Vec::new();
     if let Some((file, at)) = &recovery.torn_at {
         let what = if recovery.cut_short { "" } else { " that were never acknowledged" };
@@ -200,15 +222,18 @@ impl NodeInner {
     pub(super) async fn open(config: NodeConfig) -> Result<Arc<Self>, StartError> {
         let random = random_bits()?;
         let settings = config.clone();
+        let epoch = Instant::now();
+        let guard = Arc::new(TimeGuard::new(config.space.clock_step_max));
+        let believed = guard.clone();
         let open = move || {
             // First what may be wrong with the configuration: a directory that was claimed under a wrong name stays so.
             check_credentials(&settings)?;
             let start = Start { time_us: SystemClock::default().wall_us(), random };
-            open_log(&settings, start)
+            open_log(&settings, start, &believed, epoch)
         };
         let failed = |error| StartError::Data(format!("opening the commit log failed: {error}"));
         let (log, reports) = tokio::task::spawn_blocking(open).await.map_err(failed)??;
-        let node = Self::start(config, log, random).await?;
+        let node = Self::start_at(config, log, random, guard, epoch).await?;
         reports.into_iter().for_each(|report| node.report(report.name, report.text));
         Ok(node)
     }
@@ -219,8 +244,18 @@ impl NodeInner {
         config: NodeConfig,
         log: Arc<dyn CommitLog>,
         random: u64,
+        guard: Arc<TimeGuard>,
     ) -> Result<Arc<Self>, StartError> {
-        let epoch = Instant::now();
+        Self::start_at(config, log, random, guard, Instant::now()).await
+    }
+
+    async fn start_at(
+        config: NodeConfig,
+        log: Arc<dyn CommitLog>,
+        random: u64,
+        guard: Arc<TimeGuard>,
+        epoch: Instant,
+    ) -> Result<Arc<Self>, StartError> {
         let clock = Arc::new(SystemClock::since(epoch));
         let (start, clock_behind) = next_start(&*log, &clock, random);
         let alarms = Arc::new(Alarms::default());
@@ -280,6 +315,7 @@ impl NodeInner {
             accepted_at_retention: 0.into(),
             threads: Threads::default(),
             progress: parking_lot::Mutex::default(),
+            space: SpaceState::new(guard),
         });
         node.run_threads(&origin_wake, hub_wake, upkeep_wake)?;
         node.report_found(clock_behind, unreadable);

@@ -294,8 +294,10 @@ pub enum TrimTo {
 }
 
 impl NodeInner {
+    /// The origin, for what an operator changes: that goes on where messages are not taken for lack of room, or while the node is
+    /// drained.
     fn own(&self) -> Result<&Arc<Origin>, PublishError> {
-        self.check_taking()?;
+        self.check_steering()?;
         let no_origin = || PublishError::Invalid(format!("{} is a relay and has no topics", self.config.name));
         self.origin.as_ref().ok_or_else(no_origin)
     }
@@ -407,8 +409,6 @@ impl NodeInner {
 
     /// Trims one log; its begin then, where it moved.
     async fn trim_log(&self, name: &LogName, to: TrimTo) -> Result<Option<Place>, PublishError> {
-        // What is Seaway's own, the audit trail above all, goes by its retention and by no command.
-        check_name(&name.topic)?;
         let (log, name) = (self.log.clone(), name.clone());
         let failed = |e: &dyn std::fmt::Display| PublishError::Unavailable(format!("reading {e}"));
         let find = {

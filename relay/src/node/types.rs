@@ -12,7 +12,7 @@ use seaway_federation_proto::{
     session::NodeKind,
 };
 
-use super::{hold_back::HoldBackConfig, one_way::Charge, origin::OwnMessage};
+use super::{hold_back::HoldBackConfig, one_way::Charge, origin::OwnMessage, space::SpaceConfig};
 
 /// Settings of a node; the configuration file is parsed elsewhere.
 #[derive(Debug, Clone)]
@@ -45,6 +45,8 @@ pub struct NodeConfig {
     pub segment_bytes: u64,
     /// Bytes of disk kept free for recovery, trims and checkpoints.
     pub disk_reserve_bytes: u64,
+    /// How the disk is shared out and given back.
+    pub space: SpaceConfig,
     /// For a relay: bytes of batches its cache may hold in all. On disk it takes up to about twice as much, and never less than
     /// some 64 MiB; segments are made smaller than asked for where the cache is small.
     pub cache_bytes_max: Option<u64>,
@@ -388,8 +390,6 @@ pub struct LinkStatus {
     pub batches_in: u64,
     /// See above.
     pub batches_out: u64,
-    /// Bytes that the peer has granted for what is live and for the backlog, and that are not used; while it is up.
-    pub credit: Option<[u64; 2]>,
     /// Since when up, microseconds since 1970.
     pub up_since_us: Option<u64>,
     /// Times it was made anew.

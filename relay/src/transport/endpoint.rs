@@ -8,7 +8,8 @@ use std::{
 };
 
 use quinn::{
-    ClientConfig, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig, TransportConfig, VarInt,
+    AckFrequencyConfig, ClientConfig, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig,
+    TransportConfig, VarInt,
     congestion::{ControllerFactory, CubicConfig},
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
@@ -28,6 +29,8 @@ use crate::node::StartError;
 /// once, and all together must stay below 65,507 bytes: a larger MTU makes the system refuse them, which
 /// quinn takes for loss.
 const MTU_MAX: u16 = 6_500;
+/// For how long a peer may keep an acknowledgement back.
+const ACK_DELAY_MAX: Duration = Duration::from_millis(5);
 
 /// The endpoint's timing, from the node's settings.
 #[derive(Debug, Clone, Copy)]
@@ -60,10 +63,19 @@ pub fn transport_config_with(timing: Timing, congestion: Arc<dyn ControllerFacto
         .datagram_receive_buffer_size(Some(DATAGRAM_RECEIVE_BYTES_MAX))
         .datagram_send_buffer_size(DATAGRAM_SEND_BYTES_MAX)
         .mtu_discovery_config(Some(mtu))
+        .ack_frequency_config(Some(acknowledgements()))
         // The session's own probes come more often; this keeps the line open should they be paused.
         .keep_alive_interval(Some(timing.dead_after / 3))
         .congestion_controller_factory(congestion)
         .max_idle_timeout(Some(idle_timeout(timing.dead_after)));
+    config
+}
+
+/// Acknowledging each second packet, as QUIC does unless the two agree on less (draft-ietf-quic-ack-frequency), takes a busy receiver half of its
+/// system time: each tenth is enough, and none waits longer than a timer of the session's would notice.
+fn acknowledgements() -> AckFrequencyConfig {
+    let mut config = AckFrequencyConfig::default();
+    config.ack_eliciting_threshold(9u32.into()).max_ack_delay(Some(ACK_DELAY_MAX));
     config
 }
 

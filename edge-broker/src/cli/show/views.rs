@@ -1,5 +1,6 @@
 //! What the lists look like as JSON; times are RFC 3339, places `counter.random:offset`.
 
+use super::disk::DiskView;
 use serde::Serialize;
 
 use crate::{
@@ -310,6 +311,8 @@ pub(crate) struct LogView {
     pub(crate) written_bytes: u64,
     pub(crate) accepted_bytes: u64,
     pub(crate) torn_bytes: u64,
+    pub(crate) moved_bytes: u64,
+    pub(crate) index_written_bytes: u64,
     pub(crate) damage: Vec<String>,
 }
 
@@ -328,6 +331,8 @@ impl From<api::LogStatus> for LogView {
             written_bytes: from.written_bytes,
             accepted_bytes: from.accepted_bytes,
             torn_bytes: from.torn_bytes,
+            moved_bytes: from.moved_bytes,
+            index_written_bytes: from.index_written_bytes,
             damage: from.damage,
         }
     }
@@ -389,6 +394,7 @@ pub(crate) struct StatusView {
     pub(crate) uptime_s: u64,
     pub(crate) state: String,
     pub(crate) log: LogView,
+    pub(crate) disk: DiskView,
     pub(crate) links: Vec<LinkView>,
     pub(crate) topics: Vec<TopicView>,
     pub(crate) topics_left_out: bool,
@@ -425,6 +431,7 @@ impl From<api::StatusReply> for StatusView {
             uptime_s: from.uptime_s,
             state: from.state,
             log: from.log.map(LogView::from).unwrap_or_default(),
+            disk: from.disk.map(DiskView::from).unwrap_or_default(),
             links: from.links.into_iter().map(Into::into).collect(),
             topics: from.topics.into_iter().map(Into::into).collect(),
             topics_left_out: from.topics_left_out,

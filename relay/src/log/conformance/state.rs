@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use seaway_federation_proto::copies::{Hole, HoleKind};
 
 use super::{fixture::*, *};
-use crate::log::contract::{Advanced, Table};
+use crate::log::contract::{Advanced, Retention, Table};
 
 pub(super) const CASES: &[Case] = &[
     ("tables hold what was put, in order, for ever", tables),
@@ -13,6 +14,9 @@ pub(super) const CASES: &[Case] = &[
     ("the listener is told of ends", listener),
     ("what was answered survives a crash, the rest is a prefix", crash),
     ("a log goes on after any ending", goes_on),
+    ("bytes count right where a filled hole is trimmed", filled_and_trimmed),
+    ("reclaiming changes nothing that is held", reclaiming),
+    ("a wrong clock's times count as what comes after", wrong_times),
 ];
 
 fn put(table: Table, key: &str, value: &str) -> Entry {
@@ -149,4 +153,80 @@ fn goes_on(harness: &mut dyn Harness) {
         assert_holds(&*harness.log(), origin.log(), &all);
     }
     assert_eq!(harness.log().info(origin.log(), true).unwrap().incarnations.len(), 6);
+}
+
+fn filled_and_trimmed(harness: &mut dyn Harness) {
+    let mut origin = Origin::new(log_name("orders", "west", 1), 1);
+    let batches = origin.batches(6);
+    let log = origin.log().clone();
+    let copy = |n: usize| Entry::Append { role: Role::Copy, batch: batches[n].clone() };
+    let hole = |from: usize, to: usize| Entry::Hole {
+        log: log.clone(),
+        hole: Hole {
+            incarnation: batches[from].begin().incarnation,
+            from: batches[from].begin().offset,
+            to: batches[to].end_offset(),
+            kind: HoleKind::Pending,
+        },
+    };
+    store(harness, vec![copy(0)]);
+    store(harness, vec![hole(1, 2)]);
+    store(harness, vec![copy(3)]);
+    store(harness, vec![copy(1)]);
+    store(harness, vec![copy(2), copy(4)]);
+    for n in 1..5 {
+        store(harness, vec![Entry::Trim { log: log.clone(), to: batches[n].begin() }]);
+        let bytes: usize = batches[n..5].iter().map(Batch::len).sum();
+        assert_eq!(harness.log().info(&log, true).unwrap().bytes, bytes as u64, "trimmed up to batch {n}");
+    }
+    store(harness, vec![copy(5)]);
+    let bytes: usize = batches[4..].iter().map(Batch::len).sum();
+    assert_eq!(harness.log().bytes(&log), Some(bytes as u64));
+}
+
+fn reclaiming(harness: &mut dyn Harness) {
+    let mut busy = Origin::new(log_name("busy", "west", 1), 1);
+    let mut thin = Origin::new(log_name("thin", "west", 1), 2);
+    let mut kept = Vec::new();
+    for round in 0..30 {
+        let batch = thin.next(1, 200);
+        kept.push(batch.clone());
+        store(harness, vec![own(&busy.next(1, 4000)), own(&batch), put(Table::Groups, "g", &round.to_string())]);
+        let to = busy.end().unwrap();
+        store(harness, vec![Entry::Trim { log: busy.log().clone(), to }]);
+        if round % 10 == 9 {
+            let before = (harness.log().info(thin.log(), true), harness.log().info(busy.log(), true));
+            let log = harness.log();
+            for _ in 0..20 {
+                log.reclaim().unwrap();
+                harness.settle();
+            }
+            assert_eq!((log.info(thin.log(), true), log.info(busy.log(), true)), before);
+            drop(log);
+            harness.restart(if round % 20 == 9 { Ending::Crash } else { Ending::Close });
+        }
+        let log = harness.log();
+        let mut at = kept[0].begin();
+        let mut found = Vec::new();
+        while let Read::Batches { batches, next } = log.read(thin.log(), at, Line::Main, 1 << 20).unwrap() {
+            found.extend(batches);
+            at = next;
+        }
+        assert!(same(&found, &kept), "round {round}");
+    }
+}
+
+fn wrong_times(harness: &mut dyn Harness) {
+    let mut origin = Origin::new(log_name("orders", "west", 1), 1);
+    let batches = origin.batches(2);
+    for batch in &batches {
+        store(harness, vec![own(batch)]);
+    }
+    let log = harness.log();
+    let target = |before: u64, latest: Option<u64>| {
+        let retention = Retention { appended_before_us: Some(before), not_after_us: latest, ..Retention::default() };
+        log.trim_target(origin.log(), retention).unwrap()
+    };
+    assert_eq!(target(u64::MAX, None), Some(batches[1].end()), "all of it is older than the end of time");
+    assert_eq!(target(0, None), None);
 }

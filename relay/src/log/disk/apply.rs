@@ -5,7 +5,7 @@
 //! above a hole that is fenced; live, a record that does not fit is a fault of the program.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, atomic::Ordering},
 };
 
@@ -50,6 +50,8 @@ pub(crate) struct Applier<'a> {
     tolerant: bool,
     /// Entries that are put and that the index does not show yet; only while opening.
     put: BTreeMap<(u64, Incarnation, Offset), BatchEntry>,
+    /// Of these, those that fill a hole.
+    put_fills: BTreeSet<(u64, Incarnation, Offset)>,
     /// What did not fit, for the report of the opening.
     pub(crate) misfits: Vec<String>,
     /// Batches that were moved to bytes which are bad now; see [`Applier::fence_moved`].
@@ -72,6 +74,7 @@ impl<'a> Applier<'a> {
             dead: BTreeMap::new(),
             tolerant,
             put: BTreeMap::new(),
+            put_fills: BTreeSet::new(),
             misfits: Vec::new(),
             moved_bad: Vec::new(),
         }
@@ -299,18 +302,33 @@ impl<'a> Applier<'a> {
     fn bytes_before(&self, durable: &mut Durable, facts: &Facts, is_fill: bool) -> Result<u64, IndexError> {
         let incarnation = facts.begin.incarnation;
         if is_fill {
-            let below = self.floor(durable.id, incarnation, facts.begin.offset)?;
-            return Ok(below.map_or(0, |(_, entry)| entry.bytes_before));
+            return self.appended_below(durable.id, incarnation, facts.begin.offset);
         }
         let total = match durable.appended.get(&incarnation) {
             Some(total) => *total,
-            None => {
-                let last = self.floor(durable.id, incarnation, Offset::MAX)?;
-                last.map_or(0, |(_, entry)| entry.bytes_before + u64::from(entry.length))
-            }
+            None => self.appended_below(durable.id, incarnation, Offset::MAX)?,
         };
         durable.appended.insert(incarnation, total + facts.bytes);
         Ok(total)
+    }
+
+    /// Bytes appended to an incarnation below `offset`, fills left out: what the next entry above says, else what follows from
+    /// the last one below.
+    fn appended_below(&self, id: u64, incarnation: Incarnation, offset: Offset) -> Result<u64, IndexError> {
+        let written = self.shared.index.ceiling(id, incarnation, offset)?;
+        let put = self.put.range((id, incarnation, offset)..=(id, incarnation, Offset::MAX)).next();
+        let put = put.map(|((_, _, offset), entry)| (*offset, *entry));
+        let above = match (written, put) {
+            (Some(written), Some(put)) if written.0 < put.0 => Some(written),
+            (written, put) => put.or(written),
+        };
+        if let Some((_, entry)) = above {
+            return Ok(entry.bytes_before);
+        }
+        let Some((begin, entry)) = self.floor(id, incarnation, offset)? else { return Ok(0) };
+        let is_fill = self.put_fills.contains(&(id, incarnation, begin))
+            || self.shared.index.is_fill(id, Place { incarnation, offset: begin })?;
+        Ok(entry.bytes_before + if is_fill { 0 } else { u64::from(entry.length) })
     }
 
     fn put_entry(
@@ -334,6 +352,9 @@ impl<'a> Applier<'a> {
         self.put_batch(id, facts.begin, entry)?;
         let Place { incarnation, offset } = facts.begin;
         if is_fill {
+            if self.tolerant {
+                self.put_fills.insert((id, incarnation, offset));
+            }
             self.changes.put(Family::Fills, &batch_key(id, incarnation, offset), &length.to_le_bytes())?;
         }
         *self.indexed.entry(stored.position.segment).or_default() += u64::from(length);
@@ -363,6 +384,14 @@ impl<'a> Applier<'a> {
         })
     }
 
+    /// The entry of the batch that begins there.
+    fn exact(&self, id: u64, begin: Place) -> Result<Option<BatchEntry>, IndexError> {
+        match self.put.get(&(id, begin.incarnation, begin.offset)) {
+            Some(put) => Ok(Some(*put)),
+            None => self.shared.index.batch(id, begin),
+        }
+    }
+
     /// Removes the entries of a range at once (it may be filled again).
     fn forget(&mut self, id: u64, hole: Hole) -> Result<(), IndexError> {
         let mut found = Vec::new();
@@ -389,7 +418,11 @@ impl<'a> Applier<'a> {
         let Some(id) = id else { return Ok(()) };
         let Place { incarnation, offset } = facts.begin;
         let Some((begin, old)) = self.floor(id, incarnation, offset)? else { return Ok(()) };
-        if begin != offset || old.chain_after != facts.chain_after || old.position >= stored.position {
+        if begin != offset { Ok(()) } else { self.relocate_from(id, facts, old, stored) }
+    }
+
+    fn relocate_from(&mut self, id: u64, facts: &Facts, old: BatchEntry, stored: Stored) -> Result<(), IndexError> {
+        if old.chain_after != facts.chain_after || old.position >= stored.position {
             return Ok(());
         }
         let entry = BatchEntry { position: stored.position, stored_at_us: stored.at_us, ..old };
@@ -425,15 +458,12 @@ impl<'a> Applier<'a> {
         };
         let facts = Facts::from(batch);
         let id = durable.id;
+        if let Some(old) = self.exact(id, facts.begin)? {
+            drop(state);
+            return self.relocate_from(id, &facts, old, stored);
+        }
         let known = self.floor(id, facts.begin.incarnation, Offset::MAX)?;
         let is_fill = known.is_some_and(|(begin, _)| begin >= facts.begin.offset);
-        if is_fill {
-            let same = self.floor(id, facts.begin.incarnation, facts.begin.offset)?;
-            if same.is_some_and(|(begin, _)| begin == facts.begin.offset) {
-                drop(state);
-                return self.relocate(Some(id), &facts, stored);
-            }
-        }
         let before = self.bytes_before(durable, &facts, is_fill)?;
         self.put_entry(id, &facts, before, is_fill, stored)
     }
@@ -455,7 +485,7 @@ impl<'a> Applier<'a> {
         state.damaged.insert((incarnation, from), hole.to);
         drop(state);
         let (below, above) = (Some(facts.chain_before), Some(facts.chain_after));
-        self.fence(log, &Fence { id, hole, below, above, bytes: facts.bytes })
+        self.fence(log, &Fence { id, hole, below, above, bytes: facts.bytes }).map(drop)
     }
 
     fn change(
@@ -520,13 +550,13 @@ impl<'a> Applier<'a> {
         Ok(())
     }
 
-    /// Fences a range in the durable copy: damage that a read found.
-    pub(crate) fn fence(&mut self, log: &LogName, fence: &Fence) -> Result<(), IndexError> {
-        let Some(cell) = self.shared.cell(log) else { return Ok(()) };
+    /// Fences a range in the durable copy: damage that a read found. Answers whether the copy held it.
+    pub(crate) fn fence(&mut self, log: &LogName, fence: &Fence) -> Result<bool, IndexError> {
+        let Some(cell) = self.shared.cell(log) else { return Ok(false) };
         let mut state = cell.state.lock();
-        let Some(durable) = state.durable.as_mut().filter(|durable| durable.id == fence.id) else { return Ok(()) };
+        let Some(durable) = state.durable.as_mut().filter(|durable| durable.id == fence.id) else { return Ok(false) };
         if durable.copy.damage(fence.hole, fence.below, fence.above, fence.bytes).is_err() {
-            return Ok(());
+            return Ok(false);
         }
         durable.shape_changed = true;
         let key = batch_key(durable.id, fence.hole.incarnation, fence.hole.from);
@@ -534,7 +564,7 @@ impl<'a> Applier<'a> {
         drop(state);
         self.forget(fence.id, fence.hole)?;
         self.touch(&cell, true);
-        Ok(())
+        Ok(true)
     }
 
     /// Writes everything as one, and answers what the listener is to be told.
@@ -558,7 +588,7 @@ impl<'a> Applier<'a> {
                 counters.dead += bytes;
                 self.changes.put(Family::Segments, &segment_key(*segment, true), &counters.dead.to_le_bytes())?;
             }
-            self.shared.index.write(self.changes)?;
+            self.shared.write_index(self.changes)?;
         }
         self.shared.tail_keep(self.appended);
         let mut advanced = Vec::with_capacity(self.touched.len());
@@ -612,7 +642,7 @@ fn hole_below(copy: &LogCopy, facts: &Facts) -> Option<Hole> {
 }
 
 /// Whether the batch lies within what the copy holds, no hole included.
-fn holds(copy: &LogCopy, batch: &Batch) -> bool {
+pub(crate) fn holds(copy: &LogCopy, batch: &Batch) -> bool {
     let Place { incarnation, offset: from } = batch.begin();
     holds_range(copy, &Hole { incarnation, from, to: batch.end_offset(), kind: HoleKind::Pending })
 }

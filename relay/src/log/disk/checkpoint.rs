@@ -9,7 +9,7 @@
 //! 4 damage   log | incarnation | from u64 | to u64            (fenced)
 //! ```
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::atomic::Ordering};
 
 use bytes::Bytes;
 use seaway_federation_proto::{
@@ -21,6 +21,7 @@ use super::{
     apply::damaged_range,
     codec::{Fields, PutFields},
     index::{Family, IndexError},
+    queue::Job,
     record::{Record, role_number, role_of},
     recover::{StoredLog, grow, read_log},
     shared::Shared,
@@ -153,6 +154,8 @@ struct Parts<'a> {
     number: u64,
     next: u32,
     body: Vec<u8>,
+    /// Of parts that are written.
+    bytes: u64,
 }
 
 impl Parts<'_> {
@@ -166,26 +169,50 @@ impl Parts<'_> {
         let bytes = body.len();
         let record = Record::CheckpointPart { number: self.number, part: self.next, body };
         self.next += 1;
-        self.shared.wait_for_room(bytes);
+        self.bytes += bytes as u64;
+        self.shared.wait_for_room(bytes)?;
         self.shared.submit_own(vec![record], bytes, Box::new(|_| {}))
     }
 }
 
 impl Shared {
     /// Waits until the append queue has room, or the log stops.
-    fn wait_for_room(&self, bytes: usize) {
+    pub(crate) fn wait_for_room(&self, bytes: usize) -> Result<(), Poisoned> {
         let (woken, wake) = crossbeam_channel::bounded(1);
         self.queue.wake_when(bytes, Box::new(move || _ = woken.try_send(())));
         self.step();
-        let _ = wake.recv();
+        self.wait(&wake).map_or_else(|_| Err(self.ended()), Ok)
     }
 
-    /// Writes records of the log's own and waits until they are durable.
+    /// Writes a record of the log's own and waits until it is durable.
     pub(crate) fn write_own(&self, record: Record) -> Result<(), Poisoned> {
+        self.write_all_own(vec![record], 64)
+    }
+
+    /// Writes records of the log's own, of so many bytes, as one unit, and waits until they are durable and applied.
+    pub(crate) fn write_all_own(&self, records: Vec<Record>, bytes: usize) -> Result<(), Poisoned> {
         let (told, answer) = crossbeam_channel::bounded(1);
-        self.submit_own(vec![record], 64, Box::new(move |done| _ = told.try_send(done)))?;
+        self.submit_own(records, bytes, Box::new(move |done| _ = told.try_send(done)))?;
         self.step();
-        answer.recv().unwrap_or_else(|_| Err(Poisoned { why: "the storage thread has ended".into() }))
+        self.wait(&answer).unwrap_or_else(|_| Err(self.ended()))
+    }
+
+    /// Waits until the storage thread has done what was queued before.
+    pub(crate) fn settle_fences(&self) -> Result<(), Poisoned> {
+        let (told, answer) = crossbeam_channel::bounded(1);
+        self.queue.push(Job::Tell(Box::new(move |done| _ = told.try_send(done))));
+        self.step();
+        self.wait(&answer).unwrap_or_else(|_| Err(self.ended()))
+    }
+
+    fn ended(&self) -> Poisoned {
+        let full = self.figures.no_room.load(Ordering::Relaxed);
+        Poisoned { why: if full { "there is no room on the disk now" } else { "the storage thread has ended" }.into() }
+    }
+
+    /// Waits for what the storage thread tells; a log without a thread has told it by now.
+    fn wait<T>(&self, told: &crossbeam_channel::Receiver<T>) -> Result<T, crossbeam_channel::RecvError> {
+        if self.config.stepped { told.try_recv().map_err(|_| crossbeam_channel::RecvError) } else { told.recv() }
     }
 
     /// Writes a checkpoint of what is durable now, and waits until it is complete.
@@ -195,7 +222,7 @@ impl Shared {
         let number = self.checkpoints.lock().next_number();
         let begin = Record::CheckpointBegin { number, as_of: applied.to, sequence: applied.sequence };
         self.submit_own(vec![begin], 64, Box::new(|_| {}))?;
-        let mut parts = Parts { shared: self, number, next: 0, body: Vec::with_capacity(PART_BYTES) };
+        let mut parts = Parts { shared: self, number, next: 0, body: Vec::with_capacity(PART_BYTES), bytes: 0 };
         let segments: Vec<u64> = self.existing.lock().keys().copied().collect();
         for segment in segments.into_iter().filter(|segment| *segment <= applied.to.segment) {
             parts.push(&Item::Segment(segment))?;
@@ -234,8 +261,11 @@ impl Shared {
         if !parts.body.is_empty() {
             parts.write()?;
         }
-        let parts = parts.next;
-        Ok(self.write_own(Record::CheckpointEnd { number, parts })?)
+        let (parts, bytes) = (parts.next, parts.bytes);
+        self.write_own(Record::CheckpointEnd { number, parts })?;
+        self.figures.checkpoints.fetch_add(1, Ordering::Relaxed);
+        self.figures.checkpoint_bytes.store(bytes, Ordering::Relaxed);
+        Ok(())
     }
 }
 

@@ -24,10 +24,11 @@ use bytes::Bytes;
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBRawIterator, FlushOptions, Options,
     ReadOptions, WaitForCompactOptions, WriteBatch, WriteOptions,
+    statistics::{StatsLevel, Ticker},
 };
 use seaway_federation_proto::{
     envelope::Chain,
-    ids::{Incarnation, Offset},
+    ids::{Incarnation, Offset, Place},
 };
 
 use super::codec::{Fields, Position, PutFields};
@@ -165,6 +166,14 @@ impl Applied {
 #[error("the index failed: {0}")]
 pub(crate) struct IndexError(pub(crate) String);
 
+impl IndexError {
+    /// Whether RocksDB only found no room on the disk: it tells that in words alone. It goes on by itself some seconds after
+    /// there is room.
+    pub(crate) fn is_no_room(&self) -> bool {
+        self.0.contains("No space left on device") || self.0.contains("Disk quota exceeded")
+    }
+}
+
 impl From<rocksdb::Error> for IndexError {
     fn from(e: rocksdb::Error) -> Self {
         Self(e.into_string())
@@ -176,6 +185,8 @@ pub(crate) struct Index {
     db: DB,
     dir: PathBuf,
     no_wal: WriteOptions,
+    /// Kept for its counters.
+    options: Options,
     stepped: bool,
     /// What the first read said that failed.
     unreadable: OnceLock<String>,
@@ -204,12 +215,14 @@ impl Index {
         options.set_keep_log_file_num(2);
         options.set_log_level(rocksdb::LogLevel::Warn);
         options.set_paranoid_checks(true);
+        options.enable_statistics();
+        options.set_statistics_level(StatsLevel::ExceptHistogramOrTimers); // counters alone, which cost next to nothing
         let cache = Cache::new_lru_cache(BLOCK_CACHE_BYTES);
         let families = Family::ALL.map(|family| ColumnFamilyDescriptor::new(family.name(), family_options(&cache)));
         let db = DB::open_cf_descriptors(&options, dir, families)?;
         let mut no_wal = WriteOptions::default();
         no_wal.disable_wal(true);
-        let index = Self { db, dir: dir.to_owned(), no_wal, stepped, unreadable: OnceLock::new() };
+        let index = Self { db, dir: dir.to_owned(), no_wal, options, stepped, unreadable: OnceLock::new() };
         index.check_files()?;
         index.settle()?;
         Ok(index)
@@ -298,6 +311,21 @@ impl Index {
         Ok(self.db.write_opt(changes.batch, &self.no_wal)?)
     }
 
+    /// As [`Index::write`]; where RocksDB finds no room, `wait` is asked whether to try once more.
+    pub(crate) fn write_patiently(
+        &self,
+        changes: Changes<'_>,
+        mut wait: impl FnMut(&IndexError) -> bool,
+    ) -> Result<(), IndexError> {
+        loop {
+            let again = WriteBatch::from_data(changes.batch.data());
+            match self.db.write_opt(again, &self.no_wal).map_err(IndexError::from) {
+                Err(e) if e.is_no_room() && wait(&e) => {}
+                done => return done,
+            }
+        }
+    }
+
     /// Makes everything durable; with `wait` false only begins to.
     pub(crate) fn flush(&self, wait: bool) -> Result<(), IndexError> {
         let mut options = FlushOptions::default();
@@ -340,6 +368,13 @@ impl Index {
             options.set_iterate_range(rocksdb::PrefixRange(prefix));
         }
         Ok(self.db.raw_iterator_cf_opt(self.family(family)?, options))
+    }
+
+    /// The entry of the batch that begins there.
+    pub(crate) fn batch(&self, id: u64, begin: Place) -> Result<Option<BatchEntry>, IndexError> {
+        let found = self.get(Family::Batches, &batch_key(id, begin.incarnation, begin.offset))?;
+        let malformed = || IndexError("an entry of a batch is malformed".to_owned());
+        found.map(|bytes| BatchEntry::decode(&bytes).ok_or_else(malformed)).transpose()
     }
 
     /// The last entry of an incarnation that begins at or below `offset`.
@@ -403,8 +438,14 @@ impl Index {
 
     /// Bytes appended to an incarnation so far, fills left out.
     pub(crate) fn bytes_of(&self, id: u64, incarnation: Incarnation) -> Result<u64, IndexError> {
-        let last = self.floor(id, incarnation, Offset::MAX)?;
-        Ok(last.map_or(0, |(_, entry)| entry.bytes_before + u64::from(entry.length)))
+        let Some((offset, entry)) = self.floor(id, incarnation, Offset::MAX)? else { return Ok(0) };
+        let is_fill = self.is_fill(id, Place { incarnation, offset })?;
+        Ok(entry.bytes_before + if is_fill { 0 } else { u64::from(entry.length) })
+    }
+
+    /// Whether the batch that begins there filled a hole.
+    pub(crate) fn is_fill(&self, id: u64, begin: Place) -> Result<bool, IndexError> {
+        Ok(self.get(Family::Fills, &batch_key(id, begin.incarnation, begin.offset))?.is_some())
     }
 
     /// Bytes of batches in a range of an incarnation whose bounds are batch boundaries.
@@ -433,6 +474,12 @@ impl Index {
             self.db.property_int_value_cf(family, "rocksdb.total-sst-files-size").ok().flatten()
         };
         Family::ALL.iter().filter_map(of).sum()
+    }
+
+    /// Bytes that RocksDB wrote to its files since it was opened: flushes and compactions.
+    pub(crate) fn written_bytes(&self) -> u64 {
+        let of = |ticker| self.options.get_ticker_count(ticker);
+        of(Ticker::FlushWriteBytes).saturating_add(of(Ticker::CompactWriteBytes))
     }
 
     /// A view that later writes do not change.

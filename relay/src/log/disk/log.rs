@@ -20,8 +20,8 @@ use super::{
 };
 use crate::log::{
     contract::{
-        CommitLog, Done, Line, Listener, LogStats, Poisoned, Read, ReadError, Rejected, Retention, Surveyed, Table,
-        Unit,
+        CommitLog, Done, Line, Listener, LogStats, Poisoned, Read, ReadError, Rejected, Retention, Role, Surveyed,
+        Table, Unit,
     },
     files::{Files, OsFiles},
 };
@@ -46,6 +46,12 @@ pub struct DiskConfig {
     pub segment_bytes: u64,
     /// Free bytes of the disk below which appends are refused.
     pub reserve_bytes: u64,
+    /// What of that is kept in a file, so that nobody else can take it; made when there is room for it, 0 for none.
+    pub ballast_bytes: u64,
+    /// What own logs may take of the disk, their part of the overhead counted; `None`: all but the reserve.
+    pub own_bytes_max: Option<u64>,
+    /// What copies may take, likewise.
+    pub copies_bytes_max: Option<u64>,
     /// Bound of the append queue in bytes.
     pub queue_bytes_max: usize,
     /// Bytes of recent batches kept in memory.
@@ -58,6 +64,10 @@ pub struct DiskConfig {
     pub idle_after: Duration,
     /// A checkpoint is written after so many bytes of segments since the last.
     pub checkpoint_bytes: u64,
+    /// Dead share of old segments (0 to 1) above which what lives in them is moved to the end.
+    pub dead_share_max: f64,
+    /// Bytes a second that are moved; `u64::MAX`: no bound.
+    pub moving_rate: u64,
     /// How often the room on the disk is measured, and no more often.
     pub measure_interval: Duration,
     /// Works without a thread of its own: what is queued is written by [`DiskLog::step`] and by whoever waits for it, and
@@ -86,7 +96,8 @@ impl fmt::Debug for DiskConfig {
 
 impl DiskConfig {
     /// Settings with everything but the names at its default: 256 MiB segments, a reserve of 256 MiB, a queue and
-    /// tail of 64 MiB, index flushes each 1 GiB or 60 s, a checkpoint each 1 GiB, the system's disk and clock.
+    /// tail of 64 MiB, index flushes each 1 GiB or 60 s, a checkpoint each 1 GiB, moving from a dead share of 0.4 on at 32 MiB a second, the system's disk and
+    /// clock.
     pub fn new(dir: PathBuf, federation: &str, name: NodeName, start: Start) -> Self {
         Self {
             dir,
@@ -96,12 +107,17 @@ impl DiskConfig {
             start,
             segment_bytes: 256 << 20,
             reserve_bytes: 256 << 20,
+            ballast_bytes: 0,
+            own_bytes_max: None,
+            copies_bytes_max: None,
             queue_bytes_max: 64 << 20,
             tail_bytes_max: 64 << 20,
             flush_bytes: 1 << 30,
             flush_interval: Duration::from_secs(60),
             idle_after: Duration::from_millis(100),
             checkpoint_bytes: 1 << 30,
+            dead_share_max: 0.4,
+            moving_rate: 32 << 20,
             measure_interval: Duration::from_millis(250),
             stepped: false,
             files: Arc::new(OsFiles),
@@ -285,11 +301,22 @@ impl CommitLog for DiskLog {
             queued_bytes_max: queued_max as u64,
             groups: get(&figures.groups),
             syncs: get(&figures.syncs),
-            sync_times: figures.sync_timer.times(),
             written_bytes: get(&figures.written_bytes),
+            waits_for_room: figures.no_room.load(Ordering::Relaxed),
+            newest_us: get(&figures.newest_us),
+            index_written_bytes: shared.index.written_bytes(),
+            ballast_bytes: get(&figures.ballast_bytes),
+            moved_bytes: get(&figures.moved_bytes),
+            checkpoints: get(&figures.checkpoints),
+            checkpoint_bytes: get(&figures.checkpoint_bytes),
+            reclaim_again: figures.reclaim_again.load(Ordering::Relaxed),
             accepted_bytes: get(&figures.accepted_bytes),
             disk_free: get(&figures.disk_free),
             disk_full: figures.disk_full.load(Ordering::Relaxed),
+            short: shared.is_short(),
+            own_room: shared.own_room(),
+            own_full: figures.shares.of(Role::Own).is_full(),
+            copies_full: figures.shares.of(Role::Copy).is_full(),
             damage: shared.damage.lock().clone(),
             torn_bytes: get(&figures.torn_bytes),
         }

@@ -6,6 +6,7 @@
 //! # The directory
 //! ```text
 //! lock                                locked while a process has the directory open
+//! reserve                             room that is kept for what makes room; see `room`
 //! identity                            text: format, federation, site, node, and the directory's random id
 //! segments/00000000000000000001.seg   the log itself; the number is in the name and in the file
 //! index/                              RocksDB; may be deleted while the node is stopped, and is rebuilt
@@ -89,7 +90,8 @@
 //! once and leave a note of garbage; `reclaim` walks the notes, deletes index entries and counts the
 //! bytes of each segment that are dead. A segment without live batches, before both checkpoints, goes: an
 //! entry *Reclaimed* is durable before the file is removed, so a segment that is missing without one is
-//! damage.
+//! damage. What lives in segments that are mostly dead is moved to the end first ([`moving`]). Where dead bytes only wait for a
+//! checkpoint, and there are many or the room is short, one is written before its time.
 //!
 //! # Reading
 //! Readers take bounds from memory, batches from the [`tail`] if it still has them, and else entries from
@@ -104,12 +106,14 @@ mod group;
 mod identity;
 mod index;
 mod log;
+mod moving;
 mod queue;
 mod reader;
 mod rebuild;
 mod reclaim;
 mod record;
 mod recover;
+mod room;
 mod scan;
 mod segment;
 mod shared;

@@ -26,6 +26,28 @@ pub(crate) enum Job {
     Unit(QueuedUnit),
     /// Fence a range in the index; nothing is written to a segment.
     Fence(LogName, Box<Fence>),
+    /// Tell when everything before is done.
+    Tell(Done),
+}
+
+impl std::fmt::Debug for Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Job::Unit(_) => "Unit",
+            Job::Fence(..) => "Fence",
+            Job::Tell(_) => "Tell",
+        })
+    }
+}
+
+impl Job {
+    /// Tells whoever waits for it that it will not be done.
+    fn fail(self, poisoned: Poisoned) {
+        match self {
+            Job::Unit(QueuedUnit { done, .. }) | Job::Tell(done) => done(Err(poisoned)),
+            Job::Fence(..) => {}
+        }
+    }
 }
 
 /// Waits for room: so many bytes, and whom to call.
@@ -104,10 +126,7 @@ impl Queue {
         let poisoned = state.poisoned.clone().filter(|_| state.drained).or_else(|| state.ended.then(over));
         if let Some(poisoned) = poisoned {
             drop(state);
-            if let Job::Unit(unit) = job {
-                (unit.done)(Err(poisoned));
-            }
-            return;
+            return job.fail(poisoned);
         }
         if let Job::Unit(unit) = &job {
             state.bytes += unit.bytes;
@@ -175,6 +194,11 @@ impl Queue {
         woken.into_iter().for_each(|wake| wake());
     }
 
+    /// Whether nothing more is accepted since it was closed.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.state.lock().closing
+    }
+
     /// Nothing more is accepted.
     pub(crate) fn close(&self) {
         let waiters = {
@@ -213,9 +237,7 @@ impl Queue {
             }
             drop(state);
             for job in jobs {
-                if let Job::Unit(unit) = job {
-                    (unit.done)(Err(poisoned.clone()));
-                }
+                job.fail(poisoned.clone());
             }
         };
         waiters.into_iter().for_each(|(_, wake)| wake());

@@ -16,7 +16,10 @@ use super::{
     queue::Job,
     shared::Shared,
 };
-use crate::log::contract::{Damage, Line, Outside, Read, ReadError, Retention, Role, Surveyed};
+use crate::log::{
+    ages::Ages,
+    contract::{Damage, Line, Outside, Read, ReadError, Retention, Role, Surveyed},
+};
 
 /// Batches that stand close together are read at once, up to this many bytes.
 const RUN_BYTES_MAX: u64 = 4 << 20;
@@ -73,9 +76,17 @@ impl Shared {
                 Err(Failed::Again(reason)) => why = reason,
                 Err(Failed::Missing(_, _, reason)) if attempt < ATTEMPTS => why = reason,
                 Err(Failed::Damaged(offset, entry, detail) | Failed::Missing(offset, entry, detail)) => {
-                    self.fence(&cell, id, Place { offset, ..at }, &entry, &detail);
-                    let to = offset + u64::from(entry.count);
-                    return Ok(Read::Outside(Outside::Damaged { to }));
+                    match self.fence(&cell, id, Place { offset, ..at }, &entry, &detail) {
+                        Ok(true) => {
+                            let to = offset + u64::from(entry.count);
+                            return Ok(Read::Outside(Outside::Damaged { to }));
+                        }
+                        Ok(false) => why = detail, // moved or trimmed meanwhile
+                        Err(e) => {
+                            why = e.to_string();
+                            break;
+                        }
+                    }
                 }
                 Err(Failed::Index(e)) => {
                     why = e.to_string();
@@ -192,8 +203,41 @@ impl Shared {
         decode(cell, at, offset, bytes).map_err(|why| Failed::Damaged(offset, *entry, why))
     }
 
-    /// Fences a batch that cannot be read: reported, readers are told, and it may be fetched again.
-    fn fence(&self, cell: &Arc<Cell>, id: u64, begin: Place, entry: &BatchEntry, why: &str) {
+    /// Reads a batch by itself, at `begin`. `None`: it is bad, and was reported and fenced, or it is elsewhere by now.
+    ///
+    /// # Errors
+    /// In words, why that cannot be told now.
+    pub(crate) fn read_or_fence(
+        &self,
+        cell: &Arc<Cell>,
+        id: u64,
+        begin: Place,
+        entry: &BatchEntry,
+    ) -> Result<Option<Batch>, String> {
+        match self.read_again(cell, begin, begin.offset, entry) {
+            Ok(batch) => Ok(Some(batch)),
+            Err(Failed::Damaged(_, entry, why) | Failed::Missing(_, entry, why)) => {
+                let _ = self.fence(cell, id, begin, &entry, &why).map_err(|e| e.to_string())?;
+                Ok(None)
+            }
+            Err(Failed::Again(why)) => Err(why),
+            Err(Failed::Index(e)) => Err(e.to_string()),
+        }
+    }
+
+    /// Fences a batch that cannot be read: reported, readers are told, and it may be fetched again. Answers false, and
+    /// does nothing, where the index has the batch elsewhere by now.
+    fn fence(
+        &self,
+        cell: &Arc<Cell>,
+        id: u64,
+        begin: Place,
+        entry: &BatchEntry,
+        why: &str,
+    ) -> Result<bool, IndexError> {
+        if self.index.batch(id, begin)?.is_none_or(|now| now.position != entry.position) {
+            return Ok(false);
+        }
         let from = entry.position.at;
         self.report_damage(Damage {
             file: self.segment_name(entry.position.segment),
@@ -219,6 +263,7 @@ impl Shared {
             let fence = Fence { id, hole, below, above, bytes };
             self.queue.push(Job::Fence(cell.name.clone(), Box::new(fence)));
         }
+        Ok(true)
     }
 
     /// The copy that readers see, for look-ups that go to the index: only what is durable.
@@ -331,6 +376,7 @@ impl Shared {
             })
         };
         let current = std::cell::Cell::new(incarnation);
+        let mut ages = Ages::default();
         let seek = |place: Place, _: Offset| {
             current.set(place.incarnation);
             Ok(place.offset)
@@ -340,14 +386,14 @@ impl Shared {
             if keeps(Place { incarnation, offset }, offset + u64::from(entry.count)) {
                 return false;
             }
-            let goes = retention.bytes_max.is_some_and(|max| bytes > max)
-                || retention.appended_before_us.is_some_and(|before| entry.stored_at_us < before);
+            let large = retention.bytes_max.is_some_and(|max| bytes > max);
+            let goes = ages.goes_on(&retention, Place { incarnation, offset }, entry.stored_at_us, large);
             if goes {
                 bytes = bytes.saturating_sub(u64::from(entry.length));
             }
             goes
         });
-        let target = target.map_err(|e| read_error(log, begin, &e))?;
+        let target = ages.target(target.map_err(|e| read_error(log, begin, &e))?);
         Ok((target != begin).then_some(target))
     }
 

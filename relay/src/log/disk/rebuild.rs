@@ -8,7 +8,7 @@ use std::{
 
 use seaway_federation_proto::{
     copies::{Hole, HoleKind, LogCopy},
-    ids::LogName,
+    ids::{LogName, Place},
 };
 
 use super::{
@@ -25,6 +25,7 @@ use super::{
     segment::HEADER_BYTES,
     shared::Shared,
 };
+use crate::log::contract::Damage;
 
 /// Bytes of old segments that are gone through before what was found is written to the index.
 const OLD_BYTES: u64 = 16 << 20;
@@ -61,10 +62,8 @@ pub(crate) fn rebuild(replay: &mut Replay<'_>) -> Result<(), OpenError> {
     }
     replay.missing.extend(named);
     let lost = |n: &u64| !replay.numbers.contains(n) && !replay.reclaimed.contains(n);
-    if !shared.damage.lock().is_empty() || replay.missing.iter().any(lost) {
-        fence_gaps(&shared).map_err(|e| index_failed(&shared, &e))?;
-    }
-    Ok(())
+    let told = !shared.damage.lock().is_empty() || replay.missing.iter().any(lost);
+    fence_gaps(&shared, !told).map_err(|e| index_failed(&shared, &e))
 }
 
 fn scanner(replay: &Replay<'_>, number: u64, depth: Depth) -> Result<Scanner, OpenError> {
@@ -284,8 +283,9 @@ fn recount(shared: &Shared) -> Result<(), IndexError> {
     Ok(())
 }
 
-/// Fences what copies should hold and no segment yielded.
-fn fence_gaps(shared: &Shared) -> Result<(), IndexError> {
+/// Fences what copies should hold and no segment yielded, and with `tell` reports it: what was fenced after the last checkpoint
+/// stands in the index alone, and the segment that it was damaged in may be gone by now.
+fn fence_gaps(shared: &Shared, tell: bool) -> Result<(), IndexError> {
     let names: Vec<LogName> = shared.cells.read().keys().cloned().collect();
     for name in names {
         let Some(cell) = shared.cell(&name) else { continue };
@@ -294,6 +294,12 @@ fn fence_gaps(shared: &Shared) -> Result<(), IndexError> {
         let mut applier = Applier::new(shared, true);
         for hole in gaps(shared, id, &copy)? {
             cell.state.lock().damaged.insert((hole.incarnation, hole.from), hole.to);
+            if tell {
+                let file = shared.config.dir.join(super::segment::DIRECTORY).display().to_string();
+                let place = Place { incarnation: hole.incarnation, offset: hole.from };
+                let detail = format!("the batches of {name} from {place} to offset {} are in no segment", hole.to);
+                shared.report_damage(Damage { file, from: 0, to: 0, detail });
+            }
             applier.fence(&name, &Fence { id, hole, below: None, above: None, bytes: 0 })?;
         }
         applier.finish(None)?;

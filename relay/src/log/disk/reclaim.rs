@@ -1,11 +1,14 @@
 //! Giving space back: index entries of what was trimmed or dropped, then whole segments.
 
+use std::sync::atomic::Ordering;
+
 use seaway_federation_proto::ids::{Incarnation, Offset};
 
 use super::{
     apply::ALL,
     checkpoint::Failed,
     index::{BatchEntry, Family, IndexError, batch_key, incarnation_key, log_key, segment_key, split_batch_key},
+    moving::{Moving, past_bound},
     record::Record,
     segment,
     shared::Shared,
@@ -14,17 +17,23 @@ use crate::log::contract::Poisoned;
 
 /// Index entries that are removed at once.
 const CHUNK: usize = 4096;
+/// A checkpoint before its time must free so many times its own size.
+const CHECKPOINTS_WORTH: u64 = 4;
 
 impl Shared {
     /// See [`crate::log::contract::CommitLog::reclaim`].
     pub(crate) fn reclaim_space(&self) -> Result<u64, Poisoned> {
-        let _one_at_a_time = self.reclaiming.lock();
+        let mut moving = self.moving.lock(); // one at a time
         if let Some(poisoned) = self.queue.poisoned() {
             return Err(poisoned);
         }
-        match self.reclaim_steps() {
+        match self.reclaim_steps(&mut moving) {
             Ok(bytes) => Ok(bytes),
             Err(Failed::Stopped(poisoned)) => Err(poisoned),
+            Err(Failed::Index(e)) if e.is_no_room() => {
+                tracing::warn!("{e}; space is given back when there is room for that");
+                Ok(0)
+            }
             Err(Failed::Index(e)) => {
                 let poisoned = Poisoned { why: e.to_string().into() };
                 self.queue.poison(poisoned.clone());
@@ -33,23 +42,27 @@ impl Shared {
         }
     }
 
-    fn reclaim_steps(&self) -> Result<u64, Failed> {
+    fn reclaim_steps(&self, moving: &mut Moving) -> Result<u64, Failed> {
         self.collect_garbage()?;
-        if self.checkpoint_is_due() {
+        if self.checkpoint_is_due() || self.checkpoint_frees() {
             self.write_checkpoint()?;
             self.index.settle()?; // its snapshot is gone: RocksDB may compact more
         }
-        let dead = self.dead_segments();
-        if dead.is_empty() {
-            return Ok(0);
-        }
-        // What the segments held must never be asked for again, even if the node stops now.
-        self.index.flush(true)?;
         let mut bytes = 0;
-        for number in dead {
-            self.write_own(Record::Reclaimed { segment: number })?;
-            bytes += self.remove_segment(number).map_err(|e| Poisoned { why: e.into() })?;
+        let dead = self.dead_segments();
+        if !dead.is_empty() {
+            // What the segments held must never be asked for again, even if the node stops now.
+            self.index.flush(true)?;
         }
+        for number in dead {
+            bytes += self.give_back(number)?;
+        }
+        bytes += self.move_out(moving)?;
+        if !self.figures.no_room.load(Ordering::Relaxed) {
+            self.keep_ballast();
+        }
+        let again = self.has_to_move(moving) || self.checkpoint_frees();
+        self.figures.reclaim_again.store(again, Ordering::Relaxed);
         Ok(bytes)
     }
 
@@ -63,19 +76,38 @@ impl Shared {
         since >= self.config.checkpoint_bytes
     }
 
+    /// Whether a checkpoint before its time is what dead bytes wait for: the room is short or the dead share past its bound,
+    /// and segments that the checkpoints keep hold enough of them to be worth it.
+    fn checkpoint_frees(&self) -> bool {
+        let keep_from = self.checkpoints.lock().keep_from();
+        let Some(current) = self.existing.lock().keys().next_back().copied() else { return false };
+        let held = self.candidates(keep_from.min(current)..current);
+        let dead: u64 = held.iter().map(|segment| segment.bytes.saturating_sub(segment.live)).sum();
+        let checkpoint = self.figures.checkpoint_bytes.load(Ordering::Relaxed);
+        let worth = self.config.segment_bytes.max(checkpoint.saturating_mul(CHECKPOINTS_WORTH));
+        dead >= worth && (self.is_short() || past_bound(&self.candidates(..current), self.config.dead_share_max))
+    }
+
     /// Segments before both checkpoints in which nothing lives.
     fn dead_segments(&self) -> Vec<u64> {
         let keep_from = self.checkpoints.lock().keep_from();
-        let space = self.space.lock();
-        let lives = |number: &u64| space.get(number).is_some_and(|space| space.indexed > space.dead);
-        self.existing.lock().range(..keep_from).map(|(number, _)| *number).filter(|n| !lives(n)).collect()
+        self.candidates(..keep_from).into_iter().filter(|segment| segment.live == 0).map(|s| s.number).collect()
+    }
+
+    /// Notes durably that a segment goes, and removes its file; answers its bytes.
+    pub(crate) fn give_back(&self, number: u64) -> Result<u64, Failed> {
+        self.write_own(Record::Reclaimed { segment: number })?;
+        Ok(self.remove_segment(number).map_err(|e| Poisoned { why: e.into() })?)
     }
 
     fn remove_segment(&self, number: u64) -> Result<u64, String> {
         let path = self.segment_path(number);
         let failed = |e: std::io::Error| format!("removing {} failed: {e}", path.display());
         self.open_segments.lock().remove(&number);
-        self.config.files.remove(&path).map_err(failed)?;
+        match self.config.files.remove(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {} // somebody was faster
+            done => done.map_err(failed)?,
+        }
         self.config.files.sync_dir(&self.config.dir.join(segment::DIRECTORY)).map_err(failed)?;
         let bytes = self.existing.lock().remove(&number).unwrap_or(0);
         tracing::info!(segment = number, bytes, "a segment was removed");
@@ -83,7 +115,7 @@ impl Shared {
     }
 
     /// Removes the index entries of what trims and drops have noted, and counts their bytes as dead.
-    fn collect_garbage(&self) -> Result<(), IndexError> {
+    pub(crate) fn collect_garbage(&self) -> Result<(), IndexError> {
         let mut notes = Vec::new();
         self.index.visit(Family::Garbage, b"", b"", |key, _| {
             notes.extend(split_batch_key(key));
@@ -96,7 +128,7 @@ impl Shared {
             if incarnation == ALL {
                 changes.delete_range(Family::Fills, &log_key(id), &log_key(id + 1))?;
             }
-            self.index.write(changes)?;
+            self.write_index(changes)?;
         }
         Ok(())
     }
@@ -130,7 +162,7 @@ impl Shared {
             let dead = space.get(&segment).map_or(0, |space| space.dead);
             changes.put(Family::Segments, &segment_key(segment, true), &dead.to_le_bytes())?;
         }
-        self.index.write(changes)?;
+        self.write_index(changes)?;
         Ok(found.len() == CHUNK)
     }
 }

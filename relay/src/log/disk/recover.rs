@@ -7,18 +7,19 @@ use std::{
 
 use parking_lot::Mutex;
 use seaway_federation_proto::{
-    copies::{Facts, LogCopy},
-    ids::LogName,
+    copies::{Facts, Hole, HoleKind, LogCopy},
+    ids::{LogName, Place},
 };
 
 use super::{
     DiskConfig,
-    apply::{Applier, Stored, damaged_range, misfit_damage},
+    apply::{Applier, Fence, Stored, damaged_range, misfit_damage},
     cell::{Cell, Durable},
     codec::{Fields, Position},
     group::{FIXED_BYTES, GroupHeader, GroupKey},
     identity::{self, Identity, OpenError, io_failed},
-    index::{Applied, Family, Index, IndexError, split_batch_key},
+    index::{Applied, Family, Index, IndexError, batch_key, split_batch_key},
+    moving::Moving,
     queue::Queue,
     rebuild,
     record::{DecodedUnit, Record, role_of},
@@ -27,7 +28,7 @@ use super::{
     shared::{Checkpoints, Figures, Notify, SegmentSpace, Shared},
     survey::{self, End, OpenSegment},
     tail::Tail,
-    writer::{Writer, begin_segment},
+    writer::{Writer, first_segment},
 };
 use crate::log::{
     contract::Damage,
@@ -109,6 +110,8 @@ fn open_with(config: DiskConfig) -> Result<(Arc<Shared>, Writer, Recovery), Open
         match replayed {
             Ok(writer) => {
                 recovery.damage = shared.damage.lock().clone();
+                shared.find_ballast();
+                shared.keep_ballast();
                 shared.measure_disk();
                 return Ok((shared, writer, recovery));
             }
@@ -246,6 +249,7 @@ fn is_damaged(file: &Arc<dyn LogFile>, key: GroupKey, applied: &Applied) -> bool
 }
 
 fn share(config: DiskConfig, identity: Identity, index: Index, lock: Arc<Box<dyn LockGuard>>) -> Shared {
+    let moving = Mutex::new(Moving::new(config.moving_rate));
     Shared {
         queue: Queue::new(config.queue_bytes_max),
         tail: Mutex::new(Tail::new(config.tail_bytes_max)),
@@ -258,7 +262,7 @@ fn share(config: DiskConfig, identity: Identity, index: Index, lock: Arc<Box<dyn
         space: Mutex::default(),
         existing: Mutex::default(),
         checkpoints: Mutex::default(),
-        reclaiming: Mutex::default(),
+        moving,
         next_id: 1.into(),
         notify: Notify::default(),
         figures: Figures::default(),
@@ -530,14 +534,58 @@ impl<'a> Replay<'a> {
         self.write(applier)
     }
 
+    /// Fences what the index has in a segment that is not there, so that it is fetched again before anybody asks for it.
+    fn fence_missing(&self, number: u64) -> Result<(), IndexError> {
+        let shared = self.shared;
+        let cells: Vec<Arc<Cell>> = shared.cells.read().values().cloned().collect();
+        let id_of = |cell: &Arc<Cell>| cell.state.lock().durable.as_ref().map(|durable| durable.id);
+        let cells: BTreeMap<u64, Arc<Cell>> =
+            cells.into_iter().filter_map(|cell| Some((id_of(&cell)?, cell))).collect();
+        let mut from = Vec::new();
+        loop {
+            let found = shared.pointing_into(number, &from)?;
+            let Some((id, last, _)) = found.last() else { return Ok(()) };
+            from = batch_key(*id, last.incarnation, last.offset + 1).to_vec();
+            let mut applier = Applier::new(shared, true);
+            for (id, begin, entry) in found {
+                let Some(cell) = cells.get(&id) else { continue };
+                let Place { incarnation, offset } = begin;
+                let to = offset + u64::from(entry.count);
+                let hole = Hole { incarnation, from: offset, to, kind: HoleKind::Pending };
+                let below =
+                    offset.checked_sub(1).map(|before| shared.index.floor(id, incarnation, before)).transpose()?;
+                let below = below.flatten().filter(|(begin, e)| begin + u64::from(e.count) == offset);
+                let below = below.map(|(_, entry)| entry.chain_after);
+                let fence = Fence { id, hole, below, above: Some(entry.chain_after), bytes: u64::from(entry.length) };
+                if applier.fence(&cell.name, &fence)? {
+                    cell.state.lock().damaged.insert((incarnation, offset), to);
+                }
+            }
+            applier.finish(None)?;
+        }
+    }
+
     pub(crate) fn write(&self, applier: Applier<'_>) -> Result<(), OpenError> {
         let applied = (self.last.sequence > 0).then_some(&self.last);
         applier.finish(applied).map(drop).map_err(|e| index_failed(self.shared, &e))
     }
 
+    /// Takes from the last group when it was written.
+    fn note_newest_time(&self) {
+        let group = self.last.group;
+        let newest = self.open(group.segment).ok().and_then(|open| {
+            let (header, _) = header_at(open.file.as_ref(), self.shared.group_key(), group)?;
+            Some(header.written_at_us)
+        });
+        self.shared.figures.newest_us.store(newest.unwrap_or(0), Ordering::Relaxed);
+    }
+
     /// Checks what only now can be told, and says where the log goes on.
     fn finish(&mut self) -> Result<Writer, OpenError> {
         let shared = self.shared;
+        if self.last.group.segment > 0 {
+            self.note_newest_time();
+        }
         let config = &shared.config;
         for number in &self.numbers {
             if shared.existing.lock().contains_key(number) {
@@ -551,8 +599,11 @@ impl<'a> Replay<'a> {
         let expected = shared.space.lock();
         self.missing.extend(expected.iter().filter(|(_, space)| live(space)).map(|(number, _)| *number));
         drop(expected);
-        for number in self.missing.iter().filter(|n| !self.numbers.contains(n) && !self.reclaimed.contains(n)) {
-            self.damage(*number, 0, 0, "the segment file is missing");
+        let gone = |n: &&u64| !self.numbers.contains(n) && !self.reclaimed.contains(n);
+        let gone: Vec<u64> = self.missing.iter().filter(gone).copied().collect();
+        for number in gone {
+            self.damage(number, 0, 0, "the segment file is missing");
+            self.fence_missing(number).map_err(|e| index_failed(shared, &e))?;
         }
         for cell in shared.cells.read().values() {
             let mut state = cell.state.lock();
@@ -576,7 +627,7 @@ impl<'a> Replay<'a> {
                     },
                     None => Position::default(),
                 };
-                let begun = begin_segment(shared, number, previous, sequence);
+                let begun = first_segment(shared, number, previous, sequence);
                 begun.map_err(|why| OpenError::Io { what: "beginning a segment".into(), why })?
             }
         };

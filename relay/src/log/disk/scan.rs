@@ -130,6 +130,11 @@ impl Scanner {
         Ok(Self { file, key, segment, len, at, last_sequence: after_sequence, depth, pending: None })
     }
 
+    /// The segment's number.
+    pub(crate) fn segment(&self) -> u64 {
+        self.segment
+    }
+
     /// Goes on to the next group, bad range, or the end. `Unsupported`: a newer version wrote what is next.
     pub(crate) fn step(&mut self) -> io::Result<Step> {
         let header = match self.pending.take() {

@@ -18,8 +18,10 @@ use super::{
     codec::{Fields, Position, PutFields},
     group::GroupKey,
     identity::Identity,
-    index::Index,
+    index::{Changes, Index, IndexError},
+    moving::Moving,
     queue::Queue,
+    room::Shares,
     segment,
     tail::Tail,
     writer::Writer,
@@ -27,11 +29,12 @@ use super::{
 use crate::log::{
     contract::{Advanced, Damage, Listener, Poisoned, Role},
     files::{LockGuard, LogFile},
-    sync_times::SyncTimer,
 };
 
 /// Segment files that are kept open for readers.
 const OPEN_SEGMENTS_MAX: usize = 128;
+/// How often an index without room is tried again.
+const INDEX_RETRY: std::time::Duration = std::time::Duration::from_millis(250);
 /// Damage that is listed; more is only counted in the log output.
 const DAMAGE_LISTED_MAX: usize = 1000;
 
@@ -52,7 +55,8 @@ pub(crate) struct Shared {
     /// Segment files that there are, with the bytes in use.
     pub(crate) existing: Mutex<BTreeMap<u64, u64>>,
     pub(crate) checkpoints: Mutex<Checkpoints>,
-    pub(crate) reclaiming: Mutex<()>,
+    /// Held while space is given back, and what moving remembers.
+    pub(crate) moving: Mutex<Moving>,
     pub(crate) next_id: AtomicU64,
     pub(crate) notify: Notify,
     pub(crate) figures: Figures,
@@ -82,18 +86,36 @@ pub(crate) struct SegmentSpace {
     pub(crate) dead: u64,
 }
 
+impl SegmentSpace {
+    /// What still lives there, as the index counts it.
+    pub(crate) fn live(&self) -> u64 {
+        self.indexed.saturating_sub(self.dead)
+    }
+}
+
 /// Counters since opening.
 #[derive(Debug, Default)]
 pub(crate) struct Figures {
     pub(crate) groups: AtomicU64,
     pub(crate) syncs: AtomicU64,
-    pub(crate) sync_timer: SyncTimer,
     pub(crate) written_bytes: AtomicU64,
     pub(crate) accepted_bytes: AtomicU64,
     pub(crate) disk_free: AtomicU64,
     pub(crate) disk_full: AtomicBool,
     pub(crate) index_bytes: AtomicU64,
     pub(crate) torn_bytes: AtomicU64,
+    pub(crate) moved_bytes: AtomicU64,
+    pub(crate) checkpoints: AtomicU64,
+    /// Of the last one written.
+    pub(crate) checkpoint_bytes: AtomicU64,
+    pub(crate) reclaim_again: AtomicBool,
+    /// When the newest durable group was written, microseconds since 1970; 0 if that is not known.
+    pub(crate) newest_us: AtomicU64,
+    /// What the file `reserve` keeps of the reserve.
+    pub(crate) ballast_bytes: AtomicU64,
+    pub(crate) shares: Shares,
+    /// The storage thread holds what found no room.
+    pub(crate) no_room: AtomicBool,
 }
 
 /// What is known of checkpoints in the log.
@@ -221,6 +243,25 @@ impl Shared {
         }
     }
 
+    /// Writes to the index; where that finds no room on the disk, it is held until there is some, or the log closes.
+    pub(crate) fn write_index(&self, changes: Changes<'_>) -> Result<(), IndexError> {
+        let mut told = false;
+        let done = self.index.write_patiently(changes, |e| {
+            if !std::mem::replace(&mut told, true) {
+                tracing::error!("{e}: what is stored waits for it until there is room");
+                self.figures.no_room.store(true, Ordering::Relaxed);
+                self.release_ballast();
+                self.measure_disk();
+            }
+            std::thread::sleep(INDEX_RETRY);
+            !self.config.stepped && !self.queue.is_closing()
+        });
+        if told && done.is_ok() {
+            self.figures.no_room.store(false, Ordering::Relaxed);
+        }
+        done
+    }
+
     /// Lets a log without a thread do what somebody is about to wait for.
     pub(crate) fn step(&self) {
         let writer = self.stepped.lock().upgrade();
@@ -269,34 +310,6 @@ impl Shared {
         let mut listed = self.damage.lock();
         if listed.len() < DAMAGE_LISTED_MAX && !listed.contains(&damage) {
             listed.push(damage);
-        }
-    }
-
-    /// Takes appends, or takes none; a change is logged.
-    pub(crate) fn note_disk_full(&self, free: u64, full: bool) {
-        if self.figures.disk_full.swap(full, Ordering::Relaxed) == full {
-            return;
-        }
-        if full {
-            let reserve = self.config.reserve_bytes;
-            tracing::warn!(free, reserve, "the disk is nearly full: appends are refused until there is room");
-        } else {
-            tracing::info!(free, "there is room on the disk again: appends are taken");
-        }
-    }
-
-    /// Measures the room on the disk and decides whether appends are taken.
-    pub(crate) fn measure_disk(&self) {
-        match self.config.files.free_bytes(&self.config.dir) {
-            Ok(free) => {
-                self.figures.disk_free.store(free, Ordering::Relaxed);
-                let reserve = self.config.reserve_bytes;
-                let was = self.figures.disk_full.load(Ordering::Relaxed);
-                // Some room above the reserve before appends are taken again, so that it does not turn with every write.
-                let full = free < if was { reserve.saturating_add(reserve / 8) } else { reserve };
-                self.note_disk_full(free, full);
-            }
-            Err(e) => tracing::warn!("the free room on the disk cannot be measured: {e}"),
         }
     }
 }

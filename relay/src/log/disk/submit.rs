@@ -109,6 +109,7 @@ impl Shared {
                 check.undo.roll_back(self);
                 return reject(unit, done, reason);
             }
+            self.count_appended(&unit);
             let records = records_of(unit, &check.boundaries);
             let accepted: u64 = records.iter().filter_map(Record::batch).map(|(_, batch)| batch.len() as u64).sum();
             self.figures.accepted_bytes.fetch_add(accepted, Ordering::Relaxed);
@@ -131,43 +132,6 @@ impl Shared {
         Ok(())
     }
 
-    fn check_room(&self, unit: &Unit, bytes: usize) -> Result<(), RejectReason> {
-        match self.queue.check(bytes) {
-            Ok(()) => {}
-            Err(Full::Busy) => return Err(RejectReason::Busy),
-            Err(Full::Stopped(poisoned)) => return Err(poisoned.into()),
-        }
-        let free = self.figures.disk_free.load(Ordering::Relaxed);
-        let (has_room, needed) = match needs_of(unit) {
-            Needs::Reserve => (self.has_disk_for(bytes), self.config.reserve_bytes),
-            Needs::HalfReserve => {
-                let needed = self.config.reserve_bytes.div_ceil(2);
-                (!self.figures.disk_full.load(Ordering::Relaxed) || free >= needed, needed)
-            }
-            Needs::Nothing => (true, 0),
-        };
-        if !has_room {
-            // What is on its way will take its part of what was free when it was last measured.
-            let free = free.saturating_sub(self.queue.fill().0 as u64).saturating_sub(bytes as u64);
-            return Err(RejectReason::DiskFull { free, needed });
-        }
-        Ok(())
-    }
-
-    /// Whether the reserve stays whole when so many bytes more are written than are on their way already: what was
-    /// accepted since the disk was measured counts, or a fast publisher would fill it between two looks.
-    fn has_disk_for(&self, bytes: usize) -> bool {
-        let free = self.figures.disk_free.load(Ordering::Relaxed);
-        let coming = (self.queue.fill().0 as u64).saturating_add(bytes as u64);
-        let full = self.figures.disk_full.load(Ordering::Relaxed);
-        // 0 as long as the disk could not be measured.
-        if !full && free > 0 && free < self.config.reserve_bytes.saturating_add(coming) {
-            self.note_disk_full(free, true);
-            return false;
-        }
-        !full
-    }
-
     /// Copies may be read as soon as they are accepted.
     fn tell_accepted(&self, touched: &[(Arc<Cell>, bool)]) {
         let is_copy = |cell: &Cell| cell.state.lock().role == Role::Copy;
@@ -176,28 +140,6 @@ impl Shared {
             self.tell(|| copies().map(|(cell, shape_changed)| cell.advanced(*shape_changed)).collect());
         }
     }
-}
-
-/// How much of the disk's reserve must be free for a unit.
-enum Needs {
-    /// All: it appends.
-    Reserve,
-    /// Half: state goes on for a while when messages no longer do, but must not use up what makes room.
-    HalfReserve,
-    /// It makes room.
-    Nothing,
-}
-
-fn needs_of(unit: &Unit) -> Needs {
-    let mut needs = Needs::Nothing;
-    for entry in &unit.entries {
-        match entry {
-            Entry::Append { .. } => return Needs::Reserve,
-            Entry::Trim { .. } | Entry::Drop { .. } | Entry::Delete { .. } => {}
-            _ => needs = Needs::HalfReserve,
-        }
-    }
-    needs
 }
 
 fn check_sizes(unit: &Unit) -> Result<(), RejectReason> {

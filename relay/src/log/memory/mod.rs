@@ -24,7 +24,7 @@ use seaway_federation_proto::{
 use self::state::{State, StateUndo};
 use super::contract::{
     Advanced, CommitLog, Done, Entry, Line, Listener, LogStats, Poisoned, Read, ReadError, RejectReason, Rejected,
-    Retention, Role, Surveyed, Table, Unit,
+    Retention, Role, Surveyed, Table, Unit, makes_room,
 };
 
 /// What survives a loss of power. A clone is an old copy of the disk; batches are shared, not copied.
@@ -367,8 +367,7 @@ impl Shared {
         if !self.pending.is_empty() && self.queued_bytes.saturating_add(charge(unit)) > self.config.queued_bytes_max {
             return Err(RejectReason::Busy);
         }
-        let frees = |entry: &Entry| matches!(entry, Entry::Trim { .. } | Entry::Drop { .. } | Entry::Delete { .. });
-        if let Some(room) = self.config.room_bytes.filter(|_| !unit.entries.iter().all(frees)) {
+        if let Some(room) = self.config.room_bytes.filter(|_| !makes_room(&unit.entries)) {
             let appends = unit.entries.iter().any(|entry| matches!(entry, Entry::Append { .. }));
             let used: u64 = self.submitted.copies.iter().map(|(_, copy)| copy.bytes()).sum();
             // State goes on until the last; what makes room, beyond.

@@ -7,7 +7,10 @@ use seaway_federation_proto::{
 };
 
 use super::state::State;
-use crate::log::contract::{Line, Outside, Read, Retention, Surveyed};
+use crate::log::{
+    ages::Ages,
+    contract::{Line, Outside, Read, Retention, Surveyed},
+};
 
 impl From<Line> for OnLine {
     fn from(line: Line) -> Self {
@@ -108,6 +111,7 @@ pub(super) fn survey(
 pub(super) fn trim_target(state: &State, log: &LogName, retention: Retention) -> Option<Place> {
     let copy = state.copies.get(log)?;
     let mut bytes = copy.bytes();
+    let mut ages = Ages::default();
     let target = walk(state, log, copy, |stored| {
         let (begin, end) = (stored.batch.begin(), stored.batch.end());
         if retention.keep_from.is_some_and(|keep| {
@@ -115,12 +119,13 @@ pub(super) fn trim_target(state: &State, log: &LogName, retention: Retention) ->
         }) {
             return false;
         }
-        let goes = retention.bytes_max.is_some_and(|max| bytes > max)
-            || retention.appended_before_us.is_some_and(|before| stored.appended_us < before);
+        let large = retention.bytes_max.is_some_and(|max| bytes > max);
+        let goes = ages.goes_on(&retention, begin, stored.appended_us, large);
         if goes {
             bytes = bytes.saturating_sub(stored.batch.len() as u64);
         }
         goes
     });
+    let target = ages.target(target);
     (target != copy.begin_place()).then_some(target)
 }

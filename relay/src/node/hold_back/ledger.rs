@@ -2,22 +2,33 @@
 //! through the index.
 //!
 //! A ledger follows one log: what is new is counted once, what was trimmed is left out. It keeps slices, some batches each; where a
-//! place lies inside of one, that one alone is looked through, so sums are exact. Forks are not in it: their bytes count in the log's
+//! place lies inside of one, that one alone is looked through, from the place on, and what was found is remembered, so sums are
+//! exact. The newest slices stay fine, for that is where the places of those lie that keep up. Forks are not in it: their bytes count in the log's
 //! total only.
 
-use std::collections::VecDeque;
+use std::{
+    cell::RefCell,
+    collections::{HashMap, VecDeque},
+};
 
 use seaway_federation_proto::ids::{Incarnation, LogName, Offset, Place};
 
 use crate::{
-    log::contract::{CommitLog, ReadError, Surveyed},
-    node::retention::Keep,
+    log::{
+        ages::Ages,
+        contract::{CommitLog, ReadError, Surveyed},
+    },
+    node::retention::{Keep, Now},
 };
 
 /// A slice is closed when it has so many bytes, at first.
 const SLICE_BYTES: u64 = 1 << 20;
-/// Most slices of one log: beyond it each two become one.
+/// Most slices of one log: beyond it the two neighbours that are smallest together become one.
 const SLICES_MAX: usize = 64;
+/// The newest of them stay as they are.
+const SLICES_FINE: usize = 16;
+/// Cuts that are remembered for one log; beyond it all are forgotten.
+const CUTS_MAX: usize = 64;
 
 /// Places of one main line in their order.
 pub(super) fn key(place: Place) -> (Incarnation, Offset) {
@@ -85,6 +96,8 @@ pub(super) struct Ledger {
     slices: VecDeque<Slice>,
     slice_bytes: u64,
     begun: bool,
+    /// What was found where a place cuts a slice: by begin and end of the slice, and of what was asked for.
+    cuts: RefCell<HashMap<[Place; 4], Option<Slice>>>,
 }
 
 impl Ledger {
@@ -116,6 +129,7 @@ impl Ledger {
         let (mut came, joined) = self.take_in(log, name, from)?;
         if !joined {
             // The log goes on apart from what it was (its origin was restored): it is counted anew.
+            self.cuts.borrow_mut().clear();
             self.slices.clear();
             self.begun = false;
             came = self.take_in(log, name, None)?.0;
@@ -140,8 +154,18 @@ impl Ledger {
             None => self.slices.push_back(slice),
         }
         if self.slices.len() > SLICES_MAX {
-            self.coarsen();
+            self.join_smallest();
         }
+    }
+
+    /// Makes those two older neighbours one that are smallest together.
+    fn join_smallest(&mut self) {
+        let older = self.slices.len().saturating_sub(SLICES_FINE);
+        let pairs = self.slices.iter().zip(self.slices.iter().skip(1)).take(older);
+        let smallest = pairs.enumerate().min_by_key(|(_, (one, two))| one.bytes.saturating_add(two.bytes));
+        let Some((at, (_, next))) = smallest.map(|(at, (one, two))| (at, (*one, *two))) else { return };
+        self.slices.remove(at + 1);
+        self.slices.get_mut(at).into_iter().for_each(|slice| slice.join(next));
     }
 
     /// Makes each two slices one.
@@ -186,16 +210,20 @@ impl Ledger {
                 each(*slice);
                 continue;
             }
-            let mut cut: Option<Slice> = None;
-            log.survey(name, Some(slice.begin), &mut |batch| {
-                if key(batch.begin) >= key(slice.end) || key(batch.begin) >= key(to) {
-                    return false;
+            let at = [slice.begin, slice.end, from, lower(to, slice.end)];
+            let known = self.cuts.borrow().get(&at).copied();
+            let cut = match known {
+                Some(cut) => cut,
+                None => {
+                    let cut = cut(log, name, slice, from, to)?;
+                    let mut cuts = self.cuts.borrow_mut();
+                    if cuts.len() >= CUTS_MAX {
+                        cuts.clear();
+                    }
+                    cuts.insert(at, cut);
+                    cut
                 }
-                if key(batch.end) > key(from) {
-                    put(&mut cut, Slice::of(batch));
-                }
-                true
-            })?;
+            };
             cut.into_iter().for_each(&mut each);
         }
         Ok(())
@@ -208,27 +236,31 @@ impl Ledger {
         name: &LogName,
         keep: Keep,
         total: u64,
-        wall_us: u64,
+        now: Now,
     ) -> Result<Option<Place>, ReadError> {
-        let before =
-            |age: std::time::Duration| wall_us.saturating_sub(u64::try_from(age.as_micros()).unwrap_or(u64::MAX));
-        let before = keep.age_max.map_or(0, before);
+        let retention = keep.at(now);
+        let before = retention.appended_before_us.unwrap_or(0);
         let max = keep.bytes_max.unwrap_or(u64::MAX);
-        let (mut left, mut target) = (total, None);
+        let (mut left, mut target, mut ages) = (total, None, Ages::default());
         for slice in &self.slices {
             if slice.newest_us < before || left.saturating_sub(slice.bytes) >= max {
                 left = left.saturating_sub(slice.bytes);
-                target = Some(slice.end);
+                (target, ages) = (Some(slice.end), Ages::default());
                 continue;
             }
             let mut stays = false;
             log.survey(name, Some(slice.begin), &mut |batch| {
-                stays = left <= max && batch.stored_at_us >= before;
-                if stays || key(batch.begin) >= key(slice.end) {
+                if key(batch.begin) >= key(slice.end) {
+                    return false;
+                }
+                stays = !ages.goes_on(&retention, batch.begin, batch.stored_at_us, left > max);
+                if stays {
                     return false;
                 }
                 left = left.saturating_sub(batch.bytes);
-                target = Some(batch.end);
+                if !ages.has_passed() {
+                    target = Some(batch.end);
+                }
                 true
             })?;
             if stays {
@@ -237,6 +269,31 @@ impl Ledger {
         }
         Ok(target)
     }
+}
+
+/// What of a slice lies in `from..to`. Waits on the disk.
+fn cut(log: &dyn CommitLog, name: &LogName, slice: &Slice, from: Place, to: Place) -> Result<Option<Slice>, ReadError> {
+    let begin = higher(slice.begin, from);
+    // A place is a batch's begin as a rule. Where it is none, or at a hole's, the slice is gone through from its own.
+    for begin in [begin, slice.begin] {
+        let (mut cut, mut first) = (None, None);
+        let joined = log.survey(name, Some(begin), &mut |batch| {
+            if *first.get_or_insert(batch.begin) != begin && begin != slice.begin {
+                return false;
+            }
+            if key(batch.begin) >= key(slice.end) || key(batch.begin) >= key(to) {
+                return false;
+            }
+            if key(batch.end) > key(from) {
+                put(&mut cut, Slice::of(batch));
+            }
+            true
+        })?;
+        if (joined && first == Some(begin)) || begin == slice.begin {
+            return Ok(cut);
+        }
+    }
+    Ok(None)
 }
 
 fn put(into: &mut Option<Slice>, slice: Slice) {

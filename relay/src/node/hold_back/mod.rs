@@ -42,11 +42,13 @@ use self::{
     plan::{Decision, Own, Pin, Planner, rule_of},
     rates::Rates,
 };
-use super::retention::Keep;
+use super::retention::{Keep, Now};
 use crate::log::contract::{CommitLog, Entry, ReadError};
 
 /// Share of the file system that hold-back may take where no size is configured.
 const DISK_SHARE: u64 = 4;
+/// And at most this part of what own logs may take.
+const OWN_SHARE: u64 = 2;
 /// Most slices of all ledgers together: some 20 MB. Beyond it they become coarser.
 const ALL_SLICES_MAX: usize = 1 << 18;
 /// Most logs given up for a site that an alarm names.
@@ -59,7 +61,8 @@ const REFUSING: &str = "hold-back-refusing";
 /// Settings of hold-back.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HoldBackConfig {
-    /// Bytes kept beyond retention for all sites together; `None`: a quarter of the file system of the data directory.
+    /// Bytes kept beyond retention for all sites together; `None`: a quarter of the file system of the data directory, and
+    /// no more than half of the share of own logs.
     pub bytes_max: Option<u64>,
     /// Bounds for sites and topics; the first that is about both counts.
     pub rules: Vec<HoldBackRule>,
@@ -174,15 +177,25 @@ pub(super) struct Told<'a> {
     pub(super) needs: Vec<(LogName, Vec<Need>)>,
     /// When sites were last heard, since the process began.
     pub(super) heard: Vec<(Site, u64)>,
-    pub(super) wall_us: u64,
+    pub(super) now: Now,
+    /// Room for own messages, bytes; negative: so much is lacking. `None`: not known.
+    pub(super) room: Option<i64>,
 }
 
 impl Keeper {
     /// With what was kept by the processes before.
-    pub(super) fn open(config: HoldBackConfig, data_dir: &Path, log: &dyn CommitLog) -> Self {
+    pub(super) fn open(
+        config: HoldBackConfig,
+        own_bytes_max: Option<u64>,
+        data_dir: &Path,
+        log: &dyn CommitLog,
+    ) -> Self {
         let share = || {
-            let disk = rustix::fs::statvfs(data_dir).ok()?;
-            Some(disk.f_blocks.saturating_mul(disk.f_frsize) / DISK_SHARE)
+            let disk = rustix::fs::statvfs(data_dir).ok().map(|disk| disk.f_blocks.saturating_mul(disk.f_frsize));
+            [disk.map(|bytes| bytes / DISK_SHARE), own_bytes_max.map(|bytes| bytes / OWN_SHARE)]
+                .into_iter()
+                .flatten()
+                .min()
         };
         let (gaps, heard) = records::restore(log);
         let state = State { gaps, heard, ..State::default() };
@@ -221,13 +234,14 @@ impl Keeper {
     pub(super) fn round(&self, told: Told<'_>, keep: impl Fn(&LogName) -> Keep) -> Result<Round, ReadError> {
         let mut state = self.state.lock();
         let mut round = Round { entries: std::mem::take(&mut state.not_stored), ..Round::default() };
-        let Told { log, needs, heard, wall_us } = told;
+        let Told { log, needs, heard, now, room } = told;
+        let wall_us = now.us;
         state.note_heard(heard, &mut round);
         state.follow(log, &needs, &keep, wall_us)?;
         let mut logs = Vec::new();
         for (name, needs) in needs.iter().filter(|(_, needs)| !needs.is_empty()) {
             let Some(ledger) = state.ledgers.get(name) else { continue };
-            let target = ledger.retained_from(log, name, keep(name), log.bytes(name).unwrap_or(0), wall_us)?;
+            let target = ledger.retained_from(log, name, keep(name), log.bytes(name).unwrap_or(0), now)?;
             let pin = |need: &Need| Pin {
                 rule: rule_of(&self.config.rules, &need.site, &name.topic),
                 from: need.from,
@@ -235,7 +249,8 @@ impl Keeper {
             };
             logs.push(Own { name, ledger, target, pins: needs.iter().map(pin).collect() });
         }
-        let planner = Planner { log, config: &self.config, bytes_max: self.bytes_max, wall_us };
+        let lacking = room.map_or(0, |room| u64::try_from(room.saturating_neg()).unwrap_or(0));
+        let planner = Planner { log, config: &self.config, bytes_max: self.bytes_max, now, lacking };
         let decision = planner.decide(&mut logs)?;
         for own in &logs {
             let floor = own.pins.iter().map(|pin| pin.from).reduce(lower);
@@ -244,7 +259,8 @@ impl Keeper {
         let (given_up, sites) = (given_up(log, &logs, &state.gaps, wall_us)?, self.sites(log, &logs)?);
         drop(logs);
         self.record(&mut state, given_up, &needs, &decision, &mut round);
-        self.show(&mut state, sites, &decision, wall_us, &mut round);
+        let left = room.map(|room| u64::try_from(room).unwrap_or(0));
+        self.show(&mut state, Shown { sites, left, wall_us }, &decision, &mut round);
         Ok(round)
     }
 
@@ -319,14 +335,8 @@ impl Keeper {
         state.exceeded.retain(|site| open.contains(site));
     }
 
-    fn show(
-        &self,
-        state: &mut State,
-        sites: BTreeMap<Site, SiteParts>,
-        decision: &Decision,
-        wall_us: u64,
-        round: &mut Round,
-    ) {
+    fn show(&self, state: &mut State, shown: Shown, decision: &Decision, round: &mut Round) {
+        let Shown { sites, left, wall_us } = shown;
         let sentence = |refusal: &plan::Refusal| {
             format!(
                 "this topic waits for site {}, for which {} of hold-back are reached; publish again when it has caught up, or remove it \
@@ -354,7 +364,8 @@ impl Keeper {
             round.over.push((REFUSING, site.to_string()));
         }
         state.refusing.retain(|site| by_site.contains_key(site));
-        let whole = self.bytes_max.map(|max| max.saturating_sub(decision.bytes));
+        let bound = self.bytes_max.map(|max| max.saturating_sub(decision.bytes));
+        let whole = [bound, left].into_iter().flatten().min();
         let rate = state.rates.all(wall_us);
         let shown = sites.into_iter().map(|(site, parts)| parts.show(&self.config, state, whole, site, wall_us));
         let mut refused_list: Vec<(Topic, String)> = refused.iter().map(|(t, s)| (t.clone(), s.clone())).collect();
@@ -370,6 +381,14 @@ impl Keeper {
         }));
         self.refused.store(Arc::new(refused));
     }
+}
+
+/// What a round found, to be shown.
+struct Shown {
+    sites: BTreeMap<Site, SiteParts>,
+    /// Room for own messages, bytes.
+    left: Option<u64>,
+    wall_us: u64,
 }
 
 /// What a site pins by topic (beyond retention, and in all), and by rule.

@@ -1,7 +1,8 @@
 //! The decision of one round: up to where each own log may be trimmed, what is given up for whom, and which topics are refused.
 //!
-//! Bounds are kept in this order: a rule's age, a rule's size for each of its sites, the size of the whole. Past a bound the oldest
-//! goes first, over all logs that it is about. What a rule with `refuse` pins is never given up: its topics are refused instead.
+//! Bounds are kept in this order: a rule's age, a rule's size for each of its sites, the size of the whole, and last the room that own
+//! messages need: an absent site does not stop publishers by filling the disk. Past a bound the oldest goes first, over all logs that
+//! it is about. What a rule with `refuse` pins is never given up: its topics are refused instead.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -16,7 +17,7 @@ use super::{
 };
 use crate::{
     log::contract::{CommitLog, ReadError, Surveyed},
-    node::retention::Keep,
+    node::retention::{Keep, Now},
 };
 
 /// A log of this origin's with the sites that count for it.
@@ -69,7 +70,9 @@ pub(super) struct Planner<'a> {
     pub(super) config: &'a HoldBackConfig,
     /// Bound of the whole; `None`: none.
     pub(super) bytes_max: Option<u64>,
-    pub(super) wall_us: u64,
+    pub(super) now: Now,
+    /// What own messages lack of room, bytes: as much is given up as may be, for publishing goes on.
+    pub(super) lacking: u64,
 }
 
 impl Planner<'_> {
@@ -98,7 +101,7 @@ impl Planner<'_> {
                     continue;
                 };
                 let keep = Keep { bytes_max: None, age_max: Some(age_max) };
-                let young = own.ledger.retained_from(self.log, own.name, keep, u64::MAX, self.wall_us)?;
+                let young = own.ledger.retained_from(self.log, own.name, keep, u64::MAX, self.now)?;
                 let young = young.map_or(pin.from, |young| higher(pin.from, lower(young, target)));
                 if key(young) > key(pin.from) {
                     pin.from = young;
@@ -144,7 +147,7 @@ impl Planner<'_> {
         if let Some(max) = rule.bytes_max.filter(|max| pinned.bytes >= *max) {
             return Some(format!("{max} bytes"));
         }
-        let age_us = pinned.oldest_us.map(|oldest| self.wall_us.saturating_sub(oldest))?;
+        let age_us = pinned.oldest_us.map(|oldest| self.now.us.saturating_sub(oldest))?;
         let age_max = rule.age_max.filter(|max| u128::from(age_us) >= max.as_micros())?;
         Some(format!("an age of {}", humantime::format_duration(age_max)))
     }
@@ -164,10 +167,16 @@ impl Planner<'_> {
             whole = whole.saturating_add(own.ledger.between(self.log, own.name, from, target)?.bytes);
         }
         decision.bytes = whole;
-        let Some(excess) = self.bytes_max.map(|max| whole.saturating_sub(max)).filter(|e| *e > 0) else {
+        let (past, lacking) = (self.bytes_max.map_or(0, |max| whole.saturating_sub(max)), self.lacking.min(whole));
+        let excess = past.max(lacking);
+        if excess == 0 {
             return Ok(());
+        }
+        let bound = if past >= lacking {
+            format!("{} bytes in all", self.bytes_max.unwrap_or(0))
+        } else {
+            "what is left of the disk, or of log.own_size".to_owned()
         };
-        let bound = format!("{} bytes in all", self.bytes_max.unwrap_or(0));
         let before: Vec<Vec<Place>> = logs.iter().map(|own| own.pins.iter().map(|pin| pin.from).collect()).collect();
         let gone = self.give_up_whole(logs, excess)?;
         decision.bytes = whole.saturating_sub(gone);
@@ -176,7 +185,7 @@ impl Planner<'_> {
                 decision.bounds.insert(pin.need.site.clone(), bound.clone());
             }
         }
-        if gone < excess {
+        if gone < past {
             // Only what must not be given up is left.
             let firm: BTreeSet<Site> = logs
                 .iter()

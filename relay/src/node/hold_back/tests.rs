@@ -13,7 +13,7 @@ use seaway_federation_proto::{envelope::Batch, replication::Need};
 use super::{ledger::Slice, *};
 use crate::log::{
     conformance::fixture::{Origin, log_name},
-    contract::{Retention, Role, Table, Unit},
+    contract::{Role, Table, Unit},
     memory::{MemoryConfig, MemoryDisk, MemoryLog},
 };
 
@@ -40,6 +40,10 @@ impl Bench {
 
     fn now(&self) -> u64 {
         self.clock.load(Relaxed)
+    }
+
+    fn time(&self) -> Now {
+        Now { us: self.now(), latest_us: self.now() + 100 * SECOND_US }
     }
 
     fn later(&self, seconds: u64) {
@@ -70,19 +74,24 @@ impl Bench {
 
     /// One round, and the trims that follow from it.
     fn round(&self, keeper: &Keeper, keep: Keep, needs: Vec<(LogName, Vec<Need>)>) -> Round {
-        let told = Told { log: &*self.log, needs, heard: Vec::new(), wall_us: self.now() };
+        self.round_with(keeper, keep, needs, None)
+    }
+
+    /// The same with so much room for own messages.
+    fn round_with(&self, keeper: &Keeper, keep: Keep, needs: Vec<(LogName, Vec<Need>)>, room: Option<i64>) -> Round {
+        let told = Told { log: &*self.log, needs, heard: Vec::new(), now: self.time(), room };
         let round = keeper.round(told, |_| keep).unwrap();
         if !round.entries.is_empty() {
             self.submit(round.entries.clone());
         }
         let log: Arc<dyn CommitLog> = self.log.clone();
         let keep_from = |name: &LogName| round.keep_from.get(name).copied();
-        crate::node::retention::trim(&log, |_| keep, keep_from, None, self.now()).unwrap();
+        crate::node::retention::trim(&log, |_| keep, keep_from, None, self.time()).unwrap();
         round
     }
 
     fn keeper(&self, config: HoldBackConfig) -> Keeper {
-        Keeper::open(config, Path::new("/nowhere/at/all"), &*self.log)
+        Keeper::open(config, None, Path::new("/nowhere/at/all"), &*self.log)
     }
 }
 
@@ -116,7 +125,11 @@ fn a_ledger_tells_what_a_walk_through_the_log_would() {
             // Large ones close a slice by themselves.
             let size = if rng.random_bool(0.3) { 600_000 } else { 300 };
             let (before, count) = (batches.len(), rng.random_range(0..6));
+            // A clock that stands wrong for a moment.
+            let leap = if rng.random_bool(0.2) { 10_000 } else { 0 };
+            bench.later(leap);
             batches.extend(bench.fill(&mut origin, count, size));
+            bench.clock.fetch_sub(leap * SECOND_US, Relaxed);
             if batches.is_empty() {
                 continue;
             }
@@ -148,14 +161,9 @@ fn a_ledger_tells_what_a_walk_through_the_log_would() {
                     bytes_max: rng.random_bool(0.6).then(|| rng.random_range(0..=total + 1)),
                     age_max: rng.random_bool(0.6).then(|| Duration::from_secs(rng.random_range(0..60))),
                 };
-                let before = |age: Duration| bench.now() - u64::try_from(age.as_micros()).unwrap();
-                let retention = Retention {
-                    bytes_max: keep.bytes_max,
-                    appended_before_us: keep.age_max.map(before),
-                    keep_from: None,
-                };
+                let retention = keep.at(bench.time());
                 let trims = bench.log.trim_target(&name, retention).unwrap();
-                let target = ledger.retained_from(&*bench.log, &name, keep, total, bench.now()).unwrap();
+                let target = ledger.retained_from(&*bench.log, &name, keep, total, bench.time()).unwrap();
                 // The end of one incarnation and the begin of the next are one place.
                 let offset = |place: Option<Place>| place.map(|p| p.offset);
                 assert_eq!(offset(target), offset(trims), "seed {seed}: {keep:?}");
@@ -315,6 +323,37 @@ fn a_rule_that_refuses_gives_nothing_up_and_lets_publishers_go_on_when_the_site_
     bench.round(&keeper, NOTHING, needs(first[1].begin(), two.end().unwrap()));
     assert_eq!(bench.begin(&a), first[1].begin());
     assert!(keeper.refuses(&"a".parse().unwrap()).unwrap().contains("in all"));
+}
+
+#[test]
+fn what_is_held_back_makes_room_for_publishers_unless_a_rule_refuses_them() {
+    let bench = Bench::new();
+    let (mut one, mut two) = (Origin::new(log_name("a", "home", 1), 1), Origin::new(log_name("b", "home", 1), 2));
+    let (first, second) = (bench.fill(&mut one, 4, 1000), bench.fill(&mut two, 4, 1000));
+    let (a, b) = (one.log().clone(), two.log().clone());
+    let rule = HoldBackRule {
+        sites: vec!["us".parse().unwrap()],
+        topics: vec!["a".parse().unwrap()],
+        bytes_max: Some(1 << 30),
+        refuse: true,
+        ..HoldBackRule::default()
+    };
+    let keeper = bench.keeper(HoldBackConfig { bytes_max: Some(1 << 30), rules: vec![rule] });
+    let needs =
+        || vec![(a.clone(), vec![need("us", first[0].begin())]), (b.clone(), vec![need("us", second[0].begin())])];
+    let round = bench.round_with(&keeper, NOTHING, needs(), Some(1));
+    assert!(round.raise.is_empty(), "there is room");
+    assert_eq!((bench.begin(&a), bench.begin(&b)), (first[0].begin(), second[0].begin()));
+    let lacking = i64::try_from(bytes(&second[..2])).unwrap();
+    let round = bench.round_with(&keeper, NOTHING, needs(), Some(-lacking));
+    assert_eq!((bench.begin(&a), bench.begin(&b)), (first[0].begin(), second[2].begin()), "as much as is lacking");
+    assert_eq!(names(&round.raise), [(EXCEEDED, "us")]);
+    assert!(round.raise[0].text.contains("what is left of the disk"), "{}", round.raise[0].text);
+    let behind =
+        || vec![(a.clone(), vec![need("us", first[0].begin())]), (b.clone(), vec![need("us", second[2].begin())])];
+    bench.round_with(&keeper, NOTHING, behind(), Some(i64::MIN));
+    assert_eq!((bench.begin(&a), bench.begin(&b)), (first[0].begin(), second[3].end()), "all that may be given up");
+    assert_eq!(keeper.refuses(&"a".parse().unwrap()), None, "the disk itself refuses then");
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! The disk log against real directories.
 
 mod conformance;
+mod full;
 mod gate;
 mod golden;
 mod moved;
+mod moving;
 mod random;
 mod recovery;
 mod room;
