@@ -106,6 +106,16 @@ pub const PASSING_WANTS_MAX: usize = 4096;
 pub const TOKENS_MAX: usize = 10_000;
 /// Clients whose rates are remembered at one time.
 pub const RATED_CLIENTS_MAX: usize = 10_000;
+/// Largest request to the admin service, bytes.
+pub const ADMIN_REQUEST_BYTES_MAX: usize = 64 * 1024;
+/// Calls of the admin service at one time, of all callers; with [`ADMIN_REQUEST_BYTES_MAX`] that bounds what they hold.
+pub const ADMIN_CALLS_MAX: usize = 256;
+/// Of these, of one caller.
+pub const CLIENT_ADMIN_CALLS_MAX: usize = 32;
+/// How long a call of the admin service may take, from its first byte to its answer.
+pub const ADMIN_CALL_TIME_MAX: Duration = Duration::from_secs(120);
+/// Bytes of records of admin calls that wait for the commit log; what is beyond is in the node's log alone, and counted.
+pub const AUDIT_PENDING_BYTES_MAX: usize = 1024 * 1024;
 /// Longest deadline that a publish may ask for.
 pub const DEADLINE_MAX: Duration = Duration::from_secs(3600);
 /// How long a TLS handshake may take.
@@ -137,6 +147,8 @@ pub(crate) struct ClientRate {
     pub(crate) parts: Arc<Semaphore>,
     /// Its share of the bytes in flight, in permits of [`PERMIT_BYTES`].
     pub(crate) in_flight: Arc<Semaphore>,
+    /// Its share of calls to the admin service.
+    pub(crate) admin: Arc<Semaphore>,
     /// Its share of messages that wait for other sites.
     pub(crate) receipts: Arc<Semaphore>,
     /// Size of that share.
@@ -208,6 +220,7 @@ impl ClientRate {
             confirming: Arc::new(Semaphore::new(CLIENT_CONFIRMING_BYTES_MAX / PERMIT_BYTES)),
             parts: Arc::new(Semaphore::new(CLIENT_PARTS_BYTES_MAX / PERMIT_BYTES)),
             in_flight: Arc::new(Semaphore::new(CLIENT_IN_FLIGHT_BYTES_MAX / PERMIT_BYTES)),
+            admin: Arc::new(Semaphore::new(CLIENT_ADMIN_CALLS_MAX)),
             receipts: Arc::new(Semaphore::new(limits.receipts_max)),
             receipts_max: limits.receipts_max,
         }

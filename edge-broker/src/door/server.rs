@@ -24,12 +24,12 @@ use crate::{
     engine::Engine,
     grpc::{
         admin::AdminService,
-        audit::Audited,
+        audit::{self, Audited},
         messages::MessagesService,
         shared::{DoorCounters, Shared},
         status,
     },
-    limits::{CALLS_PER_CONNECTION_MAX, REPLY_BYTES_MAX, REQUEST_BYTES_MAX},
+    limits::{ADMIN_REQUEST_BYTES_MAX, CALLS_PER_CONNECTION_MAX, REPLY_BYTES_MAX, REQUEST_BYTES_MAX},
     steering::Steer,
 };
 
@@ -196,6 +196,7 @@ impl<E: Engine> Door<E> {
             () = cut_off(&shared) => Ok(()),
         };
         drain.cancel();
+        audit::sum_up(&shared, None).await;
         waiting.abort();
         reporting.abort();
         result
@@ -227,7 +228,9 @@ fn add_services<E: Engine>(mut server: Server, shared: &Arc<Shared<E>>) -> Resul
         // Behind the interceptor: only callers who are known take room.
         InterceptedService::new(Metered { inner: messages, shared: shared.clone() }, intercept.clone())
     });
-    let admin = AdminServer::new(AdminService { shared: shared.clone() }).max_encoding_message_size(REPLY_BYTES_MAX);
+    let admin = AdminServer::new(AdminService { shared: shared.clone() })
+        .max_decoding_message_size(ADMIN_REQUEST_BYTES_MAX)
+        .max_encoding_message_size(REPLY_BYTES_MAX);
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(api::DESCRIPTORS)
         .build_v1()

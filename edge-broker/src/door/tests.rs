@@ -1,5 +1,6 @@
 //! The door as clients meet it, over gRPC on loopback, with the engine in memory.
 
+mod audit;
 mod groups;
 mod lists;
 mod publish;

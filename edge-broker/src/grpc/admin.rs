@@ -9,7 +9,9 @@ use super::{
     audit, errors, federation,
     pages::{page, split},
     shared::Shared,
-    sites, status, topics,
+    sites, status,
+    told::Told,
+    topics,
 };
 use crate::{
     api::{self, admin_server::Admin},
@@ -30,13 +32,26 @@ impl<E: Engine> AdminService<E> {
         self.counted(Caller::of(request.extensions()).and_then(|caller| caller.check_see()))
     }
 
-    fn check_steer<T>(&self, request: &Request<T>) -> Result<(), Status> {
+    /// Whether the caller may look at what only those see who may change the node.
+    fn check_admin<T>(&self, request: &Request<T>) -> Result<(), Status> {
         self.counted(Caller::of(request.extensions()).and_then(|caller| caller.check_steer()))
     }
 
+    /// Whether the caller may change the node. If so, the call's record says from here on what it is about; of a caller who may not
+    /// nothing is taken down but the call.
+    fn check_steer<T: Told>(&self, request: &Request<T>) -> Result<(), Status> {
+        self.check_admin(request)?;
+        audit::note(request.extensions(), request.get_ref());
+        Ok(())
+    }
+
     /// What steers the process, for a caller who may; and its name.
-    fn steering<T>(&self, request: &Request<T>) -> Result<(Arc<dyn Steer>, String), Status> {
+    fn steering<T: Told>(&self, request: &Request<T>) -> Result<(Arc<dyn Steer>, String), Status> {
         self.check_steer(request)?;
+        self.process(request)
+    }
+
+    fn process<T>(&self, request: &Request<T>) -> Result<(Arc<dyn Steer>, String), Status> {
         let by = Caller::of(request.extensions())?.name.clone();
         let steering = self.shared.steering.get().cloned();
         Ok((steering.ok_or_else(|| errors::unavailable("the node is not up yet; ask again later"))?, by))
@@ -117,7 +132,6 @@ impl<E: Engine> Admin for AdminService<E> {
         &self,
         request: Request<api::DeleteGroupRequest>,
     ) -> Result<Response<api::DeleteGroupReply>, Status> {
-        audit::note(request.extensions(), || request.get_ref().group.clone());
         self.check_steer(&request)?;
         self.shared.groups.delete(&request.into_inner().group).await?;
         Ok(Response::new(api::DeleteGroupReply {}))
@@ -166,7 +180,6 @@ impl<E: Engine> Admin for AdminService<E> {
         &self,
         request: Request<api::CreateTokenRequest>,
     ) -> Result<Response<api::CreateTokenReply>, Status> {
-        audit::note(request.extensions(), || format!("{:?}", request.get_ref()));
         self.check_steer(&request)?;
         let request = request.into_inner();
         let asked = request.rights.unwrap_or_default();
@@ -183,7 +196,7 @@ impl<E: Engine> Admin for AdminService<E> {
         &self,
         request: Request<api::ListTokensRequest>,
     ) -> Result<Response<api::ListTokensReply>, Status> {
-        self.check_steer(&request)?;
+        self.check_admin(&request)?;
         let request = request.into_inner();
         let tokens =
             self.shared.tokens.list().into_iter().map(|t| (format!("{}\u{1}{}", t.name, t.from), status::token(&t)));
@@ -229,14 +242,12 @@ impl<E: Engine> Admin for AdminService<E> {
         &self,
         request: Request<api::RevokeTokenRequest>,
     ) -> Result<Response<api::RevokeTokenReply>, Status> {
-        audit::note(request.extensions(), || request.get_ref().name.clone());
         self.check_steer(&request)?;
         self.shared.tokens.revoke(&request.into_inner().name).await?;
         Ok(Response::new(api::RevokeTokenReply {}))
     }
 
     async fn drain(&self, request: Request<api::DrainRequest>) -> Result<Response<api::DrainReply>, Status> {
-        audit::note(request.extensions(), || if request.get_ref().undo { "undo".into() } else { String::new() });
         let (steering, by) = self.steering(&request)?;
         Ok(Response::new(steering.drain(request.into_inner().undo, &by)))
     }
@@ -245,7 +256,6 @@ impl<E: Engine> Admin for AdminService<E> {
         &self,
         request: Request<api::PauseLinkRequest>,
     ) -> Result<Response<api::PauseLinkReply>, Status> {
-        audit::note(request.extensions(), || request.get_ref().peer.clone());
         let (steering, by) = self.steering(&request)?;
         steering.pause_link(&request.into_inner().peer, &by)?;
         Ok(Response::new(api::PauseLinkReply {}))
@@ -255,7 +265,6 @@ impl<E: Engine> Admin for AdminService<E> {
         &self,
         request: Request<api::ResumeLinkRequest>,
     ) -> Result<Response<api::ResumeLinkReply>, Status> {
-        audit::note(request.extensions(), || request.get_ref().peer.clone());
         let (steering, _) = self.steering(&request)?;
         let was_paused = steering.resume_link(&request.into_inner().peer)?;
         Ok(Response::new(api::ResumeLinkReply { was_paused }))
@@ -273,10 +282,6 @@ impl<E: Engine> Admin for AdminService<E> {
         &self,
         request: Request<api::SetLogLevelRequest>,
     ) -> Result<Response<api::LogLevels>, Status> {
-        audit::note(request.extensions(), || {
-            let asked = request.get_ref();
-            format!("{}={} for {} ms", asked.target, asked.level, asked.for_ms)
-        });
         let (steering, by) = self.steering(&request)?;
         steering.set_level(&request.into_inner(), &by).map(Response::new)
     }
@@ -285,7 +290,8 @@ impl<E: Engine> Admin for AdminService<E> {
         &self,
         request: Request<api::GetLogLevelsRequest>,
     ) -> Result<Response<api::LogLevels>, Status> {
-        let (steering, _) = self.steering(&request)?;
+        self.check_admin(&request)?;
+        let (steering, _) = self.process(&request)?;
         Ok(Response::new(steering.levels()))
     }
 }

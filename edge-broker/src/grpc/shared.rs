@@ -13,6 +13,7 @@ use seaway_relay::transport::expiry::CertificateEnd;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::audit::Trail;
 use crate::{
     auth::{Grants, tokens::Tokens},
     door::{DoorConfig, DoorError},
@@ -93,6 +94,8 @@ pub(crate) struct Shared<E: Engine> {
     pub(crate) connections: Arc<Semaphore>,
     /// Set when the door drains.
     pub(crate) drain: CancellationToken,
+    /// The audit trail.
+    pub(crate) trail: Trail,
     /// What is counted.
     pub(crate) counters: Arc<DoorCounters>,
     /// Messages and bytes by topic.
@@ -123,6 +126,7 @@ impl<E: Engine> Shared<E> {
             subscriptions: Arc::new(Semaphore::new(SUBSCRIPTIONS_MAX)),
             connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             drain,
+            trail: Trail::default(),
             counters: Arc::default(),
             traffic: Traffic::default(),
             since: Instant::now(),

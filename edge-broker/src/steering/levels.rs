@@ -2,7 +2,7 @@
 //!
 //! A level that was raised falls back by itself: nobody fills a disk by forgetting it. Levels are by target, which is a
 //! part of the program as log lines name it (`seaway_relay::link`); one that no part of the program can have is refused, for it would
-//! change nothing and look as if it did.
+//! change nothing and look as if it did. What steers the node is logged whatever is set: on a relay these lines are the audit trail.
 
 use std::{
     collections::BTreeMap,
@@ -41,6 +41,9 @@ const PARTS: [&str; 16] = [
     "mio",
 ];
 
+/// The target of the audit trail's lines.
+pub(crate) const AUDIT: &str = "seaway::audit";
+
 /// Takes a filter into use.
 type Use = Box<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>;
 
@@ -74,6 +77,9 @@ impl Levels {
         check_target(target)?;
         if level.parse::<LevelFilter>().is_err() {
             return Err(format!("{level:?} is no level: error, warn, info, debug, trace or off"));
+        }
+        if target.is_empty() && level.eq_ignore_ascii_case("off") {
+            return Err("all of the log cannot be switched off; set error, or name a part of the program".to_owned());
         }
         if time.is_zero() || time > RAISED_TIME_MAX {
             return Err(
@@ -155,9 +161,20 @@ impl Levels {
 
     fn use_now(&self, configured: &str, raised: &BTreeMap<String, Raised>) -> Result<(), String> {
         let text = directives(configured, raised);
-        let filter = EnvFilter::try_new(&text).map_err(|error| format!("{text:?} is not understood: {error}"))?;
-        (self.take)(filter)
+        (self.take)(filter(&text).map_err(|error| format!("{text:?} is not understood: {error}"))?)
     }
+}
+
+/// A filter that lets through what these directives do, and the audit trail always.
+///
+/// # Errors
+/// The directives are not understood, or speak of the audit trail.
+pub(crate) fn filter(text: &str) -> Result<EnvFilter, String> {
+    if text.to_ascii_lowercase().contains(AUDIT) {
+        return Err(format!("the audit trail, {AUDIT}, is always logged and has no level of its own"));
+    }
+    // For the same target the last counts, and of several targets the longest.
+    EnvFilter::try_new(format!("{text},{AUDIT}=info")).map_err(|error| error.to_string())
 }
 
 /// Later directives count over earlier ones for the same target, and longer targets over shorter ones.
@@ -173,6 +190,9 @@ fn directives(configured: &str, raised: &BTreeMap<String, Raised>) -> String {
 fn check_target(target: &str) -> Result<(), String> {
     if target.is_empty() {
         return Ok(());
+    }
+    if target.to_ascii_lowercase().starts_with(AUDIT) {
+        return Err(format!("{target} is the audit trail, which is always logged"));
     }
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b':';
     let root = target.split("::").next().unwrap_or_default();
@@ -206,6 +226,48 @@ mod tests {
         (Levels::new("info", Box::new(take)), used)
     }
 
+    /// The directives in use, in order.
+    fn last(used: &Mutex<Vec<String>>) -> Vec<String> {
+        let mut directives: Vec<String> = used.lock().last().unwrap().split(',').map(str::to_owned).collect();
+        directives.sort();
+        directives
+    }
+
+    /// Which of these targets are logged under a filter.
+    fn logged(filter: EnvFilter) -> Vec<&'static str> {
+        #[derive(Clone, Default)]
+        struct Lines(Arc<Mutex<Vec<u8>>>);
+        impl std::io::Write for Lines {
+            fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+                self.0.lock().extend(line);
+                Ok(line.len())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let lines = Lines::default();
+        let into = lines.clone();
+        let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(move || into.clone()).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!(target: "seaway::audit", who = "me", "recorded");
+            tracing::error!(target: "seaway_relay::link", "broken");
+        });
+        let text = String::from_utf8(lines.0.lock().clone()).unwrap();
+        ["recorded", "broken"].into_iter().filter(|word| text.contains(word)).collect()
+    }
+
+    #[tokio::test]
+    async fn no_level_switches_the_audit_trail_off() {
+        for text in ["off", "seaway=off,off", "info,seaway_relay=off", "off,[{who}]=off"] {
+            assert_eq!(logged(filter(text).unwrap()), ["recorded"], "{text}");
+        }
+        assert_eq!(logged(filter("error").unwrap()), ["recorded", "broken"]);
+        for text in ["info,seaway::audit=off", "info,Seaway::Audit=off", "seaway::audit[{who}]=off"] {
+            assert!(filter(text).unwrap_err().contains("always logged"), "{text}");
+        }
+    }
+
     #[tokio::test]
     async fn a_level_falls_back_by_itself() {
         let (levels, used) = levels();
@@ -220,7 +282,7 @@ mod tests {
             }
         })
         .await;
-        assert_eq!(used.lock().last().unwrap(), "info");
+        assert_eq!(last(&used), ["info", "seaway::audit=info"]);
     }
 
     #[tokio::test]
@@ -232,6 +294,10 @@ mod tests {
             ("seaway_relay::", "debug", minute, "no part of the program"),
             ("a b", "debug", minute, "no part of the program"),
             ("seaway_relay=info,x", "debug", minute, "no part of the program"),
+            ("seaway::audit", "off", minute, "always logged"),
+            ("seaway::audit::more", "off", minute, "always logged"),
+            ("", "off", minute, "cannot be switched off"),
+            ("", "OFF", minute, "cannot be switched off"),
             ("seaway_relay", "loud", minute, "\"loud\" is no level"),
             ("seaway_relay", "debug", Duration::ZERO, "--for"),
             ("seaway_relay", "debug", minute * 60 * 25, "24 hours"),
@@ -247,14 +313,14 @@ mod tests {
         assert!(Levels::raise(&levels, "seaway_relay::more", "debug", minute, "x").is_err());
         Levels::raise(&levels, "seaway_relay::m3", "trace", minute, "x").unwrap();
         levels.fall_back("").unwrap();
-        assert_eq!(used.lock().last().unwrap(), "info");
+        assert_eq!(last(&used), ["info", "seaway::audit=info"]);
     }
 
     #[tokio::test]
     async fn everything_can_be_raised_and_another_configuration_keeps_what_is_raised() {
         let (levels, used) = levels();
         Levels::raise(&levels, "", "debug", Duration::from_secs(60), "x").unwrap();
-        assert_eq!(used.lock().last().unwrap(), "debug");
+        assert_eq!(last(&used), ["debug", "seaway::audit=info"]);
         levels.configure("warn,h2=off").unwrap();
         let last = used.lock().last().unwrap().clone();
         assert!(last.contains("debug") && last.contains("h2=off") && !last.contains("warn"), "{last}");

@@ -409,6 +409,8 @@ impl NodeInner {
 
     /// Trims one log; its begin then, where it moved.
     async fn trim_log(&self, name: &LogName, to: TrimTo) -> Result<Option<Place>, PublishError> {
+        // What is Seaway's own, the audit trail above all, goes by its retention and by no command.
+        check_name(&name.topic)?;
         let (log, name) = (self.log.clone(), name.clone());
         let failed = |e: &dyn std::fmt::Display| PublishError::Unavailable(format!("reading {e}"));
         let find = {

@@ -11,7 +11,7 @@ use seaway_relay::{
 
 use crate::{
     admin::{Probed, Watched},
-    api::{Mode, PublishRequest, subscribe_reply::Kind, subscribe_request::Open},
+    api::{self, Mode, PublishRequest, subscribe_reply::Kind, subscribe_request::Open},
     door::{Door, DoorConfig},
     metrics::exposition::tests::read,
     testing::*,
@@ -124,6 +124,28 @@ async fn a_group_and_its_messages_survive_a_restart_of_a_node_on_disk() {
     let mut all = harness.subscribe(Open { until_end: true, ..open("orders/a") }).await.unwrap();
     assert_eq!(payloads(&all.messages(22).await), numbered(0..22));
     assert!(matches!(all.next().await.unwrap(), Some(Kind::AtEnd(_))));
+    harness.stop().await;
+    node.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_trims_the_audit_trail() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start(config(dir.path())).await.unwrap();
+    let mut door = DoorConfig::new(([127, 0, 0, 1], 0).into());
+    door.auth.token_file = Some(super::rights::token_file(super::rights::TOKENS));
+    let harness = Harness::serve(Door::open(door, node.clone()).await.unwrap());
+    let mut admin = harness.admin().await;
+    let gone = api::RevokeTokenRequest { name: "gone".into() };
+    admin.revoke_token(with_token(gone, "admin-admin-admin")).await.unwrap_err();
+    let held = || node.logs().into_iter().find(|log| log.topic.as_str() == "_audit" && log.queue.0 > 0).unwrap();
+    let begin = node.info(&held()).unwrap().begin;
+    for to in [api::trim_topic_request::To::KeepSize(0), api::trim_topic_request::To::BeforeUs(u64::MAX)] {
+        let trim = api::TrimTopicRequest { topic: "_audit".into(), origin: String::new(), to: Some(to) };
+        let status = admin.trim_topic(with_token(trim, "admin-admin-admin")).await.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::InvalidArgument, "{}", status.message());
+    }
+    assert_eq!(node.info(&held()).unwrap().begin, begin);
     harness.stop().await;
     node.shutdown().await.unwrap();
 }
