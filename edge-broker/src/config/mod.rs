@@ -65,6 +65,11 @@ impl Loaded {
         }
     }
 
+    /// Other settings, of the same file.
+    pub(crate) fn with(self, settings: Settings) -> Self {
+        Self { settings, ..self }
+    }
+
     /// A mistake about a key's value that only shows in the whole: `text` follows the key.
     pub fn mistake(&self, key: &[&str], text: &str) -> ConfigError {
         let key: Vec<String> = key.iter().map(ToString::to_string).collect();

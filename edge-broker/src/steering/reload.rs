@@ -27,13 +27,13 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use seaway_relay::node::{Node, NodeConfig, StartError};
+use seaway_relay::node::{Node, StartError};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
 use super::levels::Levels;
 use crate::{
-    config::{ConfigError, Loaded},
+    config::{ConfigError, Loaded, settings::Settings},
     door::{DoorError, DoorHandle},
 };
 
@@ -86,6 +86,8 @@ pub(crate) enum ReloadError {
     Door(#[from] DoorError),
     #[error(transparent)]
     Links(#[from] StartError),
+    #[error("what would be in use is not consistent ({0}); restart the node")]
+    Settings(String),
     #[error("the node is not up yet; ask again later")]
     NotUp,
 }
@@ -191,12 +193,14 @@ impl Reload {
         let fresh = as_value(&loaded);
         let plan = plan(in_use, &fresh);
         // All that can fail.
+        let level = loaded.settings.logging.level.clone();
+        let changed = loaded.with(settings_of(&plan.in_use)?).node_config()?;
         let tls = node.read_tls(&node_config.tls)?;
         let door = match (door, &door_config) {
             (Some(door), Some(config)) => Some((door, door.read_again(config)?)),
             _ => None,
         };
-        self.levels.configure(&loaded.settings.logging.level).map_err(ReloadError::Level)?;
+        self.levels.configure(&level).map_err(ReloadError::Level)?;
         // And what cannot.
         if let Some(tls) = tls {
             node.use_tls(tls);
@@ -204,15 +208,16 @@ impl Reload {
         if let (Some((door, read)), Some(config)) = (door, &door_config) {
             door.use_from_now(config, read);
         }
-        use_settings(node, node_config);
+        node.set_retention(changed.topics);
+        node.set_wants(changed.wants);
         *in_use = plan.in_use;
         Ok(Reloaded { applied: plan.applied, needs_restart: plan.needs_restart })
     }
 }
 
-fn use_settings(node: &Node, config: NodeConfig) {
-    node.set_retention(config.topics);
-    node.set_wants(config.wants);
+/// The settings that a plan leaves in use: of what needs a restart nothing is taken over, not even what alone could be.
+fn settings_of(in_use: &Value) -> Result<Settings, ReloadError> {
+    serde_json::from_value(in_use.clone()).map_err(|error| ReloadError::Settings(error.to_string()))
 }
 
 fn as_value(loaded: &Loaded) -> Value {
@@ -348,9 +353,43 @@ fn put(settings: &mut Value, key: &str, value: Option<Value>) {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use serde_json::json;
 
     use super::*;
+    use crate::config::source::{Overrides, SourceFile};
+
+    const FILE: &str = r##"
+[node]
+kind = "edge"
+federation = "acme"
+site = "eu"
+name = "edge"
+data_dir = "data"
+
+[link]
+listen = "127.0.0.1:7400"
+cert_file = "eu.pem"
+key_file = "eu.key"
+ca_file = "ca.pem"
+
+[door]
+listen = "127.0.0.1:7500"
+
+[[topic]]
+pattern = "orders"
+queues = 4
+retention_age = "1 day"
+
+[[topic]]
+pattern = "logs"
+retention_size = "2 GiB"
+
+[[want]]
+name = "all"
+pattern = "#"
+"##;
 
     fn settings() -> Value {
         json!({
@@ -411,6 +450,30 @@ mod tests {
         assert_eq!((&in_use["topic"][1]["queues"], &in_use["want"][0]["pattern"]), (&json!(1), &json!("#")));
         let (_, restart, _) = changed(|s| s["topic"].as_array_mut().unwrap().reverse());
         assert_eq!(restart, ["topic (their order)"]);
+    }
+
+    #[test]
+    fn what_needs_a_restart_is_not_used_in_part() {
+        let load = |text: &str| {
+            let file = SourceFile::parse(Path::new("edge.toml"), text.to_owned()).unwrap();
+            Loaded::merge(file, Overrides::from_env([]), Overrides::from_flags(&[]).unwrap()).unwrap()
+        };
+        let loaded = load(FILE);
+        let change = FILE
+            .replace("retention_age = \"1 day\"", "retention_age = \"2 days\"")
+            .replace("queues = 4", "queues = 8")
+            .replace("retention_size = \"2 GiB\"", "retention_size = \"3 GiB\"");
+        let fresh = load(&change);
+        let plan = plan(&as_value(&loaded), &as_value(&fresh));
+        assert_eq!(
+            (plan.needs_restart, plan.applied),
+            (vec!["topic[orders]".to_owned()], vec!["topic[logs]".to_owned()])
+        );
+        let used = fresh.with(settings_of(&plan.in_use).unwrap()).node_config().unwrap().topics;
+        let kept: Vec<_> =
+            used.iter().map(|(p, t)| (p.as_str(), t.queues, t.retention_age, t.retention_bytes)).collect();
+        let day = Duration::from_secs(86_400);
+        assert_eq!(kept, [("orders", 4, Some(day), None), ("logs", 1, None, Some(3 << 30))]);
     }
 
     #[test]
