@@ -238,8 +238,9 @@ impl Replication {
                 newest: plan.newest,
                 had: state.edges().iter().map(|e| e.incarnation).collect(),
             };
+            let fills = matches!(plan.key, FetchKey::Hole(_));
             state.fetches.insert(plan.key, fetch);
-            if state.failures == 0 {
+            if state.failures == 0 && !fills {
                 state.moved_at = now;
             }
         }

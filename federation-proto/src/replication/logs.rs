@@ -73,6 +73,8 @@ pub(super) struct LogState {
     pub(super) retry_at: Option<Duration>,
     /// When the copy last grew, or was first fetched for after that.
     pub(super) moved_at: Duration,
+    /// When its pending holes last shrank, or began to be there.
+    pub(super) filled_at: Duration,
     /// Why nothing comes, as far as it is known.
     pub(super) trouble: Option<String>,
     /// The log refused what comes next, and will again.
@@ -131,6 +133,12 @@ impl LogState {
     /// Whether there is nothing that the copy could lack: nothing came, and the origin has nothing either.
     pub(super) fn is_as_blank_as_there(&self) -> bool {
         self.none_there && self.submitted.as_ref().is_some_and(LogInfo::is_blank)
+    }
+
+    /// How many messages its pending holes lack.
+    pub(super) fn pending(info: Option<&LogInfo>) -> u64 {
+        let pending = info.iter().flat_map(|info| &info.holes).filter(|hole| hole.kind == HoleKind::Pending);
+        pending.fold(0, |sum, hole| sum.saturating_add(hole.to.saturating_sub(hole.from)))
     }
 
     pub(super) fn end(&self) -> Option<Place> {

@@ -15,7 +15,7 @@ use super::{
     fetching::FetchOwner,
     find::Finds,
     held::Held,
-    logs::{IDLE_LOOKS, Logs},
+    logs::{IDLE_LOOKS, LogState, Logs},
     marks::Marks,
     one_way::OneWays,
     passes::Pools,
@@ -440,6 +440,10 @@ impl Replication {
             (state.trouble, state.refuses, state.none_there) = (None, false, false);
             state.moved_at = self.now;
         }
+        let (lacked, lacks) = (LogState::pending(was_submitted.as_ref()), LogState::pending(state.submitted.as_ref()));
+        if lacks > 0 && (lacks < lacked || lacked == 0) {
+            state.filled_at = self.now;
+        }
         if many {
             self.report("many-incarnations", many_incarnations(&log, own));
         }
@@ -634,7 +638,7 @@ impl Replication {
                 nodes: self.routing.nodes_of(&site),
                 next_hop: self.routing.upstream(&site),
                 via: self.routing.upstream(&site).and_then(|link| self.links.get(&link)).map(|l| l.peer.node.clone()),
-                cost: self.routing.cost(&site).map(|c| u32::try_from(c).unwrap_or(u32::MAX)),
+                cost: self.routing.cost(&site),
                 round_trip: self.round_trip(&site),
                 held: self
                     .held

@@ -55,6 +55,7 @@ pub use self::{
     machine::Replication,
     passes::PASS_POOL_BYTES,
     removal::{OnlyThere, Removal, removed_text},
+    routing::plain_cost,
     ways::{ExplainedWay, KnownLink, KnownNode, WayHop},
 };
 use crate::{
@@ -319,8 +320,8 @@ pub struct SiteStatus {
     pub next_hop: Option<LinkId>,
     /// The node at its other end.
     pub via: Option<NodeName>,
-    /// Cost of the way.
-    pub cost: Option<u32>,
+    /// Cost of the way; see [`plain_cost`].
+    pub cost: Option<u64>,
     /// Last round trip of an end-to-end probe to it; `None` while it is not wanted from, or none came back.
     pub round_trip: Option<Duration>,
     /// What it states to hold of our logs: place below which all is held, whether registered, whether the chain value was checked equal.

@@ -5,7 +5,7 @@
 //! than the site does is refused before the first of them comes, instead of a copy that stands still half-way. Only edge
 //! brokers refuse; a relay carries what others want.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use super::{Output, Replication};
 use crate::{
@@ -25,6 +25,8 @@ pub(super) struct Refusals {
     message_bytes_max: u64,
     /// What the settings of others' topics allow, where it is more than this build's bound or was asked about.
     allowed: BTreeMap<(Site, Topic), u64>,
+    /// Since when topics are refused here.
+    since: BTreeMap<(Site, Topic), Duration>,
     /// By topic of this origin and site.
     theirs: BTreeMap<(Topic, Site), String>,
 }
@@ -32,7 +34,7 @@ pub(super) struct Refusals {
 impl Default for Refusals {
     fn default() -> Self {
         let most = u64::try_from(MESSAGE_BYTES_CEILING).unwrap_or(u64::MAX);
-        Self { message_bytes_max: most, allowed: BTreeMap::new(), theirs: BTreeMap::new() }
+        Self { message_bytes_max: most, allowed: BTreeMap::new(), since: BTreeMap::new(), theirs: BTreeMap::new() }
     }
 }
 
@@ -49,6 +51,13 @@ impl Refusals {
                 self.message_bytes_max
             )
         })
+    }
+}
+
+impl Refusals {
+    /// Since when this site has refused a topic.
+    pub(super) fn since(&self, log: &LogName) -> Option<Duration> {
+        self.since.get(&(log.origin.clone(), log.topic.clone())).copied()
     }
 }
 
@@ -84,12 +93,16 @@ impl Replication {
         let subject = format!("{} {}", log.topic, log.origin);
         match now {
             Some(why) => {
+                self.refusals.since.entry((log.origin.clone(), log.topic.clone())).or_insert(self.now);
                 let text =
                     format!("topic {} of {} is not taken: {why}; what is held of it stays", log.topic, log.origin);
                 self.count(REFUSED);
                 self.report_of(REFUSED, subject, text);
             }
-            None => self.out.push_back(Output::ReportOver(REFUSED, subject)),
+            None => {
+                self.refusals.since.remove(&(log.origin.clone(), log.topic.clone()));
+                self.out.push_back(Output::ReportOver(REFUSED, subject));
+            }
         }
         // The origin is told with the statement of the control queue.
         self.state_held(log);

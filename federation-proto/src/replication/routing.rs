@@ -31,6 +31,12 @@ pub(super) const RECORD_REFRESH: Duration = Duration::from_secs(900);
 pub(super) const DIGEST_INTERVAL: Duration = Duration::from_secs(60);
 /// What a hop through a node that carries no transit adds: more than any real path costs.
 const NO_TRANSIT_COST: u64 = 1 << 40;
+
+/// What a way costs by its links alone, and whether it leads through a node that carries no transit.
+#[must_use]
+pub fn plain_cost(cost: u64) -> (u32, bool) {
+    (u32::try_from(cost % NO_TRANSIT_COST).unwrap_or(u32::MAX), cost >= NO_TRANSIT_COST)
+}
 /// Most neighbours believed of one record.
 const NEIGHBOURS_MAX: usize = 4096;
 

@@ -104,7 +104,8 @@ impl Replication {
 
     fn stands(&self, now: Duration, log: &LogName, state: &LogState) -> Standing {
         if let Some(why) = self.refusals.reason(log).filter(|_| self.is_refused(log)) {
-            return Standing::new("stalled", format!("refused here: {why}"), now);
+            let since = self.refusals.since(log).unwrap_or(now);
+            return Standing::new("stalled", format!("refused here: {why}"), since);
         }
         if !self.is_wanted(log) {
             return Standing { reason: "no want covers this log here".to_owned(), ..Standing::fine("not-wanted") };
@@ -157,13 +158,13 @@ impl Replication {
             return Some(Standing::new("stalled", reason, state.moved_at));
         }
         let info = state.submitted.as_ref()?;
-        let pending: Vec<_> = info.holes.iter().filter(|h| h.kind == HoleKind::Pending).collect();
-        let first = pending.first()?;
-        let missing: u64 = pending.iter().map(|h| h.to.saturating_sub(h.from)).sum();
+        let first = info.holes.iter().find(|h| h.kind == HoleKind::Pending)?;
+        let missing = LogState::pending(Some(info));
         let range = format!("{missing} messages are missing here from {}:{} on", first.incarnation, first.from);
         let comes = state.fetches.keys().any(|key| matches!(key, FetchKey::Hole(_)));
-        let since = self.sought_since(log).unwrap_or(state.moved_at);
-        if comes && now.saturating_sub(state.moved_at) <= self.young() {
+        let since = self.sought_since(log).unwrap_or(state.filled_at);
+        // That the end grows says nothing of what lies below it.
+        if comes && now.saturating_sub(state.filled_at) <= self.young() {
             return Some(Standing::new("catching-up", format!("{range}, and are being fetched"), since));
         }
         let why =

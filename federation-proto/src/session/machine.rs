@@ -13,7 +13,7 @@ use super::{
     frames::{self, Frame, FrameDecoder, TransmitBuilder},
     handshake, lane_index,
     probes::Probes,
-    serving::Serving,
+    serving::{Look, Serving},
     vitals::{Trouble, Vitals},
 };
 use crate::{
@@ -348,7 +348,7 @@ impl Session {
 
     /// Looks at whether probes come back and what is due moves; to be called with each timeout, and judged at any later time.
     pub fn vitals(&mut self, now: Duration) -> Vitals {
-        let (waits, oldest) = self.serving.look(now);
+        let Look { waits, oldest, yields, credit } = self.serving.look(now);
         Vitals {
             looked: now,
             patience: self.probes.patience(),
@@ -356,6 +356,8 @@ impl Session {
             heard: self.probes.heard_at(),
             waits,
             oldest,
+            yields,
+            credit,
             here: None,
             there: self.there.clone(),
         }

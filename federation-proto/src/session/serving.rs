@@ -139,6 +139,18 @@ struct LaneOut {
     came: VecDeque<(Duration, u64)>,
 }
 
+/// What waits for the peer, over all lanes.
+pub(super) struct Look {
+    /// Since when something is due and nothing goes, and why.
+    pub(super) waits: Option<(Duration, Wait)>,
+    /// When the oldest of what is due came.
+    pub(super) oldest: Option<Duration>,
+    /// Whether a lane gets nothing because another goes first.
+    pub(super) yields: bool,
+    /// What the peer has granted and is not used, by lane in the order of [`LANES`].
+    pub(super) credit: [u64; LANES.len()],
+}
+
 /// All fetches served on a link.
 #[derive(Debug)]
 pub(super) struct Serving {
@@ -153,6 +165,8 @@ pub(super) struct Serving {
     moved: BTreeSet<FetchNumber>,
     /// Bytes that were fed and have left, by fetch, until the shell takes note: at most one entry for each batch.
     fed_gone: VecDeque<(FetchNumber, u64)>,
+    /// When any lane was last seen to have moved, and what had gone on all of them by then.
+    any_moved: Option<(Duration, u64)>,
 }
 
 impl Serving {
@@ -167,6 +181,7 @@ impl Serving {
             highest: 0,
             moved: BTreeSet::new(),
             fed_gone: VecDeque::new(),
+            any_moved: None,
         }
     }
 
@@ -531,11 +546,22 @@ impl Serving {
         (Some((idle.0, wait)), out.came.front().map(|(at, _)| *at))
     }
 
-    /// The same over all lanes: what waits longest.
-    pub(super) fn look(&mut self, now: Duration) -> (Option<(Duration, Wait)>, Option<Duration>) {
+    /// The same over all lanes: what waits longest. A lane that only yields to another, which moves, does not wait for the line.
+    pub(super) fn look(&mut self, now: Duration) -> Look {
         let looks = LANES.map(|lane| self.look_at(now, lane));
-        let waits = looks.iter().filter_map(|(waits, _)| *waits).min_by_key(|(since, _)| *since);
-        (waits, looks.iter().filter_map(|(_, oldest)| *oldest).min())
+        let gone = self.lanes.iter().fold(0_u64, |sum, lane| sum.saturating_add(lane.gone));
+        let moved = self.any_moved.filter(|(_, before)| *before == gone).unwrap_or((now, gone));
+        self.any_moved = Some(moved);
+        let mut yields = false;
+        let mut waits = Vec::new();
+        for (since, wait) in looks.iter().filter_map(|(waits, _)| *waits) {
+            let line = wait == Wait::Line;
+            yields |= line && since < moved.0;
+            waits.push((if line { since.max(moved.0) } else { since }, wait));
+        }
+        let waits = waits.into_iter().min_by_key(|(since, _)| *since);
+        let credit = LANES.map(|lane| self.lane(lane).credit.room());
+        Look { credit, waits, oldest: looks.iter().filter_map(|(_, oldest)| *oldest).min(), yields }
     }
 
     /// Begins the reads that there is room for.

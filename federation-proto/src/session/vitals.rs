@@ -10,7 +10,8 @@
 //! | loss towards the peer only | the peer is heard, no probe is answered | the same |
 //! | loss from the peer only | as black-holed: nothing is heard; the other end sees the row above | the same |
 //! | the peer grants no credit | a batch is due and the lane's credit does not hold it | the same, and one interval |
-//! | the line takes probes and no batches | a batch is due, has credit, and none was taken | the same |
+//! | the line takes probes and no batches | a batch is due, has credit, and none was taken, of no lane | the same |
+//! | live traffic takes all there is | a batch of the backlog is due, and live ones go: `catching-up` | the same |
 //! | the own disk does not give what the peer asked for | a read is out and nothing came | the same |
 //! | this node cannot store what comes (disk full, stuck, commit log stopped) | the driver says it ([`Vitals::here`]) | patience |
 //! | the peer cannot store what it is sent | it says so (`Condition`), be the credit used up or not | that and half a round trip |
@@ -87,6 +88,10 @@ pub struct Vitals {
     pub waits: Option<(Duration, Wait)>,
     /// When the oldest of what is due to the peer came here.
     pub oldest: Option<Duration>,
+    /// Whether a lane that something is due on gets nothing because another goes first.
+    pub yields: bool,
+    /// Bytes that the peer has granted and that are not used, by lane in the order of [`super::LANES`].
+    pub credit: [u64; super::LANES.len()],
     /// Why this node stores nothing of what the peer sends.
     pub here: Option<Trouble>,
     /// The same of the peer, as it says.
@@ -129,8 +134,11 @@ impl Vitals {
         }
         match self.oldest.filter(|at| self.is_late(now, *at)) {
             Some(since) => {
-                let what = "the line or the peer takes less than comes: the oldest batch for it waits".to_owned();
-                found(Standing::CatchingUp, &Trouble::storing(since, what))
+                let what = match self.yields {
+                    true => "live traffic goes first: the backlog waits for it",
+                    false => "the line or the peer takes less than comes: the oldest batch for it waits",
+                };
+                found(Standing::CatchingUp, &Trouble::storing(since, what.to_owned()))
             }
             None => Judgement { standing: Standing::Live, since: None, reason: String::new() },
         }

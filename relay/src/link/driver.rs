@@ -23,7 +23,7 @@ use seaway_federation_proto::{
     ids::{LogName, Place, Site},
     replication::LinkId,
     session::{
-        Channel, CloseReason, Event, FetchEnded, FetchLine, FetchNumber, Lane, NodeKind, PeerInfo, ReadOutcome,
+        Channel, CloseReason, Event, FetchEnded, FetchLine, FetchNumber, LANES, Lane, NodeKind, PeerInfo, ReadOutcome,
         Session, SessionConfig, Transmit,
         vitals::{Judgement, Trouble, Vitals},
     },
@@ -98,6 +98,11 @@ impl LinkCounters {
     /// How the link stands at this moment of the driver's time, once it is up.
     pub fn judge(&self, now: Duration) -> Option<Judgement> {
         self.vitals.lock().as_ref().map(|vitals| vitals.judge(now))
+    }
+
+    /// Bytes that the peer has granted on each lane ([`LANES`]) and that are not used, as of the driver's last look.
+    pub fn credit(&self) -> Option<[u64; LANES.len()]> {
+        self.vitals.lock().as_ref().map(|vitals| vitals.credit)
     }
 
     /// For how long nothing has been heard of the peer, as of the driver's last look.

@@ -11,7 +11,7 @@ use seaway_federation_proto::{
     envelope::{Batch, Chain, Codec, Placement},
     ids::{Incarnation, LogName, Place, Queue, Start},
     message::{BodyBuilder, Message},
-    replication::{CopyStatus, LinkId, RemoteHeld, ReplicationConfig, Want, WantStart},
+    replication::{CopyStatus, LinkId, RemoteHeld, ReplicationConfig, Want, WantStart, plain_cost},
     session::{Channel, LANES, Lane, NodeKind, SessionConfig},
     wire::link,
 };
@@ -244,7 +244,7 @@ impl Net {
         self.nodes[node].hub.copy_status(self.now, &log_name()).unwrap()
     }
 
-    fn cost(&self, node: usize, site: &str) -> Option<u32> {
+    fn cost(&self, node: usize, site: &str) -> Option<u64> {
         self.nodes[node].hub.sites().into_iter().find(|s| s.site.as_str() == site)?.cost
     }
 
@@ -286,6 +286,7 @@ fn a_stopped_relay_serves_what_it_holds_and_reads_the_rest_through() {
     assert_eq!(status.state, "stalled");
     assert!(status.reason.starts_with("the commit log stopped: the disk is on fire"), "{}", status.reason);
     assert!(net.cost(b, "a") > Some(2), "a way through it costs more than any other");
+    assert_eq!(net.cost(b, "a").map(plain_cost).map(|(_, through)| through), Some(true));
 
     // A site that comes only now gets all: what the relay holds from there, the rest from the origin.
     let before = net.received(r);

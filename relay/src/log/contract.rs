@@ -39,6 +39,8 @@ use seaway_federation_proto::{
     ids::{Incarnation, LogName, Offset, Place},
 };
 
+use super::sync_times::SyncTimes;
+
 /// The tables of durable state beside the logs. Numbers are permanent: they are on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
@@ -443,6 +445,8 @@ pub struct LogStats {
     pub groups: u64,
     /// fsyncs so far.
     pub syncs: u64,
+    /// How long those of group writes took.
+    pub sync_times: SyncTimes,
     /// Bytes written to segment files so far.
     pub written_bytes: u64,
     /// Whether what was accepted waits for room on the disk: it is written when there is some.

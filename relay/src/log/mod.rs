@@ -11,3 +11,4 @@ pub mod contract;
 pub mod disk;
 pub mod files;
 pub mod memory;
+pub mod sync_times;

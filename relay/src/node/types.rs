@@ -390,6 +390,8 @@ pub struct LinkStatus {
     pub batches_in: u64,
     /// See above.
     pub batches_out: u64,
+    /// Bytes that the peer has granted for what is live and for the backlog, and that are not used; while it is up.
+    pub credit: Option<[u64; 2]>,
     /// Since when up, microseconds since 1970.
     pub up_since_us: Option<u64>,
     /// Times it was made anew.

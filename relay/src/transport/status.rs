@@ -200,6 +200,7 @@ impl LinkBoard {
             bytes_out: 0,
             batches_in: 0,
             batches_out: 0,
+            credit: None,
             up_since_us: None,
             reconnects: state.connections.saturating_sub(1),
             one_way_dropped: state.one_way_dropped,
@@ -208,6 +209,7 @@ impl LinkBoard {
             fill(&mut status, active);
             let now = active.epoch.elapsed();
             status.heard = active.counters.silence(now);
+            status.credit = active.counters.credit();
             if state.state == "live"
                 && let Some(judged) = active.counters.judge(now)
             {

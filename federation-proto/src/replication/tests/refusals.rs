@@ -51,6 +51,7 @@ fn a_refused_topic_is_shown_at_both_ends_and_taken_again_by_itself() {
         let status = net.nodes[2].machine.copy_status(net.now, &log("orders", "a", 1)).unwrap();
         assert_eq!(status.state, "stalled");
         assert!(status.reason.starts_with("refused here: "), "{status:?}");
+        assert!((Duration::from_secs(5)..=Duration::from_secs(8)).contains(&status.lasting), "{status:?}");
         // The reason is gone.
         settings(&mut net, 500);
         net.run(8);

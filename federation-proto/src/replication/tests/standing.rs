@@ -219,3 +219,50 @@ fn a_mark_that_is_not_reached_is_due_for_three_intervals_and_then_named_with_who
     assert_eq!(said.state, "stalled", "{said:?}");
     assert!(said.reason.contains("on the link to r/two, the peer stores nothing"), "{}", said.reason);
 }
+
+/// Marks of a's that name nothing new, told to b at an exact time.
+fn mark(net: &mut Net, number: u64, now: Duration) {
+    use super::super::carried::{Kind, To};
+    let mark = link::Mark { sequence: 1_000_000 + number, time_us: u64::MAX / 2, logs: Vec::new() };
+    let carried = net.nodes[0].machine.authored(&To::Wanting("a".parse().unwrap()), Kind::Mark(mark));
+    let from = net.link_of(3, 2);
+    net.nodes[3].machine.handle_message(now, from, link::control::Kind::Carried(carried));
+}
+
+/// Neither does a copy's growing end fill a hole below it, nor does a hole that fills make the end grow.
+#[test]
+fn whether_a_hole_is_filled_is_judged_by_the_hole() {
+    let mut net = chain();
+    net.publish(0, "t", 20, 20);
+    net.run(3);
+    let (name, start) = (log("t", "a", 1), net.now);
+    let whole = net.info(3, &name).unwrap();
+    let at = |ms| start + Duration::from_millis(ms);
+    let tell = |net: &mut Net, ms, from: u64, grown: u64| {
+        let mut info = whole.clone();
+        let newest = info.incarnations.last_mut().unwrap();
+        newest.end += grown;
+        info.end.offset += grown;
+        info.holes =
+            vec![Hole { incarnation: newest.incarnation, from, to: 5, kind: crate::copies::HoleKind::Pending }];
+        net.nodes[3].machine.handle_log(at(ms), name.clone(), Some(info.clone()), Some(info));
+    };
+    let state = |net: &Net, ms| status_at(net, at(ms)).state;
+    mark(&mut net, 0, at(0));
+    tell(&mut net, 0, 0, 0);
+    assert_eq!(state(&net, 2_900), "catching-up", "{:?}", status_at(&net, at(2_900)));
+    // It fills, and the end stands.
+    for second in 1..=4 {
+        mark(&mut net, second, at(second * 1000));
+        tell(&mut net, second * 1000, second, 0);
+    }
+    assert_eq!((state(&net, 6_900), state(&net, 7_000)), ("catching-up", "catching-up"));
+    // It stands, and the end grows.
+    for second in 5..=8 {
+        mark(&mut net, second, at(second * 1000));
+        tell(&mut net, second * 1000, 4, second);
+    }
+    let stalled = status_at(&net, at(8_100));
+    assert_eq!(stalled.state, "stalled", "{stalled:?}");
+    assert!(stalled.reason.starts_with("1 messages are missing here from "), "{}", stalled.reason);
+}

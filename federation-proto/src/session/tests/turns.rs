@@ -301,3 +301,42 @@ fn a_peer_that_does_not_read_its_control_channel_is_cut_off() {
     let last = a.poll_transmit(NOW, Channel::Control).unwrap();
     assert!(last.chunks.iter().map(Bytes::len).sum::<usize>() < 200, "only the refusal goes out");
 }
+
+#[test]
+fn a_backlog_that_live_traffic_goes_before_is_behind_and_not_stalled() {
+    let (mut a, mut b) = up();
+    let (mut live, mut backlog) = (TestLog::new("live"), TestLog::new("backlog"));
+    for log in [&mut live, &mut backlog] {
+        (0..150).for_each(|_| drop(log.append(1, 3000, false).clone()));
+    }
+    request(&mut a, &mut b, order(1, &live.name, live.batches[0].begin()));
+    let behind = FetchOrder { lane: Lane::Backlog, ..order(2, &backlog.name, backlog.batches[0].begin()) };
+    request(&mut a, &mut b, behind);
+    let step = Duration::from_millis(200);
+    let mut now = NOW;
+    let mut found = Vec::new();
+    for _ in 0..30 {
+        now += step;
+        serve_all(&mut b, &[&live, &backlog]);
+        a.handle_bytes(now, Channel::Lane(Lane::Live), take(&mut b, Channel::Lane(Lane::Live)));
+        while let Some(event) = a.poll_event() {
+            if let Event::Batch { lane, credit, .. } = event {
+                assert_eq!(lane, Lane::Live);
+                a.release(lane, credit);
+            }
+        }
+        b.handle_bytes(now, Channel::Control, take(&mut a, Channel::Control));
+        let judged = b.vitals(now).judge(now);
+        assert_ne!(judged.standing, vitals::Standing::Stalled, "{}", judged.reason);
+        found.push((judged.standing, judged.reason));
+    }
+    let (standing, reason) = found.pop().unwrap();
+    assert!(standing == vitals::Standing::CatchingUp && reason.starts_with("live traffic goes first"), "{reason}");
+    // Once no lane moves, the line is at fault.
+    for _ in 0..30 {
+        now += step;
+        drop(b.vitals(now));
+    }
+    let judged = b.vitals(now).judge(now);
+    assert!(judged.standing == vitals::Standing::Stalled && judged.reason.contains("no batches"), "{}", judged.reason);
+}

@@ -301,6 +301,7 @@ impl CommitLog for DiskLog {
             queued_bytes_max: queued_max as u64,
             groups: get(&figures.groups),
             syncs: get(&figures.syncs),
+            sync_times: figures.sync_timer.times(),
             written_bytes: get(&figures.written_bytes),
             waits_for_room: figures.no_room.load(Ordering::Relaxed),
             newest_us: get(&figures.newest_us),

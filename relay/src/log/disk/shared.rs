@@ -29,6 +29,7 @@ use super::{
 use crate::log::{
     contract::{Advanced, Damage, Listener, Poisoned, Role},
     files::{LockGuard, LogFile},
+    sync_times::SyncTimer,
 };
 
 /// Segment files that are kept open for readers.
@@ -98,6 +99,7 @@ impl SegmentSpace {
 pub(crate) struct Figures {
     pub(crate) groups: AtomicU64,
     pub(crate) syncs: AtomicU64,
+    pub(crate) sync_timer: SyncTimer,
     pub(crate) written_bytes: AtomicU64,
     pub(crate) accepted_bytes: AtomicU64,
     pub(crate) disk_free: AtomicU64,

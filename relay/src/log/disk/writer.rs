@@ -298,7 +298,9 @@ impl Writer {
             format!("{what} {name} at byte {}", header.position.at)
         };
         self.file.write_all_at(&mut parts, header.position.at).map_err(|e| write_failed(&place("writing"), &e))?;
+        let begun = Instant::now();
         self.file.sync_data().map_err(|e| format!("{} failed: {e}", place("syncing")))?;
+        self.shared.figures.sync_timer.count(begun.elapsed());
         self.end.at = end;
         self.sequence += 1;
         self.settled = header.units.is_empty();
