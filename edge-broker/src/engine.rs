@@ -102,6 +102,8 @@ pub trait Engine: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Finding, String>> + Send;
     /// See [`Node::topology`].
     fn topology(&self) -> (Vec<KnownNode>, Vec<KnownLink>);
+    /// Whether an operator drained the node, and how many messages wait for other sites.
+    fn draining(&self) -> (bool, u64);
     /// See [`Node::explain_way`].
     fn explain_way(&self, from: &Site, to: &Site) -> Result<ExplainedWay, String>;
     /// See [`Node::hold_back`].
@@ -213,6 +215,9 @@ impl Engine for Node {
     }
     fn topology(&self) -> (Vec<KnownNode>, Vec<KnownLink>) {
         Node::topology(self)
+    }
+    fn draining(&self) -> (bool, u64) {
+        (self.is_drained(), self.receipts_waiting())
     }
     fn explain_way(&self, from: &Site, to: &Site) -> Result<ExplainedWay, String> {
         Node::explain_way(self, from, to)

@@ -242,22 +242,64 @@ impl<E: Engine> Groups<E> {
         groups.into_iter().filter(|g| covers(&g.name) && (g.members > 0 || behind(g))).map(|g| g.name).collect()
     }
 
-    /// The groups (or the one that is named) with members and positions.
-    pub(crate) async fn list(&self, name: &str) -> Vec<api::Group> {
+    /// The groups (or the one that is named), each asked at the same time: one that is stuck hides no other.
+    pub(crate) async fn described(&self, name: &str) -> Vec<Described> {
         let handles: Vec<_> = {
             let groups = self.groups.lock();
-            groups.iter().filter(|(n, _)| name.is_empty() || *n == name).map(|(_, h)| h.commands.clone()).collect()
+            let named = groups.iter().filter(|(n, _)| name.is_empty() || *n == name);
+            named.map(|(n, handle)| (n.clone(), handle.commands.clone())).collect()
         };
-        let mut described = Vec::new();
-        for commands in handles {
+        let ask = |(name, commands): (String, mpsc::Sender<Command>)| async move {
             let (answer, answered) = oneshot::channel();
-            if commands.send(Command::Describe(answer)).await.is_ok()
-                && let Ok(group) = answered.await
-            {
-                described.push(group);
+            let told = async {
+                commands.send(Command::Describe(answer)).await.ok()?;
+                answered.await.ok()
+            };
+            match tokio::time::timeout(DESCRIBED_WITHIN, told).await {
+                Ok(told) => told.map(Described::Told), // or it has ended
+                Err(_) => Some(Described::Silent(name)),
             }
+        };
+        futures_util::future::join_all(handles.into_iter().map(ask)).await.into_iter().flatten().collect()
+    }
+
+    /// The same with members and positions; one that says nothing is shown as stalled.
+    pub(crate) async fn list(&self, name: &str) -> Vec<api::Group> {
+        self.described(name).await.into_iter().map(Described::into_group).collect()
+    }
+}
+
+/// How long a group may take to say how it stands.
+const DESCRIBED_WITHIN: Duration = Duration::from_secs(2);
+
+/// What a group says of itself.
+#[derive(Debug)]
+pub(crate) enum Described {
+    /// This.
+    Told(api::Group),
+    /// Nothing in time: the group of this name is stuck.
+    Silent(String),
+}
+
+impl Described {
+    /// The group's name.
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::Told(group) => &group.name,
+            Self::Silent(name) => name,
         }
-        described
+    }
+
+    fn into_group(self) -> api::Group {
+        match self {
+            Self::Told(group) => group,
+            Self::Silent(name) => api::Group {
+                name,
+                state: api::TopicState::Stalled.into(),
+                reason: format!("the group did not say within {} s how it stands", DESCRIBED_WITHIN.as_secs()),
+                ..api::Group::default()
+            },
+        }
     }
 }
 
@@ -280,4 +322,37 @@ pub(crate) fn check_name(name: &str) -> Result<(), String> {
         return Err(format!("group {shown:?} is not allowed: {rule}"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use seaway_federation_proto::replication::WantStart;
+
+    use super::*;
+    use crate::{subscriptions::filter::Filter, testing::TestEngine};
+
+    #[tokio::test]
+    async fn a_group_that_is_stuck_hides_no_other() {
+        let groups = Groups::open(TestEngine::new(), Duration::from_secs(60), CancellationToken::new()).unwrap();
+        let (stuck, mut never_read) = mpsc::channel(1);
+        let (well, mut commands) = mpsc::channel(1);
+        tokio::spawn(async move {
+            while let Some(command) = commands.recv().await {
+                if let Command::Describe(answer) = command {
+                    let _ = answer.send(api::Group { name: "well".into(), members: 1, ..Default::default() });
+                }
+            }
+        });
+        for (name, commands) in [("stuck", stuck), ("well", well)] {
+            let filter = Filter { pattern: "#".parse().unwrap(), origins: Vec::new() };
+            let definition = Definition { filter, start: WantStart::Earliest };
+            groups.groups.lock().insert(name.to_owned(), Handle { definition, commands });
+        }
+        let listed = groups.list("").await;
+        let seen: Vec<_> = listed.iter().map(|g| (g.name.as_str(), g.members, g.state())).collect();
+        let unspecified = api::TopicState::Unspecified;
+        assert_eq!(seen, [("stuck", 0, api::TopicState::Stalled), ("well", 1, unspecified)]);
+        assert!(listed[0].reason.contains("did not say"), "{}", listed[0].reason);
+        assert!(never_read.try_recv().is_ok(), "it was asked");
+    }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::*;
-use crate::metrics::table::{ALL, Metric};
+use crate::metrics::table::{ALL, Kind, Metric};
 
 fn deploy(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(name)
@@ -64,8 +64,10 @@ fn check(expression: &str) -> Result<(), String> {
             }
             return Err(format!("{word:?} is neither a metric nor a function"));
         }
-        let metric =
-            ALL.iter().find(|metric| metric.name == word).ok_or_else(|| format!("there is no metric {word}"))?;
+        let metric = ALL
+            .iter()
+            .find(|metric| metric.name == word || is_of_histogram(metric, word))
+            .ok_or_else(|| format!("there is no metric {word}"))?;
         used.push(metric);
         if let Some(matchers) = after.strip_prefix('{') {
             let (matchers, after) = matchers.split_once('}').ok_or("a brace is open")?;
@@ -91,6 +93,12 @@ fn check(expression: &str) -> Result<(), String> {
         return Err(format!("{expression:?} has brackets that do not match"));
     }
     Ok(())
+}
+
+/// Whether a word names a part of a histogram.
+fn is_of_histogram(metric: &Metric, word: &str) -> bool {
+    let part = word.strip_prefix(metric.name).filter(|_| metric.kind == Kind::Histogram);
+    part.is_some_and(|part| ["_bucket", "_sum", "_count"].contains(&part))
 }
 
 /// Labels that a text for people names as `{{ $labels.x }}` or `{{x}}` must be those of a metric of its expression.
@@ -140,6 +148,19 @@ fn every_alert_asks_of_metrics_that_exist() {
         }
     }
     assert!(names.len() >= 15 && rules.matches("severity: ").count() == names.len());
+    // What stops nothing and shows nowhere else has to be told by a rule.
+    for needed in [
+        "seaway_copy_live == 0",
+        "seaway_queue_items / seaway_queue_max_items",
+        "seaway_audit_failures_total",
+        "hold-back-exceeded",
+        "hold-back-refusing",
+        "broken-chain",
+        "not-following",
+        "topic-refused",
+    ] {
+        assert!(rules.contains(needed), "no rule asks for {needed}");
+    }
 }
 
 fn strings<'a>(
@@ -230,6 +251,13 @@ fn what_the_compose_file_mounts_is_there_and_what_it_runs_is_mounted() {
         assert_eq!(node.tls.ca, Path::new("/etc/seaway/tls/ca/ca.pem"));
         assert!(text("compose/certificates.sh").contains(&node.name.to_string()));
         assert!(compose.contains(&format!("{}:/var/lib/seaway", here.replace(".toml", "-data"))));
+        // Its door speaks TLS and knows the operator whose certificate the script issues.
+        let Some(door) = loaded.door_config().unwrap() else { continue };
+        let tls = door.tls.unwrap();
+        assert_eq!((&tls.cert, tls.client_ca.as_ref()), (&node.tls.cert, Some(&node.tls.ca)));
+        assert!(door.auth.anonymous.is_none() && !door.allow_plain_text);
+        let operator = door.auth.clients.iter().find(|client| client.name == "operator").unwrap();
+        assert!(operator.rights.admin && text("compose/certificates.sh").contains("seaway ca client operator"));
     }
     assert_eq!(runs, 3);
 }

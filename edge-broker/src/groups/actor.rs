@@ -429,7 +429,10 @@ impl<E: Engine> Actor<E> {
         let members = self.links.len();
         let reads = self.links.values().filter(|link| link.permit.is_some()).count();
         let grants = self.state.members_with_credit();
-        let (state, why) = match (members, silent > STANDS_AFTER) {
+        // Who has messages may work on them for a while; who has let the time for that pass once does not work.
+        let has_work = group.unconfirmed > 0 && self.state.members_late() < members;
+        let patience = if has_work { self.state.work_time().max(STANDS_AFTER) } else { STANDS_AFTER };
+        let (state, why) = match (members, silent > patience) {
             (0, _) => (TopicState::Stalled, "nobody is subscribed".to_owned()),
             (_, false) => (TopicState::CatchingUp, String::new()),
             _ if reads == 0 => (TopicState::Stalled, format!("none of {members} members reads what it was sent")),

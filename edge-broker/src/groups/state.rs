@@ -31,6 +31,9 @@ use crate::{
     },
 };
 
+/// The share of the time to confirm that a member may use without a sign.
+const WORK_SHARE: u32 = 4;
+
 /// A message that a member has and has not confirmed.
 #[derive(Debug, Clone, Copy)]
 struct Out {
@@ -355,6 +358,16 @@ impl GroupState {
     /// Members that would take a message.
     pub(crate) fn members_with_credit(&self) -> usize {
         self.members.values().filter(|member| member.credit.is_left()).count()
+    }
+
+    /// Members who let the time to confirm pass, and have confirmed nothing since.
+    pub(crate) fn members_late(&self) -> usize {
+        self.members.values().filter(|member| member.stalled).count()
+    }
+
+    /// How long members may work on what they have until it counts as standing still: a share of the time that they have to confirm it.
+    pub(crate) fn work_time(&self) -> Duration {
+        self.confirm_timeout / WORK_SHARE
     }
 
     /// Each log with its position and how many messages are out or come again.

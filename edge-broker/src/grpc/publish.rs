@@ -21,7 +21,7 @@ use crate::{
     limits::{
         BATCH_MESSAGES_MAX, ClientRate, IN_FLIGHT_OVERHEAD_BYTES, REPLIES_QUEUED_MAX, STREAM_IN_FLIGHT_BYTES_MAX,
     },
-    metrics::traffic::{TopicFlows, topic_of},
+    metrics::traffic::{Traffic, topic_of},
 };
 
 /// Who publishes, and what holds for it.
@@ -37,7 +37,7 @@ pub(crate) struct Publisher<E: Engine> {
 /// Messages that were taken, or not.
 enum Taken {
     /// So many; what becomes of them follows. Until then they count in the client's share.
-    Pending(u32, PendingRun, Option<OwnedSemaphorePermit>),
+    Pending(u32, PendingRun, Option<OwnedSemaphorePermit>, Tally),
     /// Of so many that is all there is to say.
     Now(u32, Box<Result<Receipt, PublishFailure>>),
 }
@@ -93,9 +93,8 @@ impl<E: Engine> Publisher<E> {
         self.take(convert::batch_of_one(request), &mut patience, &Onward { order, room: None }).await?;
         let mut told = Vec::new();
         while let Ok(piece) = ordered.try_recv() {
-            told.extend(finish(piece.taken?).await);
+            told.extend(self.finish(piece.taken?).await);
         }
-        self.count(&told);
         let only = told.into_iter().next().unwrap_or_else(|| (1, Err(in_doubt())));
         only.1.map_err(|failure| errors::failure_status(&failure))
     }
@@ -174,8 +173,7 @@ impl<E: Engine> Publisher<E> {
                 Ok(taken) => taken,
                 Err(status) => return drop(replies.send(Err(status)).await),
             };
-            let told = finish(taken).await;
-            self.count(&told);
+            let told = self.finish(taken).await;
             for (count, result) in told {
                 let result = Some(match result {
                     Ok(receipt) => publish_reply::Result::Receipt(receipt),
@@ -320,10 +318,10 @@ impl<E: Engine> Publisher<E> {
         }
         if terms.mode == Mode::OneWay {
             for message in messages {
-                let tally = self.tally(std::slice::from_ref(&message));
+                let (path, bytes) = (message.path.clone(), message.content_bytes());
                 let sent = self.shared.engine.publish_one_way(terms.publish(message));
                 if sent.is_ok() {
-                    count_taken(&tally);
+                    self.shared.traffic.of(topic_of(path.as_str())).published.add(1, bytes);
                 }
                 let sent = sent.map(|()| Receipt::default()).map_err(|error| errors::failure(&error));
                 onward.hand(Ok(Taken::Now(1, Box::new(sent))));
@@ -339,12 +337,9 @@ impl<E: Engine> Publisher<E> {
         let time = patience.until.saturating_duration_since(Instant::now());
         *left = left.saturating_sub(count);
         // To its end in any case: what the engine began to take is not given up half-way.
-        let tally = self.tally(&messages);
+        let tally = Tally::of(&messages);
         onward.hand(Ok(match self.shared.engine.publish_run(terms.run(messages, time), receipts).await {
-            Ok(pending) => {
-                count_taken(&tally);
-                Taken::Pending(count, pending, share)
-            }
+            Ok(pending) => Taken::Pending(count, pending, share, tally),
             Err(error) => refused(count, &error),
         }));
         Ok(())
@@ -367,13 +362,17 @@ impl<E: Engine> Publisher<E> {
         Ok((share, self.wait(patience, room).await?))
     }
 
-    /// Messages and bytes of each topic.
-    fn tally(&self, messages: &[OwnMessage]) -> Vec<(Arc<TopicFlows>, usize, usize)> {
-        let run = |run: &[OwnMessage]| {
-            let bytes = run.iter().map(OwnMessage::content_bytes).sum();
-            Some((self.shared.traffic.of(topic_of(run.first()?.path.as_str())), run.len(), bytes))
+    /// What became of messages that were taken, counted.
+    async fn finish(&self, taken: Taken) -> Vec<Told> {
+        let (told, tally) = match taken {
+            Taken::Now(count, result) => (vec![(count, *result)], None),
+            Taken::Pending(count, pending, _share, tally) => (outcomes(count, pending).await, Some(tally)),
         };
-        messages.chunk_by(of_one_topic).filter_map(run).collect()
+        self.count(&told);
+        if let Some(tally) = tally {
+            tally.count(&told, &self.shared.traffic);
+        }
+        told
     }
 
     fn count(&self, told: &[Told]) {
@@ -385,17 +384,37 @@ impl<E: Engine> Publisher<E> {
     }
 }
 
-fn count_taken(tally: &[(Arc<TopicFlows>, usize, usize)]) {
-    for (flows, messages, bytes) in tally {
-        flows.published.add(*messages, *bytes);
+/// Messages that were handed to the engine, by topic in their order, each with its bytes.
+struct Tally(Vec<(String, Vec<usize>)>);
+
+impl Tally {
+    fn of(messages: &[OwnMessage]) -> Self {
+        let run = |run: &[OwnMessage]| {
+            let topic = topic_of(run.first()?.path.as_str()).to_owned();
+            Some((topic, run.iter().map(OwnMessage::content_bytes).collect()))
+        };
+        Self(messages.chunk_by(of_one_topic).filter_map(run).collect())
+    }
+
+    /// Counts those that got a receipt: what was refused is no traffic, and its topic may not even exist.
+    fn count(&self, told: &[Told], traffic: &Traffic) {
+        let mut fates = told.iter().flat_map(|(count, result)| std::iter::repeat_n(result.is_ok(), *count as usize));
+        for (topic, sizes) in &self.0 {
+            let (mut messages, mut bytes) = (0, 0_usize);
+            for (size, is_taken) in sizes.iter().zip(fates.by_ref().take(sizes.len())) {
+                if is_taken {
+                    messages += 1;
+                    bytes = bytes.saturating_add(*size);
+                }
+            }
+            if messages > 0 {
+                traffic.of(topic).published.add(messages, bytes);
+            }
+        }
     }
 }
 
-async fn finish(taken: Taken) -> Vec<Told> {
-    let (count, pending, _share) = match taken {
-        Taken::Now(count, result) => return vec![(count, *result)],
-        Taken::Pending(count, pending, share) => (count, pending, share),
-    };
+async fn outcomes(count: u32, pending: PendingRun) -> Vec<Told> {
     let Ok(outcomes) = pending.await else { return vec![(count, Err(in_doubt()))] };
     let told = outcomes.into_iter().map(|Outcome { count, result }| match result {
         Ok(receipt) => (count, Ok(convert::receipt(receipt))),
@@ -445,4 +464,26 @@ async fn take_room(room: &Arc<Semaphore>, count: usize, bytes: usize) -> Option<
     let bytes = bytes.saturating_add(IN_FLIGHT_OVERHEAD_BYTES.saturating_mul(count));
     let permits = u32::try_from(bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
     room.clone().acquire_many_owned(permits).await.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering::Relaxed;
+
+    use super::*;
+
+    #[test]
+    fn only_what_got_a_receipt_is_traffic_and_only_that_names_a_topic() {
+        let traffic = Traffic::default();
+        let tally = Tally(vec![("a".into(), vec![1, 2, 4]), ("b".into(), vec![8, 16]), ("a".into(), vec![32])]);
+        // Of a's first run the last is refused, of b's both, and what follows is taken.
+        let told = [(2, Ok(Receipt::default())), (3, Err(in_doubt())), (1, Ok(Receipt::default()))];
+        tally.count(&told, &traffic);
+        let all = traffic.all();
+        let seen: Vec<_> = all
+            .iter()
+            .map(|(t, f)| (t.as_str(), f.published.messages.load(Relaxed), f.published.bytes.load(Relaxed)))
+            .collect();
+        assert_eq!(seen, [("a", 3, 35)]);
+    }
 }

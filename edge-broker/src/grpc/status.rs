@@ -55,6 +55,7 @@ pub(crate) fn status<E: Engine>(shared: &Shared<E>) -> api::StatusReply {
         count: a.count,
     };
     let (topics, more) = page(topics(engine, ""), "", 0);
+    let (drained, receipts_waiting) = engine.draining();
     api::StatusReply {
         federation,
         site: name.site.to_string(),
@@ -74,6 +75,8 @@ pub(crate) fn status<E: Engine>(shared: &Shared<E>) -> api::StatusReply {
         queues: queues(shared),
         certificates: certificates(shared),
         hold_back: sites::hold_back(engine),
+        drained,
+        receipts_waiting,
     }
 }
 
@@ -186,6 +189,8 @@ fn link(link: LinkStatus) -> api::LinkStatus {
         batches_in: link.batches_in,
         batches_out: link.batches_out,
         one_way_dropped: link.one_way_dropped,
+        credit_live_bytes: link.credit.map(|[live, _]| live),
+        credit_backlog_bytes: link.credit.map(|[_, backlog]| backlog),
     }
 }
 
@@ -282,7 +287,8 @@ fn add_status(topic: &mut api::TopicStatus, status: CopyStatus) {
         topic.reason = status.reason;
         topic.state_for_ms = milliseconds(status.lasting);
     }
-    topic.lag_known &= status.lag_messages.is_some();
+    // Of an origin that nothing is heard of, the last mark says only the least that the lag is.
+    topic.lag_known &= status.lag_messages.is_some() && state != TopicState::Down;
     topic.lag_messages = topic.lag_messages.saturating_add(status.lag_messages.unwrap_or(0));
     topic.lag_bytes = topic.lag_bytes.saturating_add(status.lag_bytes.unwrap_or(0));
     topic.lag_s = topic.lag_s.max(status.lag.map_or(0.0, |lag: Duration| lag.as_secs_f64()));

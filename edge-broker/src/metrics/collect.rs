@@ -1,17 +1,21 @@
 //! From the node's snapshots to a page of samples.
 
 use std::{
-    sync::{Arc, atomic::Ordering::Relaxed},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    sync::{Arc, LazyLock, atomic::Ordering::Relaxed},
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use parking_lot::Mutex;
-use seaway_relay::{log::contract::LogStats, node::Node, transport::expiry::CertificateEnd};
+use seaway_relay::{
+    log::{contract::LogStats, sync_times::SYNC_BOUNDS_US},
+    node::Node,
+    transport::expiry::CertificateEnd,
+};
 use tokio::sync::Semaphore;
 
 use super::{
-    CERTIFICATES_MAX, COPIES_MAX, GROUPS_MAX, PEERS_MAX,
-    exposition::{Apart, Page},
+    CERTIFICATES_MAX, COPIES_MAX, GROUPS_MAX, OTHER, PEERS_MAX,
+    exposition::{Apart, Page, number},
     process, table as t,
 };
 use crate::{
@@ -19,11 +23,9 @@ use crate::{
     certificates,
     door::DoorHandle,
     engine::Engine,
+    groups::Described,
     grpc::{shared::Shared, status},
 };
-
-/// How long groups may take to describe themselves; those of a scrape that takes longer are left out of it.
-const GROUPS_WITHIN: Duration = Duration::from_secs(2);
 
 /// Makes pages, one at a time: a scrape takes the hub's lock for each log.
 pub(crate) struct Collector {
@@ -52,6 +54,7 @@ impl Collector {
         let mut page = Page::default();
         page.count(&t::BUILD_INFO, &[env!("CARGO_PKG_VERSION")], 1);
         page.count(&t::READY, &[], 0);
+        add_times(&mut page);
         process::add(&mut page);
         page.text()
     }
@@ -60,7 +63,7 @@ impl Collector {
     pub(crate) async fn page(&self, node: &Node, door: Option<&DoorHandle<Node>>, ready: bool) -> String {
         let _turn = self.turn.acquire().await;
         let groups = match door {
-            Some(door) => tokio::time::timeout(GROUPS_WITHIN, door.shared().groups.list("")).await.unwrap_or_default(),
+            Some(door) => door.shared().groups.described("").await,
             None => Vec::new(),
         };
         let ends = certificates::ends(node, door);
@@ -72,9 +75,13 @@ impl Collector {
             page.count(&t::BUILD_INFO, &[env!("CARGO_PKG_VERSION")], 1);
             page.count(&t::NODE_INFO, &[&federation, name.site.as_str(), &name.node, &kind], 1);
             page.count(&t::READY, &[], u64::from(ready));
-            add_times(&mut page, node.uptime());
+            add_times(&mut page);
             process::add(&mut page);
-            add_topics(&mut page, &mut apart.copies, &status::topics(&node, "").map(|(_, t)| t).collect::<Vec<_>>());
+            let topics: Vec<_> = status::topics(&node, "").map(|(_, topic)| topic).collect();
+            if let Some(shared) = &shared {
+                shared.traffic.keep(&topics.iter().map(|topic| topic.topic.as_str()).collect());
+            }
+            add_topics(&mut page, &mut apart.copies, &topics);
             add_links(&mut page, &mut apart.peers, &status::keyed_links(&node).map(|(_, l)| l).collect::<Vec<_>>());
             add_log(&mut page, &node.log_stats());
             add_engine(&mut page, &node);
@@ -92,10 +99,18 @@ impl Collector {
     }
 }
 
-fn add_times(page: &mut Page, uptime: Duration) {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    page.add(&t::UPTIME, &[], uptime.as_secs_f64());
-    page.add(&t::START_TIME, &[], now.saturating_sub(uptime).as_secs_f64());
+/// When the process started, by both clocks, noted once: a clock that is set later must not move the start.
+static STARTED: LazyLock<(SystemTime, Instant)> = LazyLock::new(|| (SystemTime::now(), Instant::now()));
+
+/// Notes that the process starts now.
+pub(crate) fn note_start() {
+    LazyLock::force(&STARTED);
+}
+
+fn add_times(page: &mut Page) {
+    let (wall, monotonic) = *STARTED;
+    page.add(&t::UPTIME, &[], monotonic.elapsed().as_secs_f64());
+    page.add(&t::START_TIME, &[], wall.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
 }
 
 /// How a state is called in a label.
@@ -118,19 +133,25 @@ fn add_topics(page: &mut Page, apart: &mut Apart, topics: &[api::TopicStatus]) {
         page.count(&t::STORED_MESSAGES, &labels, topic.messages);
         page.count(&t::STORED_BYTES, &labels, topic.bytes);
         page.count(&t::COPIES, &[topic_state(topic.state())], 1);
-        if topic.state() == TopicState::Own {
+        // What nobody wants stands where it stands.
+        if matches!(topic.state(), TopicState::Own | TopicState::NotWanted) {
             continue;
         }
         let holes = topic.queues.iter().map(|queue| u64::from(queue.holes_total)).sum();
-        page.count(&t::COPY_LIVE, &labels, u64::from(topic.state() == TopicState::Live));
-        page.count(&t::COPY_LAG_KNOWN, &labels, u64::from(topic.lag_known));
+        // Of those that are not told apart the worst is shown.
+        page.least(&t::COPY_LIVE, &labels, flag(topic.state() == TopicState::Live));
+        page.least(&t::COPY_LAG_KNOWN, &labels, flag(topic.lag_known));
         page.count(&t::COPY_HOLES, &labels, holes);
         if topic.lag_known {
-            page.count(&t::COPY_LAG_MESSAGES, &labels, topic.lag_messages);
-            page.count(&t::COPY_LAG_BYTES, &labels, topic.lag_bytes);
-            page.add(&t::COPY_LAG_SECONDS, &labels, topic.lag_s);
+            page.greatest(&t::COPY_LAG_MESSAGES, &labels, number(topic.lag_messages));
+            page.greatest(&t::COPY_LAG_BYTES, &labels, number(topic.lag_bytes));
+            page.greatest(&t::COPY_LAG_SECONDS, &labels, topic.lag_s);
         }
     }
+}
+
+fn flag(yes: bool) -> f64 {
+    f64::from(u8::from(yes))
 }
 
 fn link_state(state: LinkState) -> &'static str {
@@ -152,15 +173,24 @@ fn add_links(page: &mut Page, apart: &mut Apart, links: &[api::LinkStatus]) {
     apart.keep(keys.iter().map(|(peer, direction)| vec![peer.as_str(), direction.as_str()]), PEERS_MAX);
     for (link, (peer, direction)) in links.iter().zip(&keys) {
         let labels = apart.labels(&[peer, direction]);
-        page.count(&t::LINK_LIVE, &labels, u64::from(link.state() == LinkState::Live));
+        page.least(&t::LINK_LIVE, &labels, flag(link.state() == LinkState::Live));
         page.count(&t::LINKS, &[link_state(link.state())], 1);
         page.count(&t::LINK_RECONNECTS, &labels, link.reconnects);
         page.count(&t::LINK_DROPPED, &labels, link.one_way_dropped);
         if link.up_since_us == 0 {
             continue;
         }
-        page.add(&t::LINK_RTT, &labels, link.rtt_ms / 1000.0);
-        page.add(&t::LINK_LOSS, &labels, link.loss);
+        for (lane, credit) in [("live", link.credit_live_bytes), ("backlog", link.credit_backlog_bytes)] {
+            let Some(credit) = credit else { continue };
+            let labels: Vec<&str> = labels.iter().copied().chain([lane]).collect();
+            page.least(&t::LINK_CREDIT, &labels, number(credit));
+        }
+        page.greatest(&t::LINK_RTT, &labels, link.rtt_ms / 1000.0);
+        page.greatest(&t::LINK_LOSS, &labels, link.loss);
+        // Those begin anew with each connection: a sum of several would fall and look like one that did.
+        if labels.first() == Some(&OTHER) {
+            continue;
+        }
         page.count(&t::LINK_RECEIVED, &labels, link.bytes_in);
         page.count(&t::LINK_SENT, &labels, link.bytes_out);
         page.count(&t::LINK_BATCHES_IN, &labels, link.batches_in);
@@ -192,6 +222,9 @@ fn add_log(page: &mut Page, stats: &LogStats) {
     for (metric, value) in figures {
         page.count(metric, &[], value);
     }
+    let times = &stats.sync_times;
+    let buckets = SYNC_BOUNDS_US.iter().zip(times.within).map(|(bound, count)| (number(*bound) / 1e6, count));
+    page.histogram(&t::LOG_SYNC_SECONDS, buckets, times.beyond, number(times.total_us) / 1e6);
 }
 
 /// Of a queue's name in status: `receipts (number)` counts pieces.
@@ -220,13 +253,16 @@ fn add_engine<E: Engine>(page: &mut Page, engine: &E) {
 fn add_certificates(page: &mut Page, apart: &mut Apart, ends: &[CertificateEnd]) {
     apart.keep(ends.iter().map(|end| vec![end.role, end.holder.as_str()]), CERTIFICATES_MAX);
     for end in ends {
-        page.least(&t::CERTIFICATE_EXPIRY, &apart.labels(&[end.role, &end.holder]), end.expires_us / 1_000_000);
+        page.least(&t::CERTIFICATE_EXPIRY, &apart.labels(&[end.role, &end.holder]), number(end.expires_us / 1_000_000));
     }
 }
 
-fn add_groups(page: &mut Page, apart: &mut Apart, groups: &[api::Group]) {
-    apart.keep(groups.iter().map(|group| vec![group.name.as_str()]), GROUPS_MAX);
+fn add_groups(page: &mut Page, apart: &mut Apart, groups: &[Described]) {
+    let silent = groups.iter().filter(|group| matches!(group, Described::Silent(_))).count();
+    page.count(&t::GROUPS_SILENT, &[], u64::try_from(silent).unwrap_or(u64::MAX));
+    apart.keep(groups.iter().map(|group| vec![group.name()]), GROUPS_MAX);
     for group in groups {
+        let Described::Told(group) = group else { continue };
         let labels = apart.labels(&[&group.name]);
         page.count(&t::GROUP_MEMBERS, &labels, u64::from(group.members));
         page.count(&t::GROUP_LAG, &labels, group.lag_messages);
@@ -261,4 +297,83 @@ fn add_door<E: Engine>(page: &mut Page, shared: &Shared<E>) {
     let (connections, subscriptions) = status::held(shared);
     page.count(&t::DOOR_CONNECTIONS, &[], connections);
     page.count(&t::DOOR_SUBSCRIPTIONS, &[], subscriptions);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::exposition::tests::read;
+
+    fn topic(topic: &str, state: TopicState, lag: Option<u64>) -> api::TopicStatus {
+        let mut status = api::TopicStatus {
+            topic: topic.into(),
+            origin: "eu".into(),
+            lag_known: lag.is_some(),
+            lag_messages: lag.unwrap_or_default(),
+            lag_s: lag.map_or(0.0, |lag| f64::from(u32::try_from(lag).unwrap())),
+            ..Default::default()
+        };
+        status.set_state(state);
+        status
+    }
+
+    #[test]
+    fn of_what_is_not_told_apart_the_worst_is_shown() {
+        let told: Vec<_> = (0..COPIES_MAX).map(|n| topic(&format!("a{n:04}"), TopicState::Live, Some(0))).collect();
+        let mut topics = told.clone();
+        topics.push(topic("z1", TopicState::Live, Some(3)));
+        topics.push(topic("z2", TopicState::CatchingUp, Some(7)));
+        topics.push(topic("z3", TopicState::Down, None));
+        topics.push(topic("z4", TopicState::NotWanted, Some(99)));
+        let (mut page, mut apart) = (Page::default(), Apart::default());
+        add_topics(&mut page, &mut apart, &told);
+        let mut page_of_all = Page::default();
+        add_topics(&mut page_of_all, &mut apart, &topics);
+        let series = read(&page_of_all.text());
+        let other = |name: &str| series.get(&format!("{name}{{topic=\"_other\",origin=\"_other\"}}")).copied();
+        assert_eq!((other("seaway_copy_live"), other("seaway_copy_lag_known")), (Some(0.0), Some(0.0)));
+        assert_eq!((other("seaway_copy_lag_messages"), other("seaway_copy_lag_seconds")), (Some(7.0), Some(7.0)));
+        assert_eq!(series["seaway_copy_live{topic=\"a0001\",origin=\"eu\"}"], 1.0);
+    }
+
+    #[test]
+    fn of_links_not_told_apart_there_is_no_sum_of_what_begins_anew() {
+        let link = |n: usize| {
+            let mut link = api::LinkStatus {
+                peer: format!("s{n:04}/edge"),
+                direction: "in".into(),
+                rtt_ms: 1000.0 * f64::from(u32::try_from(n).unwrap()),
+                bytes_in: 5,
+                reconnects: 1,
+                up_since_us: 1,
+                ..Default::default()
+            };
+            link.set_state(if n == PEERS_MAX { LinkState::Down } else { LinkState::Live });
+            link
+        };
+        let links: Vec<_> = (0..PEERS_MAX + 3).map(link).collect();
+        let (mut page, mut apart) = (Page::default(), Apart::default());
+        add_links(&mut page, &mut apart, &links);
+        let series = read(&page.text());
+        let other = |name: &str| series.get(&format!("{name}{{peer=\"_other\",direction=\"_other\"}}")).copied();
+        assert_eq!(other("seaway_link_live"), Some(0.0));
+        assert_eq!(other("seaway_link_round_trip_seconds"), Some(202.0));
+        assert_eq!(
+            (other("seaway_link_received_bytes_total"), other("seaway_link_reconnects_total")),
+            (None, Some(3.0))
+        );
+        assert_eq!(series["seaway_link_received_bytes_total{peer=\"s0001/edge\",direction=\"in\"}"], 5.0);
+    }
+
+    #[test]
+    fn the_start_does_not_move() {
+        let start = || {
+            let mut page = Page::default();
+            add_times(&mut page);
+            read(&page.text())["seaway_start_time_seconds"]
+        };
+        let first = start();
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        assert_eq!(start().to_bits(), first.to_bits());
+    }
 }

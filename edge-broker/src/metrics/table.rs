@@ -7,6 +7,8 @@ pub enum Kind {
     Gauge,
     /// Only grows, from 0 at the start of what it counts.
     Counter,
+    /// Counts by size: `_bucket` with the upper bound `le`, `_sum` and `_count`.
+    Histogram,
 }
 
 impl Kind {
@@ -15,6 +17,7 @@ impl Kind {
         match self {
             Kind::Gauge => "gauge",
             Kind::Counter => "counter",
+            Kind::Histogram => "histogram",
         }
     }
 }
@@ -55,15 +58,15 @@ metrics! {
     MAX_FDS Gauge "seaway_process_max_fds" [] "File descriptors that may be open."
     THREADS Gauge "seaway_process_threads" [] "Threads of the process."
 
-    PUBLISHED_MESSAGES Counter "seaway_topic_published_messages_total" ["topic"] "Messages that publishers handed in here and the engine took, one-way ones too."
+    PUBLISHED_MESSAGES Counter "seaway_topic_published_messages_total" ["topic"] "Messages of publishers here that got a receipt, and one-way ones that were sent."
     PUBLISHED_BYTES Counter "seaway_topic_published_bytes_total" ["topic"] "Their bytes: payload, key and headers."
     DELIVERED_MESSAGES Counter "seaway_topic_delivered_messages_total" ["topic"] "Messages handed to subscribers here, each subscriber counted."
     DELIVERED_BYTES Counter "seaway_topic_delivered_bytes_total" ["topic"] "Their payloads' bytes."
     STORED_MESSAGES Gauge "seaway_topic_stored_messages" ["topic" "origin"] "Messages retained here; of own logs and of copies."
     STORED_BYTES Gauge "seaway_topic_stored_bytes" ["topic" "origin"] "Bytes of the batches retained here."
 
-    COPY_LIVE Gauge "seaway_copy_live" ["topic" "origin"] "1 where the copy has all that its origin is known to hold, else 0. Own logs have no copy metrics."
-    COPY_LAG_KNOWN Gauge "seaway_copy_lag_known" ["topic" "origin"] "1 where the origin has said how far its logs go, else 0; then the lag of the copy is not given."
+    COPY_LIVE Gauge "seaway_copy_live" ["topic" "origin"] "1 where the copy has all that its origin is known to hold, else 0. Own logs, and copies that nobody wants, have no copy metrics. Of copies that are not told apart the worst is shown: the least of this and the next, the greatest lag."
+    COPY_LAG_KNOWN Gauge "seaway_copy_lag_known" ["topic" "origin"] "1 where the origin is heard of and has said how far its logs go, else 0; then the lag of the copy is not given."
     COPY_LAG_MESSAGES Gauge "seaway_copy_lag_messages" ["topic" "origin"] "How far the copy is behind its origin, in messages."
     COPY_LAG_BYTES Gauge "seaway_copy_lag_bytes" ["topic" "origin"] "How far the copy is behind its origin, in bytes of batches."
     COPY_LAG_SECONDS Gauge "seaway_copy_lag_seconds" ["topic" "origin"] "How far the copy is behind its origin, by the origin's clock."
@@ -78,11 +81,13 @@ metrics! {
     LINK_SENT Counter "seaway_link_sent_bytes_total" ["peer" "direction"] "Bytes sent on the present connection."
     LINK_BATCHES_IN Counter "seaway_link_received_batches_total" ["peer" "direction"] "Batches received on the present connection."
     LINK_BATCHES_OUT Counter "seaway_link_sent_batches_total" ["peer" "direction"] "Batches sent on the present connection."
+    LINK_CREDIT Gauge "seaway_link_credit_bytes" ["peer" "direction" "lane"] "Bytes that the peer has granted and that are not used, of what is live and of the backlog, while the link is up."
     LINK_RECONNECTS Counter "seaway_link_reconnects_total" ["peer" "direction"] "Times that the link was made anew."
     LINK_DROPPED Counter "seaway_link_one_way_dropped_total" ["peer" "direction"] "One-way messages dropped for lack of room on the link."
 
     LOG_GROUPS Counter "seaway_log_groups_total" [] "Group writes of the commit log."
     LOG_SYNCS Counter "seaway_log_syncs_total" [] "fdatasyncs of the commit log."
+    LOG_SYNC_SECONDS Histogram "seaway_log_sync_seconds" [] "How long the fdatasyncs of the commit log's group writes took."
     LOG_WRITTEN Counter "seaway_log_written_bytes_total" [] "Bytes written to segment files."
     LOG_MOVED Counter "seaway_log_moved_bytes_total" [] "Bytes of batches that were moved so that old segments could go; part of what was written to segments."
     LOG_INDEX_WRITTEN Counter "seaway_log_index_written_bytes_total" [] "Bytes that the index wrote to its own files, compactions counted."
@@ -114,6 +119,7 @@ metrics! {
 
     AUDIT_FAILURES Counter "seaway_audit_failures_total" [] "Admin calls whose record could not be stored in _audit; the node's log has them."
 
+    GROUPS_SILENT Gauge "seaway_groups_silent" [] "Durable groups that did not say how they stand within 2 s: of those this page has nothing."
     GROUP_MEMBERS Gauge "seaway_group_members" ["group"] "Members of a durable group."
     GROUP_LAG Gauge "seaway_group_lag_messages" ["group"] "Messages held here that the group has not confirmed."
     GROUP_UNCONFIRMED Gauge "seaway_group_unconfirmed_messages" ["group"] "Messages that are with members and not confirmed yet."

@@ -1,10 +1,10 @@
 //! Messages and bytes by topic, counted where the door takes and gives them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
 };
 
@@ -37,6 +37,8 @@ pub(crate) struct TopicFlows {
     pub(crate) published: Flow,
     /// Given to subscribers.
     pub(crate) delivered: Flow,
+    /// Whether the topic was seen to be stored here; one-way messages alone leave nothing.
+    stored: AtomicBool,
 }
 
 /// All topics' flows; those past [`TOPICS_MAX`] share one.
@@ -66,6 +68,15 @@ impl Traffic {
         }
     }
 
+    /// Forgets topics that were stored here and are not any more: deleted ones make room for others to be told apart.
+    pub(crate) fn keep(&self, stored: &BTreeSet<&str>) {
+        self.topics.write().retain(|topic, flows| {
+            let is_stored = stored.contains(topic.as_str());
+            flows.stored.fetch_or(is_stored, Relaxed);
+            is_stored || topic == OTHER || !flows.stored.load(Relaxed)
+        });
+    }
+
     /// All of them, by topic.
     pub(crate) fn all(&self) -> Vec<(String, Arc<TopicFlows>)> {
         self.topics.read().iter().map(|(topic, flows)| (topic.clone(), flows.clone())).collect()
@@ -93,6 +104,18 @@ mod tests {
         assert_eq!((other.messages.load(Relaxed), other.bytes.load(Relaxed)), (10, 100));
         traffic.of("topic-3").published.add(1, 1);
         assert_eq!(traffic.of("topic-3").published.messages.load(Relaxed), 2);
+    }
+
+    #[test]
+    fn deleted_topics_are_forgotten_and_those_never_stored_are_not() {
+        let traffic = Traffic::default();
+        for topic in ["gone", "kept", "one-way", OTHER] {
+            traffic.of(topic).published.add(1, 1);
+        }
+        traffic.keep(&BTreeSet::from(["gone", "kept"]));
+        traffic.keep(&BTreeSet::from(["kept"]));
+        let left: Vec<String> = traffic.all().into_iter().map(|(topic, _)| topic).collect();
+        assert_eq!(left, [OTHER, "kept", "one-way"]);
     }
 
     #[test]

@@ -434,6 +434,9 @@ impl Engine for TestEngine {
     {
         (Vec::new(), Vec::new())
     }
+    fn draining(&self) -> (bool, u64) {
+        (false, 0)
+    }
     fn explain_way(
         &self,
         _: &seaway_federation_proto::ids::Site,

@@ -231,7 +231,12 @@ impl Node {
 
     /// State of each link.
     pub fn links(&self) -> Vec<LinkStatus> {
-        self.inner.transport.get().map(|t| t.links()).unwrap_or_default()
+        let mut links = self.inner.transport.get().map(|t| t.links()).unwrap_or_default();
+        let removed: Vec<_> = self.inner.hub.removals().into_iter().map(|removal| removal.site).collect();
+        // Those that a removed site's nodes made are over for ever; one that is dialled is named for as long as the file says so.
+        let is_removed = |link: &LinkStatus| link.peer.as_ref().is_some_and(|peer| removed.contains(&peer.site));
+        links.retain(|link| link.dials || link.up_since_us.is_some() || !is_removed(link));
+        links
     }
 
     /// Closes the link with a peer and keeps it closed until it is resumed or the process ends; `by` says who wants that.
@@ -260,6 +265,11 @@ impl Node {
     /// Takes the node into use again; whether it was out of it.
     pub fn undrain(&self) -> bool {
         self.inner.set_drained(None)
+    }
+
+    /// Whether it was drained, and that was not undone.
+    pub fn is_drained(&self) -> bool {
+        self.inner.is_drained()
     }
 
     /// Messages that wait for other sites.
