@@ -154,7 +154,10 @@ fn past_the_bound_the_oldest_goes_comes_from_another_site_or_is_lost_when_that_i
     let waiting = federation.spawn("eu/edge", &waiting, b"");
     wait_for("the message that waits is stored", || received(&federation, "eu/edge", "waits") == "once\n");
     federation.run("eu/edge", &["site", "remove", "ap"]).failed(5, "");
+    let shown = |federation: &Federation| federation.run("hub/relay", &["link", "ls", "--output", "json"]).ok().out;
+    assert!(shown(&federation).contains("ap/edge"), "{}", shown(&federation));
     federation.run("eu/edge", &[args.as_slice(), &["--yes"]].concat()).ok();
+    wait_for("no link is shown with what is gone for ever", || !shown(&federation).contains("ap/edge"));
     let ran = seaway_tests::cluster::finish(waiting, &["pub"]);
     assert_eq!(ran.code, 3, "{}", ran.err);
     assert!(ran.err.contains("1 message went on without ap"), "{}", ran.err);

@@ -165,7 +165,7 @@ pub(crate) struct NamedArgs {
     /// Its name.
     pub(crate) name: String,
     #[command(flatten)]
-    pub(crate) client: ClientArgs,
+    pub(crate) list: ListArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -185,7 +185,7 @@ pub(crate) struct PeerArgs {
     #[arg(value_name = "SITE/NODE")]
     pub(crate) peer: String,
     #[command(flatten)]
-    pub(crate) client: ClientArgs,
+    pub(crate) list: ListArgs,
 }
 
 #[derive(Debug, Args)]
@@ -197,7 +197,7 @@ pub(crate) struct DrainArgs {
     #[arg(long, value_name = "D", value_parser = duration, conflicts_with = "undo")]
     pub(crate) wait: Option<Duration>,
     #[command(flatten)]
-    pub(crate) client: ClientArgs,
+    pub(crate) list: ListArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -263,7 +263,7 @@ pub(crate) struct SiteRemoveArgs {
     #[arg(long)]
     pub(crate) yes: bool,
     #[command(flatten)]
-    pub(crate) client: ClientArgs,
+    pub(crate) list: ListArgs,
 }
 
 #[derive(Debug, Args)]
@@ -332,7 +332,7 @@ pub(crate) struct TokenCreateArgs {
     #[arg(long, value_name = "D", value_parser = duration)]
     pub(crate) expires_in: Option<Duration>,
     #[command(flatten)]
-    pub(crate) client: ClientArgs,
+    pub(crate) list: ListArgs,
 }
 
 /// When the publisher's call ends.

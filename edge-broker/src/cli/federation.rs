@@ -54,6 +54,8 @@ struct FindView {
 #[derive(Debug, Serialize)]
 struct MissingView {
     site: String,
+    /// Whether there is a way to it, on which no answer came.
+    asked: bool,
     why: String,
 }
 
@@ -78,7 +80,8 @@ pub(crate) async fn find(args: FindArgs) -> Result<Exit, CliError> {
         text: answer.text,
     };
     let answers: Vec<FoundView> = reply.answers.into_iter().map(answer).collect();
-    let missing: Vec<_> = reply.missing.into_iter().map(|m| MissingView { site: m.site, why: m.why }).collect();
+    let missing: Vec<_> =
+        reply.missing.into_iter().map(|m| MissingView { site: m.site, asked: m.asked, why: m.why }).collect();
     let found = answers.iter().any(|answer| answer.is_site && answer.state == "here");
     let view = FindView { found, complete: missing.is_empty(), answers, missing };
     match args.output {
@@ -100,7 +103,8 @@ fn find_table(view: &FindView) -> Table {
         table.row([at, answer.state.to_owned(), lag, answer.text.clone()]);
     }
     for missing in &view.missing {
-        table.row([missing.site.clone(), "not asked".into(), "-".into(), missing.why.clone()]);
+        let state = if missing.asked { "no answer" } else { "cannot be asked" };
+        table.row([missing.site.clone(), state.into(), "-".into(), missing.why.clone()]);
     }
     table
 }
@@ -115,6 +119,7 @@ struct NodeView {
     reason: String,
     no_transit: bool,
     cost: u32,
+    through_no_transit: bool,
     record_age_ms: u64,
 }
 
@@ -148,6 +153,7 @@ pub(crate) async fn topology(args: ListArgs) -> Result<Exit, CliError> {
         reason: n.reason,
         no_transit: n.no_transit,
         cost: n.cost,
+        through_no_transit: n.through_no_transit,
         record_age_ms: n.record_age_ms,
     };
     let link = |l: api::TopologyLink| EdgeView {
@@ -181,7 +187,10 @@ fn topology_text(view: &TopologyView) -> String {
             if node.state == "away" { "-".into() } else { node.cost.to_string() },
             if node.no_transit { "no".into() } else { "yes".into() },
             if node.kind.is_empty() || node.record_age_ms == 0 { "-".into() } else { away(node.record_age_ms) },
-            node.reason.clone(),
+            match node.through_no_transit {
+                true => "through a drained node".to_owned(),
+                false => node.reason.clone(),
+            },
         ]);
     }
     let mut links = Table::new(&["LINK", "", ">COST", "STATE", "REASON"]);

@@ -22,7 +22,11 @@ use crate::{
         settings::{Kind, LogFormat},
     },
     door,
-    steering::{Steering, levels::Levels, reload::Reload},
+    steering::{
+        Steering,
+        levels::{self, Levels},
+        reload::Reload,
+    },
 };
 
 /// When starting is over, links and all.
@@ -30,6 +34,7 @@ const SETTLED_AFTER: Duration = Duration::from_secs(5);
 
 /// Runs a node until it is told to stop.
 pub(crate) fn run(kind: Kind, args: &NodeArgs) -> Result<Exit, CliError> {
+    crate::metrics::collect::note_start();
     let wrong = |e: crate::config::ConfigError| CliError::failed(e.to_string());
     let loaded = Loaded::load(&args.config, std::env::vars(), &args.set).map_err(wrong)?;
     loaded.expect_kind(kind).map_err(wrong)?;
@@ -44,8 +49,14 @@ pub(crate) fn run(kind: Kind, args: &NodeArgs) -> Result<Exit, CliError> {
         .thread_name("seaway")
         .build()
         .map_err(|e| CliError::failed(format!("cannot start threads: {e}")))?;
-    runtime.block_on(serve(node, door, admin, reload, levels))
+    let served = runtime.block_on(serve(node, door, admin, reload, levels));
+    // What still runs is abandoned, as in a crash, which is always safe: a log that is being replayed would go on for as long as it takes.
+    runtime.shutdown_timeout(ABANDON_AFTER);
+    served
 }
+
+/// How long threads that are not needed any more may take to end.
+const ABANDON_AFTER: Duration = Duration::from_millis(500);
 
 async fn serve(
     config: seaway_relay::node::NodeConfig,
@@ -221,7 +232,7 @@ pub(crate) fn log_filter(loaded: &Loaded) -> Result<EnvFilter, CliError> {
             return Err(wrong(&format!("{word:?} is no level: error, warn, info, debug, trace or off")));
         }
     }
-    EnvFilter::try_new(level).map_err(|e| wrong(&e.to_string()))
+    levels::filter(level).map_err(|e| wrong(&e))
 }
 
 /// Where a node logs to: standard error. Its reader may go away, or its disk be full: the node lives on, and says how many lines

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use serde_json::json;
 
 use super::{
     CliError, Exit,
@@ -12,31 +13,43 @@ use super::{
 };
 use crate::api::{
     DrainRequest, GetLogLevelsRequest, LogLevels, PauseLinkRequest, ReloadConfigRequest, ResumeLinkRequest,
-    SetLogLevelRequest,
+    SetLogLevelRequest, StatusRequest,
 };
 
 /// How often a drain that is waited for looks again.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 pub(crate) async fn drain(args: DrainArgs) -> Result<Exit, CliError> {
-    let mut admin = Servers::of(&args.client)?.admin().await?;
-    let mut reply = admin.drain(DrainRequest { undo: args.undo }).await?.into_inner();
+    let mut admin = Servers::of(&args.list.client)?.admin().await?;
+    let how = args.list.output;
+    let reply = admin.drain(DrainRequest { undo: args.undo }).await?.into_inner();
+    let view = |waiting: u64| json!({"drained": !args.undo, "drained_before": reply.drained_before, "receipts_waiting": waiting});
     if args.undo {
-        output::line(if reply.drained_before { "the node is in use again" } else { "the node was not drained" })?;
+        let text = if reply.drained_before { "the node is in use again" } else { "the node was not drained" };
+        output::told(how, &view(reply.receipts_waiting), text)?;
         return Ok(Exit::Done);
     }
     let until = args.wait.map(|wait| Instant::now() + wait);
-    while reply.receipts_waiting > 0 && until.is_some_and(|until| Instant::now() < until) {
+    let mut waiting = reply.receipts_waiting;
+    while waiting > 0 && until.is_some_and(|until| Instant::now() < until) {
         tokio::time::sleep(LOOK_EVERY).await;
-        reply = admin.drain(DrainRequest { undo: false }).await?.into_inner();
+        // Only looks: somebody may take the node into use again meanwhile, and is not to be undone.
+        let status = admin.status(StatusRequest {}).await?.into_inner();
+        if !status.drained {
+            return Err(CliError::failed(format!(
+                "the node is in use again: somebody undid this while {} for other sites",
+                waits(waiting)
+            )));
+        }
+        waiting = status.receipts_waiting;
     }
-    let waiting = reply.receipts_waiting;
     if waiting == 0 {
-        output::line("the node is drained: it takes no new messages, and none waits for other sites")?;
+        let text = "the node is drained: it takes no new messages, and none waits for other sites";
+        output::told(how, &view(0), text)?;
         return Ok(Exit::Done);
     }
     let text = format!("the node is drained: it takes no new messages; {} still for other sites", waits(waiting));
-    output::line(&text)?;
+    output::told(how, &view(waiting), &text)?;
     Ok(if until.is_some() { Exit::TimedOut } else { Exit::Done })
 }
 
@@ -45,17 +58,19 @@ fn waits(messages: u64) -> String {
 }
 
 pub(crate) async fn pause_link(args: PeerArgs) -> Result<Exit, CliError> {
-    let mut admin = Servers::of(&args.client)?.admin().await?;
+    let mut admin = Servers::of(&args.list.client)?.admin().await?;
     admin.pause_link(PauseLinkRequest { peer: args.peer.clone() }).await?;
-    output::line(&format!("the link with {} is paused until it is resumed, or the node restarts", args.peer))?;
+    let text = format!("the link with {} is paused until it is resumed, or the node restarts", args.peer);
+    output::told(args.list.output, &json!({"peer": args.peer, "paused": true}), &text)?;
     Ok(Exit::Done)
 }
 
 pub(crate) async fn resume_link(args: PeerArgs) -> Result<Exit, CliError> {
-    let mut admin = Servers::of(&args.client)?.admin().await?;
+    let mut admin = Servers::of(&args.list.client)?.admin().await?;
     let reply = admin.resume_link(ResumeLinkRequest { peer: args.peer.clone() }).await?.into_inner();
     let what = if reply.was_paused { "may come up again" } else { "was not paused here" };
-    output::line(&format!("the link with {} {what}", args.peer))?;
+    let view = json!({"peer": args.peer, "paused": false, "was_paused": reply.was_paused});
+    output::told(args.list.output, &view, &format!("the link with {} {what}", args.peer))?;
     Ok(Exit::Done)
 }
 

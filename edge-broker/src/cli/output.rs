@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 
 use serde::Serialize;
 
-use super::CliError;
+use super::{CliError, args::Output};
 
 /// Writes bytes to standard output.
 pub(crate) fn bytes(bytes: &[u8]) -> Result<(), CliError> {
@@ -21,6 +21,14 @@ pub(crate) fn line(text: &str) -> Result<(), CliError> {
 pub(crate) fn json(value: &impl Serialize) -> Result<(), CliError> {
     let text = serde_json::to_string_pretty(value).map_err(|e| CliError::failed(e.to_string()))?;
     line(&text)
+}
+
+/// Writes what a command did: as JSON, or in a sentence.
+pub(crate) fn told(how: Output, value: &impl Serialize, text: &str) -> Result<(), CliError> {
+    match how {
+        Output::Json => json(value),
+        Output::Table => line(text),
+    }
 }
 
 /// Writes an error to standard error.

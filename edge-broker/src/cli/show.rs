@@ -214,8 +214,12 @@ fn topics_table(topics: &[TopicView]) -> Table {
         Table::new(&["TOPIC", "ORIGIN", "STATE", ">END", ">ORIGIN END", ">LAG", ">LAG BYTES", ">LAG TIME", "REASON"]);
     for topic in topics {
         // Without a way to the origin the lag is that of its last mark: there may be more by now.
-        let at_least = if matches!(topic.state.as_str(), "down" | "stalled") { "≥ " } else { "" };
-        let lag = |text: String| if topic.lag_known { format!("{at_least}{text}") } else { "?".into() };
+        let lag = |text: String| match topic.state.as_str() {
+            "down" if topic.lag_messages > 0 => format!("≥ {text}"),
+            _ if !topic.lag_known => "?".to_owned(),
+            "stalled" => format!("≥ {text}"),
+            _ => text,
+        };
         table.row([
             short(&topic.topic),
             topic.origin.clone(),

@@ -24,6 +24,7 @@ struct SiteView {
     reachable: bool,
     next_hop: String,
     cost: u32,
+    through_no_transit: bool,
     held: Vec<HeldView>,
     held_back: Option<HeldBackView>,
     removed: Option<String>,
@@ -194,6 +195,7 @@ impl From<SiteInfo> for SiteView {
             reachable: from.reachable,
             next_hop: from.next_hop,
             cost: from.cost,
+            through_no_transit: from.through_no_transit,
             held: from.held.into_iter().map(Into::into).collect(),
             held_back: from.held_back.map(Into::into),
             removed: time(from.removed_us),
@@ -301,7 +303,10 @@ fn sites_table(views: &[SiteView]) -> Table {
                 Some(at) => format!("removed by {} at {at}", view.removed_by),
                 None => word(view.reachable).to_string(),
             },
-            view.next_hop.clone(),
+            match view.through_no_transit {
+                true => format!("{}, through a drained node", view.next_hop),
+                false => view.next_hop.clone(),
+            },
             view.cost.to_string(),
             word(view.held_back.is_some()).to_string(),
         ];
@@ -339,25 +344,72 @@ fn add_gaps(table: &mut Table, site: &str, kept: &HeldBackView) {
     }
 }
 
+/// What goes with a site, and whether it is gone.
+#[derive(Debug, Serialize)]
+struct RemovedView {
+    site: String,
+    removed: bool,
+    reachable: bool,
+    only: Vec<OnlyView>,
+    only_total: u32,
+    held_back: Option<HeldBackView>,
+}
+
+/// What only that site is known to hold.
+#[derive(Debug, Serialize)]
+struct OnlyView {
+    topic: String,
+    origin: String,
+    queue: u32,
+    messages: u64,
+    why: String,
+}
+
+impl RemovedView {
+    fn new(site: &str, removed: bool, told: api::RemoveSiteReply) -> Self {
+        let only = |o: api::OnlyThere| OnlyView {
+            topic: o.topic,
+            origin: o.origin,
+            queue: o.queue,
+            messages: o.messages,
+            why: o.why,
+        };
+        Self {
+            site: site.to_owned(),
+            removed,
+            reachable: told.reachable,
+            only: told.only.into_iter().map(only).collect(),
+            only_total: told.only_total,
+            held_back: told.held_back.map(Into::into),
+        }
+    }
+}
+
 pub(crate) async fn remove(args: SiteRemoveArgs) -> Result<Exit, CliError> {
-    let mut admin = Servers::of(&args.client)?.admin().await?;
-    let site = args.site;
+    let mut admin = Servers::of(&args.list.client)?.admin().await?;
+    let (site, how) = (args.site, args.list.output);
     let mut ask = async |yes| admin.remove_site(RemoveSiteRequest { site: site.clone(), yes }).await;
     let told = ask(false).await?.into_inner();
     if told.removed {
-        output::line(&format!("site {site} is removed already"))?;
+        let text = format!("site {site} is removed already");
+        output::told(how, &RemovedView::new(&site, true, told), &text)?;
         return Ok(Exit::Done);
     }
-    output::bytes(what_goes(&site, &told).as_bytes())?;
+    if how == Output::Table {
+        output::bytes(what_goes(&site, &told).as_bytes())?;
+    }
     if !args.yes {
+        if how == Output::Json {
+            output::json(&RemovedView::new(&site, false, told))?;
+        }
         return Err(CliError::usage(format!(
             "nothing is done yet: removing is for ever, and the name {site} is never used again; run it again with --yes"
         )));
     }
     ask(true).await?;
-    output::line(&format!(
-        "site {site} is removed: nothing waits for it any more, and its certificate is refused on all links"
-    ))?;
+    let text =
+        format!("site {site} is removed: nothing waits for it any more, and its certificate is refused on all links");
+    output::told(how, &RemovedView::new(&site, true, told), &text)?;
     Ok(Exit::Done)
 }
 

@@ -3,6 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use seaway_federation_proto::ids::Pattern;
+use serde_json::json;
 
 use super::{
     CliError, Exit,
@@ -13,9 +14,10 @@ use super::{
 use crate::api::{CreateTokenRequest, DeleteGroupRequest, RevokeTokenRequest, Rights};
 
 pub(crate) async fn remove_group(args: NamedArgs) -> Result<Exit, CliError> {
-    let mut admin = Servers::of(&args.client)?.admin().await?;
+    let mut admin = Servers::of(&args.list.client)?.admin().await?;
     admin.delete_group(DeleteGroupRequest { group: args.name.clone() }).await?;
-    output::line(&format!("group {} is deleted", args.name))?;
+    let view = json!({"group": args.name, "deleted": true});
+    output::told(args.list.output, &view, &format!("group {} is deleted", args.name))?;
     Ok(Exit::Done)
 }
 
@@ -41,16 +43,17 @@ pub(crate) async fn create_token(args: TokenCreateArgs) -> Result<Exit, CliError
             .ok_or_else(|| CliError::usage("--expires-in is too long"))?,
     };
     let rights = Rights { publish: args.publish, subscribe: args.subscribe, admin: args.admin };
-    let request = CreateTokenRequest { name: args.name, rights: Some(rights), expires_us };
-    let mut admin = Servers::of(&args.client)?.admin().await?;
+    let request = CreateTokenRequest { name: args.name.clone(), rights: Some(rights), expires_us };
+    let mut admin = Servers::of(&args.list.client)?.admin().await?;
     let reply = admin.create_token(request).await?.into_inner();
-    output::line(&reply.token)?;
+    output::told(args.list.output, &json!({"name": args.name, "token": reply.token}), &reply.token)?;
     Ok(Exit::Done)
 }
 
 pub(crate) async fn revoke_token(args: NamedArgs) -> Result<Exit, CliError> {
-    let mut admin = Servers::of(&args.client)?.admin().await?;
+    let mut admin = Servers::of(&args.list.client)?.admin().await?;
     admin.revoke_token(RevokeTokenRequest { name: args.name.clone() }).await?;
-    output::line(&format!("token {} is revoked", args.name))?;
+    let view = json!({"name": args.name, "revoked": true});
+    output::told(args.list.output, &view, &format!("token {} is revoked", args.name))?;
     Ok(Exit::Done)
 }

@@ -1,10 +1,13 @@
 //! What is known of the whole federation from here: where a message is, which nodes and links there are, which way leads where.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use seaway_federation_proto::{
     ids::{Path, Site},
-    replication::{ExplainedWay, KnownLink, KnownNode},
+    replication::{ExplainedWay, KnownLink, KnownNode, plain_cost},
     session::{NodeKind, vitals::lasting},
 };
 use seaway_relay::node::LinkStatus;
@@ -43,7 +46,12 @@ pub(crate) async fn find<E: Engine>(engine: &E, request: api::FindRequest) -> Re
         })
         .collect();
     answers.sort_by(|a, b| (!a.is_site, &a.node).cmp(&(!b.is_site, &b.node)));
-    let missing = finding.missing.into_iter().map(|(site, why)| api::FindMissing { site: site.to_string(), why });
+    let ways: BTreeSet<_> = engine.sites().into_iter().filter(|s| s.next_hop.is_some()).map(|s| s.site).collect();
+    let missing = finding.missing.into_iter().map(|(site, why)| api::FindMissing {
+        asked: ways.contains(&site),
+        site: site.to_string(),
+        why,
+    });
     Ok(api::FindReply { answers, missing: missing.collect() })
 }
 
@@ -58,6 +66,7 @@ pub(crate) fn topology<E: Engine>(engine: &E) -> api::TopologyReply {
             Some(_) => "reachable",
             None => "away",
         };
+        let (cost, through_no_transit) = known.cost.map_or((0, false), plain_cost);
         let (away_for_ms, reason) = known.away.map_or((0, String::new()), |(away, why)| (milliseconds(away), why));
         api::TopologyNode {
             node: known.node.to_string(),
@@ -71,21 +80,26 @@ pub(crate) fn topology<E: Engine>(engine: &E) -> api::TopologyReply {
             away_for_ms,
             reason,
             no_transit: known.no_transit,
-            cost: known.cost.map_or(0, |cost| u32::try_from(cost).unwrap_or(u32::MAX)),
+            cost,
+            through_no_transit,
             record_age_ms: known.record_age.map_or(0, milliseconds),
         }
     };
-    api::TopologyReply {
-        nodes: nodes.into_iter().map(node).collect(),
-        links: links.into_iter().map(|known| link(known, &me.to_string(), &own)).collect(),
-    }
+    // What neither end can say any more, nobody knows.
+    let away: BTreeSet<_> = nodes.iter().filter(|known| known.cost.is_none()).map(|known| known.node.clone()).collect();
+    let is_known = |known: &KnownLink| !(away.contains(&known.a) && away.contains(&known.b));
+    let links = links.into_iter().map(|known| {
+        let is_known = is_known(&known);
+        link(known, is_known, &me.to_string(), &own)
+    });
+    api::TopologyReply { nodes: nodes.into_iter().map(node).collect(), links: links.collect() }
 }
 
 fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn link(known: KnownLink, me: &str, own: &[LinkStatus]) -> api::TopologyLink {
+fn link(known: KnownLink, is_known: bool, me: &str, own: &[LinkStatus]) -> api::TopologyLink {
     let [cost_a, cost_b] = known.costs;
     let (a, b) = (known.a.to_string(), known.b.to_string());
     let peer = if a == me { Some(&known.b) } else { Some(&known.a).filter(|_| b == me) };
@@ -93,6 +107,7 @@ fn link(known: KnownLink, me: &str, own: &[LinkStatus]) -> api::TopologyLink {
     let status = peer.and_then(|peer| own.iter().find(|link| link.peer.as_ref() == Some(peer)));
     let (state, reason) = match (status, cost_a, cost_b) {
         (Some(link), ..) => (link.state.to_owned(), link.reason.clone()),
+        (None, ..) if !is_known => ("unknown".to_owned(), format!("neither {a} nor {b} can be reached")),
         (None, Some(_), Some(_)) => ("up".to_owned(), String::new()),
         (None, Some(_), None) => ("half".to_owned(), format!("{b} does not state it")),
         (None, None, _) => ("half".to_owned(), format!("{a} does not state it")),
@@ -149,10 +164,10 @@ fn explained<E: Engine>(
     let taken = way.hops.get(1).map(|hop| hop.node.to_string()).unwrap_or_default();
     let other = |(node, cost): &(seaway_federation_proto::ids::NodeName, Option<u64>)| api::RouteOther {
         by: node.to_string(),
-        cost: cost.unwrap_or(0),
+        cost: cost.map_or(0, |cost| u64::from(plain_cost(cost).0)),
         why_not: match cost {
             None => "no way leads on from there".into(),
-            Some(cost) if *cost >= NO_TRANSIT_SEEN => "it leads through a node that carries no transit".into(),
+            Some(cost) if plain_cost(*cost).1 => "it leads through a node that carries no transit".into(),
             Some(cost) if *cost > total => format!("it costs {cost}, and the way by {taken} {total}"),
             Some(_) => format!("it costs as much; of several the one of smallest name is taken ({taken})"),
         },
@@ -169,10 +184,30 @@ fn explained<E: Engine>(
     api::ExplainRouteReply { hops, cost: total, others: way.others.iter().map(other).collect(), text }
 }
 
-/// A way that costs so much leads through a node that carries no transit: no sum of real costs comes near it.
-const NO_TRANSIT_SEEN: u64 = 1 << 40;
-
 /// For how long something is away, as people read it.
 pub(crate) fn away(ms: u64) -> String {
     lasting(Duration::from_millis(ms))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_of_which_neither_end_can_be_asked_is_not_called_up() {
+        let known =
+            || KnownLink { a: "a/edge".parse().unwrap(), b: "b/edge".parse().unwrap(), costs: [Some(3), Some(4)] };
+        let seen = link(known(), true, "c/edge", &[]);
+        assert_eq!((seen.state.as_str(), seen.cost), ("up", 4));
+        let unseen = link(known(), false, "c/edge", &[]);
+        assert_eq!((unseen.state.as_str(), unseen.cost), ("unknown", 4));
+        assert!(unseen.reason.contains("can be reached"), "{}", unseen.reason);
+    }
+
+    #[test]
+    fn a_way_through_a_drained_node_shows_what_its_links_cost() {
+        assert_eq!(plain_cost(7), (7, false));
+        assert_eq!(plain_cost((1 << 40) + 7), (7, true));
+        assert_eq!(plain_cost(2 * (1 << 40) + 9), (9, true));
+    }
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use seaway_federation_proto::ids::{LogName, Place, Site};
-use seaway_federation_proto::replication::{Removal, SiteStatus};
+use seaway_federation_proto::replication::{Removal, SiteStatus, plain_cost};
 use seaway_relay::node::{HoldBack, SiteHoldBack};
 use tonic::Status;
 
@@ -45,12 +45,14 @@ fn site_info<E: Engine>(engine: &E, site: SiteStatus, own: &Site, held_back: &Ar
         }
     };
     let kept = held_back.sites.iter().find(|kept| kept.site == site.site.as_str());
+    let (cost, through_no_transit) = site.cost.map_or((0, false), plain_cost);
     api::SiteInfo {
         reachable: site.next_hop.is_some() || site.site == *own,
         site: site.site.to_string(),
         nodes: site.nodes.iter().map(ToString::to_string).collect(),
         next_hop: site.via.map(|node| node.to_string()).unwrap_or_default(),
-        cost: site.cost.unwrap_or(0),
+        cost,
+        through_no_transit,
         held: site.held.into_iter().map(held).collect(),
         held_back: kept.map(site_held_back),
         removed_us: 0,
