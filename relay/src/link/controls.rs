@@ -1,8 +1,10 @@
-//! What the control queues held here say: each is read once, entry by entry, and read on when it moves.
+//! What the control queues held here say: each is read once, entry by entry, and read on when it moves. One that could not be read is
+//! read again after a while; what it says is told once it was read to its end.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
 use parking_lot::{Mutex, RwLock};
@@ -19,6 +21,8 @@ use crate::log::contract::{CommitLog, Line, Outside, Read, ReadError};
 const READ_BYTES: usize = 256 * 1024;
 /// Control queues read in one turn at the start.
 const AT_ONCE: usize = 64;
+/// A queue that could not be read is read again after this long.
+const READ_AGAIN: Duration = Duration::from_secs(5);
 /// Stretches read of one queue in one turn: more than any sound queue has.
 const STRETCHES_MAX: usize = 16_384;
 
@@ -27,6 +31,8 @@ struct Known {
     control: Arc<Control>,
     /// Where reading goes on.
     next: Option<Place>,
+    /// What was answered last: a read that fails half-way leaves more read than told.
+    told: Arc<Control>,
 }
 
 /// See the module's documentation.
@@ -35,6 +41,8 @@ pub struct Controls {
     known: RwLock<BTreeMap<(Topic, Site), Known>>,
     /// Not read yet since the start.
     listed: Mutex<BTreeSet<LogName>>,
+    /// Those that could not be read, and when they are read again: at most as many as there are logs.
+    failed: Mutex<BTreeMap<LogName, Duration>>,
 }
 
 impl Controls {
@@ -49,9 +57,13 @@ impl Controls {
         self.listed.lock().extend(logs.into_iter().filter(|log| log.queue == Queue::CONTROL));
     }
 
-    /// Takes some of the list.
-    pub fn take_listed(&self) -> Vec<LogName> {
+    /// Takes some of the list, and of those that are to be read again by now.
+    pub fn take_listed(&self, now: Duration) -> Vec<LogName> {
         let mut listed = self.listed.lock();
+        for (log, at) in self.failed.lock().iter_mut().filter(|(_, at)| **at <= now) {
+            *at = now.saturating_add(READ_AGAIN);
+            listed.insert(log.clone());
+        }
         let some: Vec<LogName> = listed.iter().take(AT_ONCE).cloned().collect();
         some.iter().for_each(|log| _ = listed.remove(log));
         some
@@ -62,28 +74,44 @@ impl Controls {
         !self.listed.lock().is_empty()
     }
 
-    /// Reads on in a control queue; answers with what it says now, if anything came. May wait on the disk; one caller at a time.
+    /// When one that could not be read is read again.
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        self.failed.lock().values().min().copied()
+    }
+
+    /// A queue was read to its end; whether that had failed before.
+    pub fn was_read(&self, name: &LogName) -> bool {
+        self.failed.lock().remove(name).is_some()
+    }
+
+    /// A queue could not be read: it comes on the list again after a while.
+    pub fn was_not_read(&self, now: Duration, name: &LogName) {
+        self.failed.lock().insert(name.clone(), now.saturating_add(READ_AGAIN));
+    }
+
+    /// Reads on in a control queue; answers with what it says now, if that is not what was answered last. May wait on the disk; one
+    /// caller at a time.
     ///
     /// # Errors
-    /// The disk could not be read; what was read until then is kept.
+    /// The disk could not be read; what was read until then is kept, and answered once the rest was read too.
     pub fn advance(&self, log: &dyn CommitLog, name: &LogName) -> Result<Option<Arc<Control>>, ReadError> {
         let key = (name.topic.clone(), name.origin.clone());
         let Some(info) = log.info(name, true) else {
             self.known.write().remove(&key);
             return Ok(None);
         };
-        let (mut control, next) = {
+        let (mut control, next, told) = {
             let known = self.known.read();
-            known.get(&key).map_or((Control::default(), None), |k| ((*k.control).clone(), k.next))
+            let known = known.get(&key).map(|k| ((*k.control).clone(), k.next, k.told.clone()));
+            known.unwrap_or_default()
         };
         let mut next = next.unwrap_or(info.begin);
-        let before = control.clone();
         let result = read_on(log, name, info.begin, &mut control, &mut next);
-        let changed = control != before;
-        let known = Known { control: Arc::new(control), next: Some(next) };
-        let control = known.control.clone();
+        let control = Arc::new(control);
+        let news = (result.is_ok() && control != told).then(|| control.clone());
+        let known = Known { control, next: Some(next), told: news.clone().unwrap_or(told) };
         self.known.write().insert(key, known);
-        result.map(|()| changed.then_some(control))
+        result.map(|()| news)
     }
 }
 
@@ -137,3 +165,7 @@ fn read_on(
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "controls_tests.rs"]
+mod tests;

@@ -229,7 +229,7 @@ impl Hub {
 
     /// Reads on in control queues that were there when the process began: a part in each turn.
     fn pump_controls(&self, now: Duration) {
-        for name in self.controls.take_listed() {
+        for name in self.controls.take_listed(now) {
             self.read_control(now, &name);
         }
         if self.controls.has_listed() {
@@ -240,9 +240,16 @@ impl Hub {
     /// Reads on in a control queue, and tells the machine what it says.
     fn read_control(&self, now: Duration, name: &LogName) {
         match self.controls.advance(&*self.log, name) {
-            Ok(Some(control)) => self.act(|core| core.machine.handle_control(now, name, &control)),
-            Ok(None) => {}
+            Ok(news) => {
+                if self.controls.was_read(name) {
+                    self.alarms.clear_one("read-failed", &name.to_string());
+                }
+                if let Some(control) = news {
+                    self.act(|core| core.machine.handle_control(now, name, &control));
+                }
+            }
             Err(error) => {
+                self.controls.was_not_read(now, name);
                 let report = Report { name: "read-failed", subject: name.to_string(), text: error.to_string() };
                 self.alarms.raise(report, self.wall_us());
             }
@@ -302,7 +309,8 @@ impl Hub {
 
     /// When to call [`Hub::pump`] at the latest.
     pub fn poll_timeout(&self) -> Option<Duration> {
-        [self.core.lock().machine.poll_timeout(), self.stores.poll_timeout()].into_iter().flatten().min()
+        let machine = self.core.lock().machine.poll_timeout();
+        [machine, self.stores.poll_timeout(), self.controls.poll_timeout()].into_iter().flatten().min()
     }
 
     /// A want is there: at start, or made durable since.
