@@ -294,6 +294,7 @@ impl From<HeldLog> for link::HeldLog {
             fork_tips: held.fork_tips.into_iter().map(Into::into).collect(),
             jumps: held.jumps.into_iter().map(Into::into).collect(),
             refused: String::new(),
+            untaken: false,
         }
     }
 }

@@ -104,8 +104,9 @@ fn what_is_stored_stays_as_it_is() {
     let at = store::Place { counter: 1, random: 2, offset: 3 };
     let settings =
         store::TopicSettings { queues: 4, message_bytes_max: 1000, codec: 2, ..store::TopicSettings::default() };
-    let end = store::QueueEnd { queue: 1, end: Some(at) };
-    let deleted = store::TopicDeleted { life: 1, time_us: 2, ends: vec![end], entry: Some(at) };
+    let end = store::QueueEnd { queue: 1, end: Some(at), ..Default::default() };
+    let deleted =
+        store::TopicDeleted { life: 1, time_us: 2, ends: vec![end.clone()], entry: Some(at), ..Default::default() };
     let full = store::TopicSettings {
         replicate: Some(store::Replicate { sites: vec!["us".into()] }),
         change: Some(store::QueueChange { ends: vec![end], entry: Some(at) }),
@@ -141,6 +142,7 @@ fn what_is_stored_stays_as_it_is() {
         from: place(1),
         jumps: vec![link::Jump { incarnation, begin: 2, from: place(1) }],
         refused: String::new(),
+        untaken: false,
     };
     let node =
         store::NodeStart { time_us: 8, random: 9, federation: "acme".into(), site: "eu".into(), node: "edge".into() };

@@ -139,7 +139,9 @@ pub(crate) async fn remove<E: Engine>(
     }
     let status = engine.sites().into_iter().find(|known| known.site == site);
     let removed = engine.removals().into_iter().any(|removal| removal.site == site);
-    if status.is_none() && !removed {
+    // A site may have relays only.
+    let known = || status.is_some() || engine.topology().0.iter().any(|known| known.node.site == site);
+    if !removed && !known() {
         let text = format!("no site {site} was ever heard of here; `seaway site ls` lists those that were");
         return Err(errors::not_found(text));
     }

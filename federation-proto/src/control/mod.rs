@@ -163,7 +163,13 @@ impl Deletion {
     /// As it is stored in tables, its place said.
     pub fn to_stored(&self) -> store::TopicDeleted {
         let entry = Some(stored_place(self.entry));
-        store::TopicDeleted { life: self.life, time_us: self.time_us, ends: stored_ends(&self.ends), entry }
+        store::TopicDeleted {
+            life: self.life,
+            time_us: self.time_us,
+            ends: stored_ends(&self.ends),
+            entry,
+            over: Vec::new(),
+        }
     }
 
     /// The offset in a queue below which all is gone.
@@ -193,6 +199,7 @@ pub fn stored_ends(ends: &Ends) -> Vec<store::QueueEnd> {
     let end = |(queue, place): (&Queue, &Place)| store::QueueEnd {
         queue: u32::from(queue.0),
         end: Some(stored_place(*place)),
+        chain: Bytes::new(),
     };
     ends.iter().map(end).collect()
 }

@@ -38,7 +38,7 @@ fn settings_changes_and_lives_are_read_in_order() {
     control.read(place(2, 2), &settings_entry(8, Some((&before, Some(place(1, 1))))));
     assert_eq!(control.changes, [QueueChange { entry: place(1, 1), ends: before.clone() }]);
     let deleted =
-        store::TopicDeleted { life: 0, time_us: 5, ends: stored_ends(&ends(&[(1, 50), (2, 9)])), entry: None };
+        store::TopicDeleted { life: 0, time_us: 5, ends: stored_ends(&ends(&[(1, 50), (2, 9)])), ..Default::default() };
     control.read(place(2, 3), &entry(store::control_entry::Kind::Deleted(deleted)));
     assert!(control.is_deleted() && control.changes.is_empty());
     assert_eq!(control.deleted.as_ref().unwrap().floor(Queue(2)), Some(9));

@@ -15,6 +15,7 @@ use super::{
     convert::{self, Checked},
     find::Found,
     lines::View,
+    refusals::Refused,
 };
 use crate::{
     ids::{LogName, NodeName, Pattern, Place, Site, Start},
@@ -53,6 +54,13 @@ pub(super) struct Head {
     note_way: bool,
 }
 
+#[cfg(test)]
+impl Head {
+    pub(super) fn of(author: NodeName, start: Start) -> Self {
+        Self { author, start, to: To::All(0), note_way: false }
+    }
+}
+
 /// A point of a log in a mark.
 #[derive(Debug, Clone)]
 pub(super) struct MarkedPoint {
@@ -67,8 +75,8 @@ pub(super) struct MarkedPoint {
 pub(super) enum Content {
     Held {
         sequence: u64,
-        /// With why the topic is not taken; empty where it is.
-        logs: Vec<(wire::HeldLog, String)>,
+        /// With whether the topic is taken.
+        logs: Vec<(wire::HeldLog, Refused)>,
     },
     HeldSeen {
         start: Start,
@@ -418,13 +426,9 @@ pub(super) fn encoded(message: &impl prost::Message) -> Bytes {
     message.encode_to_vec().into()
 }
 
-/// Longest reason for which a site refuses a topic, bytes; the rest is cut off.
-const REFUSAL_BYTES_MAX: usize = 1024;
-
-fn statements(logs: Vec<link::HeldLog>) -> Result<Vec<(wire::HeldLog, String)>, WireError> {
+fn statements(logs: Vec<link::HeldLog>) -> Result<Vec<(wire::HeldLog, Refused)>, WireError> {
     let one = |mut log: link::HeldLog| {
-        let mut refused = std::mem::take(&mut log.refused);
-        refused.truncate(refused.floor_char_boundary(REFUSAL_BYTES_MAX));
+        let refused = Refused::from_wire(&mut log);
         Ok((log.try_into()?, refused))
     };
     logs.into_iter().map(one).collect()

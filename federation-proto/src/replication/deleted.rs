@@ -6,7 +6,9 @@
 //! to a question, a statement by a site that was away. None of it is missing either: what was deleted is no gap, no
 //! hole, and not lost.
 //!
-//! The origin's own logs stay as empty shells that end where the topic was deleted, so that a new life of the topic goes on above. A
+//! The origin's own logs stay as empty shells that end where the topic was deleted, so that a new life of the topic goes on above. After
+//! the tombstone's time they go; the tombstone stays, and says where a later life goes on: no place is used twice, and who comes
+//! back after years with what was deleted brings nothing back. A
 //! holder that has not read the deletion yet, but is told by an announcement ([`link::LogFacts`]) that all it holds was
 //! deleted, waits for the control queue instead of looking for the rest.
 
@@ -40,6 +42,8 @@ pub(super) struct Tombstone {
     deletion: Deletion,
     /// It was created anew since.
     lives: bool,
+    /// Of an own topic: its logs, the control queue too, are gone for good.
+    over: bool,
 }
 
 /// All of them, and what of them is still to be removed here.
@@ -62,9 +66,9 @@ impl Tombstones {
         let (origin, topic) = text.split_once('\0').ok_or(WireError::Undecodable)?;
         let stored = store::TopicDeleted::decode(value).map_err(|_| WireError::Undecodable)?;
         let entry = stored.entry.map(crate::control::place_of).ok_or(WireError::Missing("deleted.entry"))?;
-        let deletion = Deletion::from_stored(&stored, entry);
+        let (deletion, over) = (Deletion::from_stored(&stored, entry), !stored.over.is_empty());
         // Whether it lives again is read in the control queue.
-        self.known.insert((convert::site_from(origin)?, topic.parse()?), Tombstone { deletion, lives: false });
+        self.known.insert((convert::site_from(origin)?, topic.parse()?), Tombstone { deletion, lives: false, over });
         Ok(())
     }
 
@@ -89,6 +93,17 @@ impl Tombstones {
         })
     }
 
+    /// Below which offset nothing of an own log comes back: also of a control queue that went after its time.
+    fn gone_below(&self, log: &LogName, held: Option<&LogInfo>) -> Option<Offset> {
+        if log.queue != Queue::CONTROL {
+            return self.floor(log);
+        }
+        let stone = self.known.get(&(log.origin.clone(), log.topic.clone()))?;
+        let end = stone.deletion.entry.offset.saturating_add(1);
+        // One that is held from further down has not gone.
+        held.map_or(stone.over, |info| info.begin.offset >= end).then_some(end)
+    }
+
     /// Where a new life of the log begins, if it has one.
     pub(super) fn begin(&self, log: &LogName) -> Option<Place> {
         self.of(log)?.deletion.ends.get(&log.queue).copied()
@@ -110,7 +125,7 @@ impl Replication {
     pub fn handle_control(&mut self, now: Duration, log: &LogName, control: &Control) {
         self.now = self.now.max(now);
         self.judge_topic(log, control);
-        let Some(deletion) = &control.deleted else { return };
+        let Some(deletion) = &control.deleted else { return self.lives_above(log, control) };
         let key = (log.origin.clone(), log.topic.clone());
         let own = self.config.is_origin_of(&log.origin);
         let known = self.tombstones.known.get(&key);
@@ -122,12 +137,29 @@ impl Replication {
         if !new && known.is_some_and(|k| k.lives == control.lives) && !self.has_dead(log) {
             return;
         }
-        self.tombstones.known.insert(key, Tombstone { deletion: deletion.clone(), lives: control.lives });
+        let tombstone = Tombstone { deletion: deletion.clone(), lives: control.lives, over: false };
+        self.tombstones.known.insert(key, tombstone);
         if new && !own {
             self.count("topics_deleted");
             let (key, value) = (tombstone_key(&log.origin, &log.topic), deletion.to_stored().encode_to_vec().into());
             self.out.push_back(Output::Store(vec![Change::Put { table: StateTable::Deleted, key, value }]));
         }
+        self.follow_life(log);
+    }
+
+    /// The control queue does not reach back to a deletion that is known, and has settings from after it: the topic was created
+    /// anew.
+    fn lives_above(&mut self, log: &LogName, control: &Control) {
+        let Some((at, _)) = control.settings else { return };
+        let known = self.tombstones.known.get_mut(&(log.origin.clone(), log.topic.clone()));
+        let Some(known) = known.filter(|t| !t.lives && t.deletion.entry.offset < at.offset) else { return };
+        (known.lives, known.over) = (true, false);
+        self.follow_life(log);
+    }
+
+    /// Brings the message queues of a topic in line with what its control queue says now.
+    fn follow_life(&mut self, log: &LogName) {
+        let own = self.config.is_origin_of(&log.origin);
         for name in self.message_logs(log) {
             if own {
                 self.own_lives_or_dies(&name);
@@ -135,6 +167,8 @@ impl Replication {
                 self.remove_dead(&name);
                 self.begin_if_wanted(&name);
                 self.evaluate(&name);
+                // It was announced here perhaps before it was known to live again, and then to nobody behind this node.
+                self.announce_log(&name);
             }
         }
     }
@@ -218,8 +252,11 @@ impl Replication {
         for (origin, topic) in old {
             let control = LogName { topic: topic.clone(), origin: origin.clone(), queue: Queue::CONTROL };
             let there = self.logs.get(&control).is_some_and(|s| s.remote.is_some());
-            if self.config.is_origin_of(&origin) || there || self.routing.upstream(&origin).is_none() {
-                continue; // its origin says when it is over
+            // Its origin says when it is over; one that was removed says nothing more.
+            let silent = self.removals.contains_key(&origin);
+            let may_speak = !silent && (there || self.routing.upstream(&origin).is_none());
+            if self.config.is_origin_of(&origin) || may_speak {
+                continue;
             }
             let mut changes = vec![Change::Delete { table: StateTable::Deleted, key: tombstone_key(&origin, &topic) }];
             if self.logs.get(&control).is_some_and(|s| s.submitted.is_some()) {
@@ -232,7 +269,23 @@ impl Replication {
 
     /// The control queue of an own topic is gone: its tombstone was as old as it gets.
     pub(super) fn own_tombstone_over(&mut self, control: &LogName) {
-        self.tombstones.known.remove(&(control.origin.clone(), control.topic.clone()));
+        if let Some(known) = self.tombstones.known.get_mut(&(control.origin.clone(), control.topic.clone())) {
+            known.over = !known.lives;
+        }
+    }
+
+    /// What an offer of an own log has that was not deleted here.
+    pub(super) fn without_deleted(&self, log: &LogName, view: &mut View) {
+        let held = self.logs.get(log).and_then(|s| s.submitted.as_ref());
+        if let Some(below) = self.tombstones.gone_below(log, held) {
+            view.edges.retain(|edge| edge.end > below);
+        }
+    }
+
+    /// Whether all that lies below these places of an own log was deleted here.
+    pub(super) fn was_deleted_below(&self, log: &LogName, tips: &[Place]) -> bool {
+        let held = self.logs.get(log).and_then(|s| s.submitted.as_ref());
+        self.tombstones.gone_below(log, held).is_some_and(|below| tips.iter().all(|tip| tip.offset <= below))
     }
 
     /// What this origin says of its log besides, in announcements.

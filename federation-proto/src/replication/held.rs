@@ -16,11 +16,12 @@ use super::{
     carried::{self, Head, Kind},
     convert::{self, Checked},
     lines,
+    refusals::Refused,
 };
 use crate::{
     copies::{Hole, Jump, LogInfo},
     envelope::Chain,
-    ids::{LogName, Place, Queue, Site, Start},
+    ids::{Incarnation, LogName, Place, Queue, Site, Start},
     session::NodeKind,
     wire::{self, link},
 };
@@ -65,13 +66,16 @@ pub(super) struct Stated {
     proven: Option<Place>,
     /// It stated another chain value than ours at this place: since then it is believed nothing.
     differs: Option<Place>,
+    /// Of a control queue: whether the topic is taken there.
+    refused: Refused,
     /// To be stored with the next tick.
     dirty: bool,
 }
 
 impl Stated {
     fn parts(&self) -> usize {
-        self.tips.len().saturating_add(self.holes.len()).saturating_add(self.jumps.len())
+        let places = self.tips.len().saturating_add(self.holes.len()).saturating_add(self.jumps.len());
+        places.saturating_add(self.refused.parts())
     }
 
     /// Whether it says that the site holds a message of our log, of which `info` tells.
@@ -99,6 +103,22 @@ pub struct RemoteHeld {
     pub fork_tips: Vec<Place>,
     /// Incarnations into which its copy jumped, in their order.
     pub jumps: Vec<Jump>,
+}
+
+impl RemoteHeld {
+    /// That a site holds nothing of ours: neither anything below a place, nor did its copy begin above it.
+    fn nothing(site: &Site, log: &LogName) -> Self {
+        let nowhere = Place { incarnation: Incarnation { counter: 0, random: 0 }, offset: 0 };
+        Self {
+            site: site.clone(),
+            log: log.clone(),
+            from: nowhere,
+            below: nowhere,
+            holes: Vec::new(),
+            fork_tips: Vec::new(),
+            jumps: Vec::new(),
+        }
+    }
 }
 
 /// A statement beyond what we hold ourselves; told to people when it still stands at the next tick.
@@ -171,7 +191,9 @@ impl Held {
         let by = link::StoredHeld::decode(value).map_err(|_| wire::WireError::Undecodable)?;
         let site = convert::site_from(&by.site)?;
         let start = convert::start_from(by.start)?;
-        let log: wire::HeldLog = wire::required(by.log, "held.log")?;
+        let mut log = by.log.ok_or(wire::WireError::Missing("held.log"))?;
+        let refused = Refused::from_wire(&mut log);
+        let log: wire::HeldLog = log.try_into()?;
         let mut tips = vec![log.below];
         tips.extend(log.fork_tips);
         let stated = Stated {
@@ -184,6 +206,7 @@ impl Held {
             compared: false,
             proven: None,
             differs: None,
+            refused,
             dirty: false,
         };
         self.put(&log.log, &site, stated);
@@ -244,6 +267,11 @@ impl Held {
         self.sites.get(log)?.get(site)
     }
 
+    /// Whether a site stated anything.
+    pub(super) fn knows(&self, site: &Site) -> bool {
+        self.parts.contains_key(site)
+    }
+
     /// Forgets what a site stated; answers the keys under which it is stored.
     pub(super) fn forget_site(&mut self, site: &Site) -> Vec<Bytes> {
         let logs: Vec<LogName> =
@@ -260,6 +288,22 @@ impl Held {
         self.heard.remove(site);
         self.stating.remove(site);
         logs.iter().map(|log| held_key(site, log)).collect()
+    }
+
+    /// What sites state not to take.
+    pub(super) fn refusals(&self) -> impl Iterator<Item = (Site, LogName, Refused)> + '_ {
+        let of_log = |(log, sites): (&'_ LogName, &'_ BTreeMap<Site, Stated>)| {
+            let refused = sites.iter().filter(|(_, stated)| !stated.refused.why.is_empty());
+            let refused = refused.map(|(site, stated)| (site.clone(), log.clone(), stated.refused.clone()));
+            refused.collect::<Vec<_>>()
+        };
+        self.sites.iter().filter(|(log, _)| log.queue == Queue::CONTROL).flat_map(of_log)
+    }
+
+    /// Who states not to take a topic, by its control queue.
+    pub(super) fn refusing(&self, control: &LogName) -> impl Iterator<Item = (&Site, &Refused)> {
+        let sites = self.sites.get(control).into_iter().flatten();
+        sites.map(|(site, stated)| (site, &stated.refused)).filter(|(_, refused)| !refused.why.is_empty())
     }
 
     /// What a site states to hold of each of our logs that it was heard of: where its copy begins, and its tips.
@@ -279,10 +323,21 @@ impl Held {
     }
 }
 
+/// Whether a holder with these tips holds all below a place.
+fn reaches(info: &LogInfo, tips: &[Place], jumps: &[Jump], place: Place) -> bool {
+    let last = place.offset.checked_sub(1).map(|offset| Place { offset, ..place });
+    last.is_none_or(|last| tips.contains(&place) || lines::covers(info, tips, jumps, last))
+}
+
 /// Up to where a copy is proven equal after a statement of this place, and where it was found to differ.
-fn proven_by(found: Found, below: Place, before: Option<&Stated>, lower: bool) -> (Option<Place>, Option<Place>) {
+fn proven_by(
+    found: Found,
+    below: Place,
+    before: Option<&Stated>,
+    still: impl Fn(Place) -> bool,
+) -> (Option<Place>, Option<Place>) {
     // What it had before it went back is not what it has.
-    let proven = before.and_then(|b| b.proven).filter(|_| !lower);
+    let proven = before.and_then(|b| b.proven).filter(|place| still(*place));
     match found {
         Found::Equal => (Some(below), None),
         Found::Differs => (proven, Some(below)),
@@ -367,7 +422,8 @@ impl Replication {
             jumps: info.jumps(),
         };
         let refused = self.refusals.reason(log).filter(|_| log.queue == Queue::CONTROL).unwrap_or_default();
-        Some(link::HeldLog { refused, ..held.into() })
+        let untaken = log.queue == Queue::CONTROL && self.refusals.reason(log).is_some();
+        Some(link::HeldLog { refused, untaken, ..held.into() })
     }
 
     /// States again what was not answered.
@@ -402,14 +458,13 @@ impl Replication {
     }
 
     /// A site states what it holds of our logs.
-    pub(super) fn hear_statement(&mut self, head: &Head, sequence: u64, logs: Vec<(wire::HeldLog, String)>) {
+    pub(super) fn hear_statement(&mut self, head: &Head, sequence: u64, logs: Vec<(wire::HeldLog, Refused)>) {
         if !self.routing.is_edge(&head.author) {
             return self.count("statement_dropped_unknown_site");
         }
         let (site, start) = (&head.author.site, head.start);
         for (log, refused) in logs {
-            self.hear_refusal(site, &log.log, &refused);
-            if self.config.is_origin_of(&log.log.origin) && !self.hear_held(site, start, sequence, log) {
+            if self.config.is_origin_of(&log.log.origin) && !self.hear_held(site, start, sequence, log, refused) {
                 // Not answered: it is said again, and heard once there is room.
                 return;
             }
@@ -424,7 +479,7 @@ impl Replication {
     }
 
     /// `false`: there is no room to remember it.
-    fn hear_held(&mut self, site: &Site, start: Start, sequence: u64, held: wire::HeldLog) -> bool {
+    fn hear_held(&mut self, site: &Site, start: Start, sequence: u64, held: wire::HeldLog, refused: Refused) -> bool {
         let log = held.log.clone();
         let before = self.held.sites.get(&log).and_then(|s| s.get(site)).cloned();
         let former = |b: &Stated| match b.start == start {
@@ -448,15 +503,14 @@ impl Replication {
         }
         let lower = self.went_back(site, &held, before.as_ref());
         let found = self.compare_chain(site, &held);
-        if found != Found::Unknown {
-            let compared = &mut self.held.answers_to(site, start).compared;
-            if compared.contains_key(&log) || compared.len() < ANSWERS_MAX {
-                compared.insert(log.clone(), (held.below, found == Found::Differs));
-            }
-        }
+        self.note_compared(site, start, &held, found);
         let compared = found == Found::Equal || before.as_ref().is_some_and(|b| b.compared && b.tips == tips);
-        let (proven, differs) = proven_by(found, held.below, before.as_ref(), lower);
-        let unknown = self.logs.get(&log).is_none_or(|s| s.submitted.is_none());
+        let info = self.logs.get(&log).and_then(|s| s.submitted.as_ref());
+        let still = |place: Place| !lower && info.is_some_and(|info| reaches(info, &tips, &held.jumps, place));
+        let (proven, differs) = proven_by(found, held.below, before.as_ref(), still);
+        let unknown = info.is_none();
+        // Only of topics that there are.
+        let refused = if unknown || log.queue != Queue::CONTROL { Refused::default() } else { refused };
         if unknown && before.is_none() && self.held.sites.len() >= self.config.logs_max {
             self.count("statement_dropped_too_many_logs");
             return true;
@@ -471,10 +525,14 @@ impl Replication {
             compared,
             proven,
             differs,
+            refused,
             dirty: true,
         };
+        let refused_before = before.map(|b| b.refused).unwrap_or_default();
+        self.note_refusal(site, &log, &refused_before, &stated.refused);
         if differs.is_some() {
             // It holds something else: it is named in no receipt, and nothing is given up for it.
+            self.out.push_back(Output::RemoteHeld(RemoteHeld::nothing(site, &log)));
             self.held.put(&log, site, stated);
             return true;
         }
@@ -495,6 +553,17 @@ impl Replication {
         true
     }
 
+    /// What was found when a statement was compared is answered with it.
+    fn note_compared(&mut self, site: &Site, start: Start, held: &wire::HeldLog, found: Found) {
+        if found == Found::Unknown {
+            return;
+        }
+        let compared = &mut self.held.answers_to(site, start).compared;
+        if compared.contains_key(&held.log) || compared.len() < ANSWERS_MAX {
+            compared.insert(held.log.clone(), (held.below, found == Found::Differs));
+        }
+    }
+
     /// Takes note of whether somebody's tips lie beyond what we hold.
     fn note_ahead(&mut self, log: LogName, site: &Site, tips: Vec<Place>, empty: bool) {
         if !empty && self.is_ahead(&log, &tips) {
@@ -509,7 +578,8 @@ impl Replication {
     /// Whether a site states a lower place than before; people are told.
     fn went_back(&mut self, site: &Site, held: &wire::HeldLog, before: Option<&Stated>) -> bool {
         let Some(was) = before.and_then(|b| b.tips.first().copied()) else { return false };
-        let lower = was.incarnation == held.below.incarnation && held.below.offset < was.offset;
+        // Also where the origin began anew since: a copy's main line goes on from incarnation to incarnation.
+        let lower = held.below < was;
         if lower {
             let (log, below) = (&held.log, held.below);
             let text = format!(
@@ -543,7 +613,7 @@ impl Replication {
 
     /// Whether somebody's tips lie beyond what we hold of our own log.
     fn is_ahead(&self, log: &LogName, tips: &[Place]) -> bool {
-        if tips.iter().all(|tip| self.tombstones.floor(log).is_some_and(|floor| tip.offset <= floor)) {
+        if self.was_deleted_below(log, tips) {
             return false;
         }
         let Some(info) = self.logs.get(log).and_then(|s| s.submitted.as_ref()) else { return true };
@@ -629,7 +699,11 @@ impl Replication {
                 site: site.to_string(),
                 start: Some(stated.start.into()),
                 sequence: stated.sequence,
-                log: Some(held.into()),
+                log: Some(link::HeldLog {
+                    refused: stated.refused.why.clone(),
+                    untaken: stated.refused.untaken,
+                    ..held.into()
+                }),
             };
             let value = carried::encoded(&by);
             changes.push(Change::Put { table: StateTable::Held, key: held_key(&site, &log), value });

@@ -170,6 +170,8 @@ impl Replication {
                 self.report("stored-state-unreadable", text);
             }
         }
+        self.forget_removed();
+        self.report_restored_refusals();
         if !begun {
             self.begin_data();
         }

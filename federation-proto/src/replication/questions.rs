@@ -453,13 +453,18 @@ impl Replication {
     }
 
     /// Somebody holds more of a log than we do.
-    fn take_offer(&mut self, log: &LogName, offer: Offer) {
+    fn take_offer(&mut self, log: &LogName, mut offer: Offer) {
         let own = self.config.is_origin_of(&log.origin);
         let max = self.config.logs_max;
         if (!own && self.logs.get(log).is_none()) || self.is_dead_view(log, &offer.view) {
             return;
         }
         if own {
+            let offered = offer.view.edges.len();
+            self.without_deleted(log, &mut offer.view);
+            if offered > 0 && offer.view.edges.is_empty() {
+                return;
+            }
             self.check_went_back(log, &offer);
         }
         if offer.view.edges.iter().all(|e| e.end <= e.begin) {

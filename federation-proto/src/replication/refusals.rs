@@ -13,12 +13,38 @@ use crate::{
     ids::{LogName, Queue, Site, Topic},
     limits::MESSAGE_BYTES_CEILING,
     session::NodeKind,
+    wire::link,
 };
 
 /// The name of the report at both ends.
 const REFUSED: &str = "topic-refused";
 
-/// What is refused here, and what others refuse of this origin's topics.
+/// Most bytes believed of a refusal.
+const REFUSAL_BYTES_MAX: usize = 1024;
+
+/// Why a site does not take a topic, as it states with its control queue; by default it does.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Refused {
+    pub(super) why: String,
+    /// Nothing more of it is stored there.
+    pub(super) untaken: bool,
+}
+
+impl Refused {
+    /// Takes it out of a statement.
+    pub(super) fn from_wire(held: &mut link::HeldLog) -> Self {
+        let mut why = std::mem::take(&mut held.refused);
+        why.truncate(why.floor_char_boundary(REFUSAL_BYTES_MAX));
+        Self { untaken: held.untaken && !why.is_empty(), why }
+    }
+
+    /// What it takes to remember it, in parts of a statement.
+    pub(super) fn parts(&self) -> usize {
+        self.why.len().div_ceil(32)
+    }
+}
+
+/// What is refused here; what others refuse of this origin's topics is kept with what they state.
 #[derive(Debug)]
 pub(super) struct Refusals {
     /// Largest message of others' topics that this site takes, bytes.
@@ -27,14 +53,12 @@ pub(super) struct Refusals {
     allowed: BTreeMap<(Site, Topic), u64>,
     /// Since when topics are refused here.
     since: BTreeMap<(Site, Topic), Duration>,
-    /// By topic of this origin and site.
-    theirs: BTreeMap<(Topic, Site), String>,
 }
 
 impl Default for Refusals {
     fn default() -> Self {
         let most = u64::try_from(MESSAGE_BYTES_CEILING).unwrap_or(u64::MAX);
-        Self { message_bytes_max: most, allowed: BTreeMap::new(), since: BTreeMap::new(), theirs: BTreeMap::new() }
+        Self { message_bytes_max: most, allowed: BTreeMap::new(), since: BTreeMap::new() }
     }
 }
 
@@ -112,30 +136,64 @@ impl Replication {
         }
     }
 
-    /// A site's statement of a control queue says whether it takes the topic.
-    pub(super) fn hear_refusal(&mut self, site: &Site, log: &LogName, refused: &str) {
-        if log.queue != Queue::CONTROL || !self.config.is_origin_of(&log.origin) {
+    /// A site's statement of a control queue of ours was taken: people are told what it says of whether it takes the topic.
+    pub(super) fn note_refusal(&mut self, site: &Site, log: &LogName, before: &Refused, now: &Refused) {
+        if before == now {
             return;
         }
-        let key = (log.topic.clone(), site.clone());
-        let subject = format!("{} at {site}", log.topic);
-        match (self.refusals.theirs.get(&key).cloned(), refused.is_empty()) {
-            (Some(_), true) => {
-                self.refusals.theirs.remove(&key);
-                self.out.push_back(Output::ReportOver(REFUSED, subject));
-            }
-            (before, false) if before.as_deref() != Some(refused) => {
-                let text = format!("site {site} does not take topic {}: {refused}", log.topic);
-                self.refusals.theirs.insert(key, refused.to_owned());
-                self.report_of(REFUSED, subject, text);
-            }
-            _ => {}
+        if now.why.is_empty() {
+            self.out.push_back(Output::ReportOver(REFUSED, refusal_subject(site, log)));
+        } else {
+            self.report_refusal(site, log, now);
         }
+        if before.untaken != now.untaken {
+            self.out.push_back(Output::RegistrationsChanged);
+        }
+    }
+
+    fn report_refusal(&mut self, site: &Site, log: &LogName, refused: &Refused) {
+        let verb = if refused.untaken { "does not take" } else { "has trouble with" };
+        let text = format!("site {site} {verb} topic {}: {}", log.topic, refused.why);
+        self.report_of(REFUSED, refusal_subject(site, log), text);
+    }
+
+    /// What was stated before the process began, and is not over.
+    pub(super) fn report_restored_refusals(&mut self) {
+        let all: Vec<(Site, LogName, Refused)> = self.held.refusals().collect();
+        all.iter().for_each(|(site, log, refused)| self.report_refusal(site, log, refused));
+    }
+
+    /// Nothing that a site stated counts any more.
+    pub(super) fn refusals_over(&mut self, site: &Site) {
+        let of_site = self.held.refusals().filter(|(by, ..)| by == site);
+        let subjects: Vec<String> = of_site.map(|(by, log, _)| refusal_subject(&by, &log)).collect();
+        self.out.extend(subjects.into_iter().map(|subject| Output::ReportOver(REFUSED, subject)));
     }
 
     /// The sites that refuse a topic of this origin, and why.
     pub fn refused_by(&self, topic: &Topic) -> Vec<(Site, String)> {
-        let of_topic = self.refusals.theirs.iter().filter(|((t, _), _)| t == topic);
-        of_topic.map(|((_, site), why)| (site.clone(), why.clone())).collect()
+        let control = self.own_control(topic);
+        self.held.refusing(&control).map(|(site, refused)| (site.clone(), refused.why.clone())).collect()
     }
+
+    /// Those of them that store nothing more of it: they cannot acknowledge.
+    pub fn not_taken_by(&self, topic: &Topic) -> Vec<(Site, String)> {
+        let control = self.own_control(topic);
+        let untaken = self.held.refusing(&control).filter(|(_, refused)| refused.untaken);
+        untaken.map(|(site, refused)| (site.clone(), refused.why.clone())).collect()
+    }
+
+    /// The topics of this origin that a site does not take, and why.
+    pub fn untaken_at(&self, site: &Site) -> Vec<(Topic, String)> {
+        let of_site = self.held.refusals().filter(|(by, _, refused)| by == site && refused.untaken);
+        of_site.map(|(_, log, refused)| (log.topic, refused.why)).collect()
+    }
+
+    fn own_control(&self, topic: &Topic) -> LogName {
+        LogName { topic: topic.clone(), origin: self.config.node.site.clone(), queue: Queue::CONTROL }
+    }
+}
+
+fn refusal_subject(site: &Site, log: &LogName) -> String {
+    format!("{} at {site}", log.topic)
 }

@@ -63,10 +63,13 @@ impl Registrations {
         self.sites.keys()
     }
 
-    /// Forgets a site, here and as an origin.
-    pub(super) fn forget(&mut self, site: &Site) {
-        self.sites.remove(site);
-        self.ours.remove(site);
+    /// Forgets a site, as an origin and here; whether it was known as which.
+    pub(super) fn forget(&mut self, site: &Site) -> (bool, bool) {
+        (self.ours.remove(site).is_some(), self.sites.remove(site).is_some())
+    }
+
+    pub(super) fn knows(&self, site: &Site) -> bool {
+        self.ours.contains_key(site) || self.sites.contains_key(site)
     }
 
     /// What this site had stated before this start: it is stated again, so only the origin's name and the patterns count.

@@ -119,17 +119,52 @@ impl Replication {
         }
     }
 
+    /// Forgets what a site stated and registered, and its nodes; what is to be forgotten of it on the disk.
+    fn forget_site(&mut self, site: &Site) -> Vec<Change> {
+        let mut changes = Vec::new();
+        let mut forget = |table, key| changes.push(Change::Delete { table, key });
+        let key = Bytes::copy_from_slice(site.as_str().as_bytes());
+        let (ours, theirs) = self.registrations.forget(site);
+        if theirs {
+            forget(StateTable::Sites, key.clone());
+        }
+        if ours {
+            forget(StateTable::Registrations, key);
+        }
+        self.refusals_over(site);
+        self.held.forget_site(site).into_iter().for_each(|key| forget(StateTable::Held, key));
+        self.routing.forget_site(site).into_iter().for_each(|key| forget(StateTable::Nodes, key));
+        changes
+    }
+
+    /// After the restart: what a removed site had stated counts no more, whatever became durable of its removal.
+    pub(super) fn forget_removed(&mut self) {
+        let others = self.removals.keys().filter(|site| **site != self.config.node.site);
+        let left: Vec<Site> = others.filter(|site| self.is_remembered(site)).cloned().collect();
+        let changes: Vec<Change> = left.iter().flat_map(|site| self.forget_site(site)).collect();
+        if !changes.is_empty() {
+            self.out.push_back(Output::Store(changes));
+        }
+    }
+
+    /// Whether anything is known of a site: its nodes, what it registered or stated.
+    fn is_remembered(&self, site: &Site) -> bool {
+        self.registrations.knows(site)
+            || self.held.knows(site)
+            || self.routing.known_nodes().any(|node| node.site == *site)
+    }
+
+    /// Whether a site was ever heard of: by a node of any kind, a registration, a statement or a log.
+    pub fn knows_site(&self, site: &Site) -> bool {
+        self.is_remembered(site) || self.logs.of_origin(site).next().is_some()
+    }
+
     fn take_removal(&mut self, removal: Removal, from: Option<LinkId>) {
         let site = removal.site.clone();
         let key = Bytes::copy_from_slice(site.as_str().as_bytes());
         let value = carried::encoded(&wire_of(&removal));
-        let mut changes = vec![Change::Put { table: StateTable::Removed, key: key.clone(), value }];
-        let mut forget = |table, key| changes.push(Change::Delete { table, key });
-        forget(StateTable::Sites, key.clone());
-        forget(StateTable::Registrations, key);
-        self.held.forget_site(&site).into_iter().for_each(|key| forget(StateTable::Held, key));
-        self.routing.forget_site(&site).into_iter().for_each(|key| forget(StateTable::Nodes, key));
-        self.registrations.forget(&site);
+        let mut changes = vec![Change::Put { table: StateTable::Removed, key, value }];
+        changes.extend(self.forget_site(&site));
         self.out.push_back(Output::Store(changes));
         let text = match site == self.config.node.site {
             true => removed_text(&removal),

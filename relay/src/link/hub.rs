@@ -35,7 +35,7 @@ use super::{
     controls::Controls,
     passing::{PassPool, PassTicket},
     port::HubPort,
-    stores::{Stores, table_of},
+    stores::{OnceDurable, Stores, table_of},
 };
 use crate::{
     log::contract::{Advanced, CommitLog},
@@ -271,6 +271,16 @@ impl Hub {
         self.core.lock().machine.refused_by(topic)
     }
 
+    /// See [`Replication::not_taken_by`].
+    pub fn not_taken_by(&self, topic: &Topic) -> Vec<(Site, String)> {
+        self.core.lock().machine.not_taken_by(topic)
+    }
+
+    /// See [`Replication::untaken_at`].
+    pub fn untaken_at(&self, site: &Site) -> Vec<(Topic, String)> {
+        self.core.lock().machine.untaken_at(site)
+    }
+
     /// Which sites count as registered, from now on; see [`ReplicationConfig::replicate`].
     pub fn set_replicate(&self, now: Duration, replicate: Vec<(Pattern, Option<Vec<Site>>)>) {
         self.act(|core| core.machine.handle_replicate(now, replicate));
@@ -396,13 +406,32 @@ impl Hub {
         self.core.lock().machine.only_there(site)
     }
 
-    /// Removes a site from the federation; see [`Replication::remove_site`].
+    /// Whether a site was ever heard of; see [`Replication::knows_site`].
+    pub fn knows_site(&self, site: &Site) -> bool {
+        self.core.lock().machine.knows_site(site)
+    }
+
+    /// Removes a site from the federation; see [`Replication::remove_site`]. `stored` is called once that is durable here, and
+    /// dropped where it is not known to be.
     ///
     /// # Errors
-    /// A sentence.
-    pub fn remove_site(&self, now: Duration, site: &Site, at_us: u64) -> Result<(), String> {
+    /// A sentence; nothing is stored then.
+    pub fn remove_site(
+        &self,
+        now: Duration,
+        site: &Site,
+        at_us: u64,
+        stored: Box<dyn FnOnce() + Send>,
+    ) -> Result<(), String> {
         let mut result = Ok(());
-        self.act(|core| result = core.machine.remove_site(now, site, at_us));
+        self.act(|core| {
+            result = core.machine.remove_site(now, site, at_us);
+            core.collect();
+            if result.is_ok() {
+                let promise = Arc::new(OnceDurable::new(stored));
+                core.actions.push(Action::PostDurable(promise, LinkCommand::Retry));
+            }
+        });
         result
     }
 

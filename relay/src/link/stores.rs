@@ -170,6 +170,24 @@ fn bytes_of(entries: &[Entry]) -> usize {
     entries.iter().fold(0, |sum: usize, entry| sum.saturating_add(EACH_BYTES).saturating_add(bytes(entry)))
 }
 
+/// A promise that is nobody's message: called once all changes before it are durable, dropped uncalled where that will not be known.
+pub(super) struct OnceDurable(Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl OnceDurable {
+    pub(super) fn new(call: Box<dyn FnOnce() + Send>) -> Self {
+        Self(Mutex::new(Some(call)))
+    }
+}
+
+impl Mailbox for OnceDurable {
+    fn post(&self, _: LinkCommand) {
+        let call = self.0.lock().take();
+        if let Some(call) = call {
+            call();
+        }
+    }
+}
+
 /// See the module's documentation.
 pub(super) struct Stores {
     log: Arc<dyn CommitLog>,

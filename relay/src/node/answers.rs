@@ -126,10 +126,15 @@ impl TellRun for Part {
         let Some(node) = waits.node.upgrade() else { return };
         let begin = stored.place;
         let last = Place { offset: begin.offset.saturating_add(u64::from(count.saturating_sub(1))), ..begin };
+        let origin = waits.node.clone();
         let back_to_first = move |result: Result<Receipt, PublishError>| {
             answer(match result {
                 Ok(receipt) => Ok(Receipt { place: begin, ..receipt }),
                 Err(PublishError::Deadline { log, missing, .. }) => {
+                    let missing = match origin.upgrade() {
+                        Some(node) => node.with_reasons(&log.topic, missing),
+                        None => missing,
+                    };
                     Err(PublishError::Deadline { log, place: begin, missing })
                 }
                 Err(error) => Err(error),

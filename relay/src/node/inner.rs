@@ -1,6 +1,7 @@
 //! What a node's handles share, and what runs in its own threads.
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering},
@@ -419,7 +420,7 @@ impl NodeInner {
 
     fn retain(&self) {
         let keep = |log: &LogName| {
-            // Settings and deletions are for those who come later, too, and small.
+            // Settings and deletions are for those who come later, too, and small. Of removed sites they go below.
             if log.queue == Queue::CONTROL {
                 return Keep::default();
             }
@@ -432,7 +433,8 @@ impl NodeInner {
             let Some(held) = held else { return Ok(()) };
             // Of an own log that came meanwhile nobody has said yet who needs it.
             let decided = |log: &LogName| if held.is_open(log) { Keep::default() } else { keep(log) };
-            retention::trim(&self.log, decided, |log| held.keep_from(log), self.config.cache_bytes_max, now)
+            retention::trim(&self.log, decided, |log| held.keep_from(log), self.config.cache_bytes_max, now)?;
+            self.drop_what_is_over()
         });
         if let Err(why) = trimmed {
             self.report("retention-failed", why);
@@ -491,6 +493,19 @@ impl NodeInner {
                     by.as_secs()
                 ),
             );
+        }
+    }
+
+    /// What is left of other sites that were removed.
+    fn drop_what_is_over(&self) -> Result<(), String> {
+        let others = self.hub.removals().into_iter().map(|removal| removal.site);
+        let removed: BTreeSet<Site> = others.filter(|site| *site != self.config.name.site).collect();
+        if removed.is_empty() {
+            return Ok(());
+        }
+        match retention::submit(&self.log, retention::over_with_their_site(&*self.log, &removed)) {
+            Ok(()) | Err(RejectReason::Busy) => Ok(()),
+            Err(reason) => Err(reason.to_string()),
         }
     }
 

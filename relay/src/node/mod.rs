@@ -30,6 +30,7 @@ pub mod time_guard;
 pub mod topics;
 mod twins;
 mod types;
+mod untaken;
 mod wants;
 
 use std::sync::Arc;

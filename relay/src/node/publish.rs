@@ -22,6 +22,7 @@ use super::{
     one_way::one_way_of,
     origin::{OwnMessage, RestOfRun, TOPICS_MAX, TellRun, check_content},
     receipts::{self, Need},
+    untaken::cannot_be_met,
 };
 
 /// A run is handed over in parts of so many bytes, or one message: each waits for its own room.
@@ -37,13 +38,19 @@ enum Whose {
     Own,
 }
 
-type Sites = Arc<[Site]>;
+/// The sites that count for a topic.
+#[derive(Debug, Clone)]
+struct Counting {
+    sites: Arc<[Site]>,
+    /// Those that do not take it at present, and why.
+    untaken: Arc<[(Site, String)]>,
+}
 
-/// The sites registered for each topic, as last asked.
+/// The sites that count for each topic, as last asked.
 #[derive(Debug, Default)]
 pub(super) struct Registered {
     version: AtomicU64,
-    known: Mutex<HashMap<Topic, (u64, Sites)>>,
+    known: Mutex<HashMap<Topic, (u64, Counting)>>,
 }
 
 impl Registered {
@@ -51,12 +58,12 @@ impl Registered {
         self.version.fetch_add(1, Ordering::AcqRel);
     }
 
-    fn get(&self, topic: &Topic, ask: impl FnOnce() -> Vec<Site>) -> Arc<[Site]> {
+    fn get(&self, topic: &Topic, ask: impl FnOnce() -> Counting) -> Counting {
         let version = self.version.load(Ordering::Acquire);
         if let Some((_, sites)) = self.known.lock().get(topic).filter(|(at, _)| *at == version) {
             return sites.clone();
         }
-        let sites: Arc<[Site]> = ask().into();
+        let sites = ask();
         let mut known = self.known.lock();
         if known.len() >= TOPICS_MAX {
             known.clear();
@@ -72,7 +79,7 @@ impl NodeInner {
         let Publish { path, key, headers, payload, producer, acknowledgement, deadline, on_deadline } = publish;
         let message = OwnMessage { path, key, headers, payload, producer };
         // What is refused at once is answered at once.
-        self.check_message(&message, &acknowledgement, Whose::Clients)?;
+        self.check_message(&message, &acknowledgement, on_deadline, Whose::Clients)?;
         let (sender, receiver) = oneshot::channel();
         let answer = move |outcomes: Vec<Outcome>| {
             let only = outcomes.into_iter().next();
@@ -112,7 +119,7 @@ impl NodeInner {
 
     /// See [`super::Node::receipt_room`].
     pub(super) async fn receipt_room(&self, topic: &Topic, asked: &Acknowledgement, count: usize) -> ReceiptRoom {
-        match self.need(topic, asked) {
+        match self.need(topic, asked, OnDeadline::Degrade) {
             Ok(Some(need)) => ReceiptRoom(self.room.receipts(&need, count).await.ok()),
             _ => ReceiptRoom::default(),
         }
@@ -123,6 +130,7 @@ impl NodeInner {
         &self,
         message: &OwnMessage,
         asked: &Acknowledgement,
+        on_deadline: OnDeadline,
         whose: Whose,
     ) -> Result<Option<Need>, PublishError> {
         match whose {
@@ -134,9 +142,9 @@ impl NodeInner {
             return Err(PublishError::Internal(topic));
         }
         if let Some(why) = self.hold_back.as_ref().and_then(|held| held.refuses(&topic)) {
-            return Err(PublishError::HeldBack(why));
+            return Err(PublishError::HeldBack(self.with_reasons(&topic, why)));
         }
-        let need = self.need(&topic, asked)?;
+        let need = self.need(&topic, asked, on_deadline)?;
         check_content(message, self.topic_config(&topic).message_bytes_max)?;
         Ok(need)
     }
@@ -153,7 +161,7 @@ impl NodeInner {
             let begin = number;
             number = number.saturating_add(1);
             // Before it waits for room: what is too large would never fit.
-            let need = match self.check_message(&first, &acknowledgement, whose) {
+            let need = match self.check_message(&first, &acknowledgement, on_deadline, whose) {
                 Ok(need) => need,
                 Err(error) => {
                     answers.put(begin, 1, Err(error));
@@ -228,11 +236,25 @@ impl NodeInner {
         told.tell(rest.first, u32::try_from(rest.messages.len()).unwrap_or(u32::MAX), Err(refused));
     }
 
-    fn need(&self, topic: &Topic, asked: &Acknowledgement) -> Result<Option<Need>, PublishError> {
+    /// Whom a message waits for; one that may degrade waits also for who cannot acknowledge at present.
+    fn need(
+        &self,
+        topic: &Topic,
+        asked: &Acknowledgement,
+        on_deadline: OnDeadline,
+    ) -> Result<Option<Need>, PublishError> {
         if *asked == Acknowledgement::Local {
             return Ok(None);
         }
-        receipts::decide(asked, &self.registered.get(topic, || self.hub.registered(topic)))
+        let ask =
+            || Counting { sites: self.hub.registered(topic).into(), untaken: self.hub.not_taken_by(topic).into() };
+        let Counting { sites, untaken } = self.registered.get(topic, ask);
+        let need = receipts::decide(asked, &sites)?;
+        let in_vain = need.as_ref().filter(|_| on_deadline == OnDeadline::Fail && !untaken.is_empty());
+        match in_vain.and_then(|need| cannot_be_met(topic, need, &untaken)) {
+            Some(refused) => Err(refused),
+            None => Ok(need),
+        }
     }
 
     /// See [`super::Node::publish_one_way`].

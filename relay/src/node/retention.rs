@@ -5,13 +5,17 @@
 //! away shows at them as a reported gap.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
 
-use seaway_federation_proto::ids::{LogName, Place};
+use seaway_federation_proto::{
+    ids::{LogName, Place, Queue, Site, Topic},
+    replication::tombstone_key,
+};
 
-use crate::log::contract::{CommitLog, Entry, RejectReason, Retention, Unit};
+use crate::log::contract::{CommitLog, Entry, RejectReason, Retention, Table, Unit};
 
 /// Most trims in one unit.
 const TRIMS_PER_UNIT: usize = 64;
@@ -84,6 +88,20 @@ pub(super) fn trim(
     }
 }
 
+/// What is left of removed sites where all their messages of a topic are gone: the control queue, which says nothing more, and the
+/// empty logs that it was for. A deleted topic's stays until its tombstone goes.
+pub(super) fn over_with_their_site(log: &dyn CommitLog, removed: &BTreeSet<Site>) -> Vec<Entry> {
+    let mut topics: BTreeMap<(Topic, Site), Vec<LogName>> = BTreeMap::new();
+    for name in log.logs().into_iter().filter(|name| removed.contains(&name.origin)) {
+        topics.entry((name.topic.clone(), name.origin.clone())).or_default().push(name);
+    }
+    topics.retain(|(topic, origin), logs| {
+        let empty = |name: &LogName| name.queue == Queue::CONTROL || log.bytes(name) == Some(0);
+        logs.iter().all(empty) && log.get(Table::Deleted, &tombstone_key(origin, topic)).is_none()
+    });
+    topics.into_values().flatten().map(|log| Entry::Drop { log }).collect()
+}
+
 /// Waits for room: under full load the queue is full most of the time, and just then a cache must be held to its bound.
 pub(super) fn submit(log: &Arc<dyn CommitLog>, entries: Vec<Entry>) -> Result<(), RejectReason> {
     if entries.is_empty() {
@@ -135,14 +153,14 @@ mod tests {
 
     use super::*;
     use crate::log::{
-        contract::{Role, Table},
+        contract::Role,
         disk::{DiskConfig, DiskLog},
         memory::{MemoryConfig, MemoryDisk, MemoryLog},
     };
 
     use seaway_federation_proto::{
         envelope::{Batch, Chain, Codec, Placement},
-        ids::{Incarnation, Place, Queue},
+        ids::Incarnation,
         message::{BodyBuilder, Message},
     };
 
@@ -192,6 +210,36 @@ mod tests {
             most = most.max(log.stats().segment_bytes);
         }
         assert!(most <= 2 * CACHE + (64 << 20), "a cache of {CACHE} bytes took {most}");
+    }
+
+    #[test]
+    fn what_is_left_of_a_removed_site_goes_when_its_messages_have() {
+        let memory = MemoryLog::open(MemoryDisk::default(), MemoryConfig { auto: true, ..MemoryConfig::default() });
+        let log: Arc<dyn CommitLog> = memory.clone();
+        let place = Place { incarnation: Incarnation { counter: 1, random: 1 }, offset: 0 };
+        let begin = |topic: &str, origin: &str| {
+            let (topic, origin) = (topic.parse().unwrap(), origin.parse().unwrap());
+            Entry::BeginCopy { log: LogName { topic, origin, queue: Queue::CONTROL }, at: place, chain: None }
+        };
+        let put = |key| Entry::Put { table: Table::Deleted, key, value: b"x".as_slice().into() };
+        let entries = vec![
+            begin("t", "a"),
+            Entry::Append { role: Role::Copy, batch: batch(0, Chain::default(), 100) },
+            begin("deleted", "a"),
+            put(tombstone_key(&"a".parse().unwrap(), &"deleted".parse().unwrap())),
+            begin("t", "b"),
+        ];
+        submit(&log, entries).unwrap();
+        let removed: BTreeSet<Site> = ["a".parse().unwrap()].into();
+        assert!(over_with_their_site(&*log, &removed).is_empty(), "a message is left");
+        let keep = |_: &LogName| Keep { bytes_max: Some(0), age_max: None };
+        trim(&log, keep, |_| None, None, NOW).unwrap();
+        let over = over_with_their_site(&*log, &removed);
+        assert_eq!(over.len(), 2);
+        submit(&log, over).unwrap();
+        let left: Vec<String> = log.logs().iter().map(ToString::to_string).collect();
+        assert_eq!(left.len(), 2, "{left:?}");
+        assert!(log.logs().iter().all(|name| name.origin.as_str() == "b" || name.topic.as_str() == "deleted"));
     }
 
     #[test]

@@ -1,13 +1,15 @@
 //! Sites as the node's own threads and its operators deal with them: what is held back for them, and taking one out for ever.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
-use prost::Message as _;
 use seaway_federation_proto::{
     ids::{LogName, Place, Site},
-    replication::{Need, Removal},
-    wire::link::SiteRemoval,
+    replication::Need,
 };
+use tokio::sync::oneshot;
 
 use super::{
     PublishError,
@@ -17,10 +19,12 @@ use super::{
     retention::{self, Keep, Now},
     space::own_room,
 };
-use crate::log::contract::{Entry, RejectReason, Table};
+use crate::log::contract::RejectReason;
 
 /// Logs that are asked about under one lock of the hub's.
 const LOGS_AT_ONCE: usize = 256;
+/// How long a command waits until a removal is durable.
+const STORED_WITHIN: Duration = Duration::from_secs(30);
 
 /// What a round of hold-back decided.
 #[derive(Debug, Default)]
@@ -57,15 +61,18 @@ impl NodeInner {
             }
             needs.extend(more);
         }
+        let decided = needs.iter().map(|(log, _)| log.clone()).collect();
+        // Of a deleted topic nobody needs anything: what was given up of it is over.
+        needs.retain(|(log, _)| !self.origin.as_ref().is_some_and(|origin| origin.is_deleted(&log.topic)));
         let stats = self.log.stats();
         let at = |ago: std::time::Duration| now.us.saturating_sub(u64::try_from(ago.as_micros()).unwrap_or(u64::MAX));
         // What room there is left is for what makes more: when a site was heard is written down later.
         let heard = if stats.disk_full { Vec::new() } else { self.hub.last_heard(self.clock.now()) };
         let heard = heard.into_iter().map(|(site, ago)| (site, at(ago))).collect();
-        let decided = needs.iter().map(|(log, _)| log.clone()).collect();
         let told = Told { log: &*self.log, needs, heard, now, room: own_room(&stats) };
         let round = keeper.round(told, keep).map_err(|error| error.to_string())?;
-        round.raise.into_iter().for_each(|report| self.hub.report(report, self.clock.wall_us()));
+        let raise = round.raise.into_iter().map(|report| self.with_untaken(report));
+        raise.for_each(|report| self.hub.report(report, self.clock.wall_us()));
         round.over.iter().for_each(|(name, subject)| self.hub.clear_one(name, subject));
         match retention::submit(&self.log, round.entries.clone()) {
             Ok(()) => {
@@ -85,20 +92,25 @@ impl NodeInner {
             let text = format!("{site} is this node's own site; remove it at a node of another site");
             return Err(PublishError::Invalid(text));
         }
-        let removed = self.hub.removals().into_iter().any(|Removal { site: gone, .. }| gone == *site);
-        let known =
-            || self.hub.sites().iter().any(|s| s.site == *site) || self.log.logs().iter().any(|l| l.origin == *site);
-        if !removed && !known() {
+        let removed = self.hub.removed(site).is_some();
+        if !removed && !self.hub.knows_site(site) && !self.log.logs().iter().any(|log| log.origin == *site) {
             let text = format!("no site {site} was ever heard of here; `seaway site ls` lists those that were");
             return Err(PublishError::Invalid(text));
         }
-        if removed {
+        // All that follows from it becomes durable as one: a crash leaves the site whole, or gone.
+        let (sender, stored) = oneshot::channel();
+        let told = Box::new(move || _ = sender.send(()));
+        self.hub.remove_site(self.clock.now(), site, self.clock.wall_us(), told).map_err(PublishError::Invalid)?;
+        if matches!(tokio::time::timeout(STORED_WITHIN, stored).await, Ok(Ok(()))) {
             return Ok(());
         }
-        let at_us = self.clock.wall_us();
-        let removal = SiteRemoval { site: site.to_string(), by: self.config.name.to_string(), at_us };
-        let key = site.as_str().as_bytes().to_vec().into();
-        self.store(vec![Entry::Put { table: Table::Removed, key, value: removal.encode_to_vec().into() }]).await?;
-        self.hub.remove_site(self.clock.now(), site, at_us).map_err(PublishError::Invalid)
+        Err(PublishError::Unavailable(format!(
+            "site {site} counts no more and all nodes that can be reached are told, but the commit log takes nothing at present and would \
+             not know it after a restart; see `seaway status`, and remove it again when that is over"
+        )))
     }
 }
+
+#[cfg(test)]
+#[path = "sites_tests.rs"]
+mod tests;

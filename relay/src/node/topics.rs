@@ -5,6 +5,8 @@
 //!
 //! Queue count, largest message, compression and `replicate` are the origin's: they hold for what is published at this site, and travel in the
 //! topic's control queue. Retention is this holder's, for its own logs and its copies of others'.
+//!
+//! What a command sets becomes durable in the unit of the control queue's entry, where there is one: a refused command changes nothing.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,7 +33,7 @@ use super::{
     inner::NodeInner,
     origin::{
         Origin,
-        settings::{OwnTopicState, TellTopic},
+        settings::{OwnTopicState, TellTopic, With},
     },
 };
 use crate::log::contract::{CommitLog, Entry, Retention, Table};
@@ -256,8 +258,8 @@ impl TopicBook {
         config
     }
 
-    /// Whether these would hold together with what the file says.
-    fn check(&self, topic: &Topic, set: &Overrides) -> Result<(), PublishError> {
+    /// What would hold with these and what the file says, if it goes together.
+    fn check(&self, topic: &Topic, set: &Overrides) -> Result<TopicConfig, PublishError> {
         let mut config = self.in_file(topic).0;
         set.put_on(&mut config);
         let most = u64::try_from(config.message_bytes_max).unwrap_or(u64::MAX);
@@ -268,7 +270,7 @@ impl TopicBook {
             );
             return Err(PublishError::Invalid(text));
         }
-        Ok(())
+        Ok(config)
     }
 
     /// Which sites count as registered, first what commands set.
@@ -293,6 +295,20 @@ pub enum TrimTo {
     KeepBytes(u64),
 }
 
+/// What a command makes of what is set of a topic.
+struct Planned {
+    set: Overrides,
+    /// What holds then.
+    config: TopicConfig,
+    entry: Entry,
+}
+
+impl Planned {
+    fn with(&self) -> With {
+        With { config: Some(self.config.clone()), entries: vec![self.entry.clone()] }
+    }
+}
+
 impl NodeInner {
     /// The origin, for what an operator changes: that goes on where messages are not taken for lack of room, or while the node is
     /// drained.
@@ -302,34 +318,36 @@ impl NodeInner {
         self.origin.as_ref().ok_or_else(no_origin)
     }
 
-    /// Stores what commands set of a topic from now on, and answers what they set before.
-    async fn put_overrides(&self, topic: &Topic, change: TopicChange) -> Result<Overrides, PublishError> {
-        let _one_at_a_time = self.changing_topics.lock().await;
+    /// What a command makes of what is set of a topic, checked and not stored yet.
+    fn plan(&self, topic: &Topic, change: TopicChange) -> Result<Planned, PublishError> {
         let before = self.topics.set.read().get(topic).cloned();
-        let mut set = before.clone().unwrap_or_default();
+        let known = before.is_some();
+        let mut set = before.unwrap_or_default();
         change.apply(&mut set);
-        self.topics.check(topic, &set)?;
+        let config = self.topics.check(topic, &set)?;
         let count = self.topics.set.read().len();
-        if before.is_none() && count >= OVERRIDES_MAX {
+        if !known && count >= OVERRIDES_MAX {
             let text = format!("commands set something of {count} topics already, the most that may be; use the file");
             return Err(PublishError::Invalid(text));
         }
         let key = Bytes::copy_from_slice(topic.as_str().as_bytes());
-        let nothing = set == Overrides::default();
-        let entry = match nothing {
+        let entry = match set == Overrides::default() {
             true => Entry::Delete { table: Table::Overrides, key },
             false => Entry::Put { table: Table::Overrides, key, value: encode(&set) },
         };
-        self.store(vec![entry]).await?;
+        Ok(Planned { set, config, entry })
+    }
+
+    /// What commands set of a topic is durable: it holds from now on.
+    fn use_overrides(&self, topic: &Topic, set: Overrides) {
         let mut sets = self.topics.set.write();
-        if nothing {
+        if set == Overrides::default() {
             sets.remove(topic);
         } else {
             sets.insert(topic.clone(), set);
         }
         drop(sets);
         self.hub.set_replicate(self.clock.now(), self.topics.replicate());
-        Ok(before.unwrap_or_default())
     }
 
     /// Waits for a change of the origin's.
@@ -343,19 +361,24 @@ impl NodeInner {
     async fn create_topic(&self, topic: &Topic, change: TopicChange) -> Result<(), PublishError> {
         check_name(topic)?;
         let origin = self.own()?.clone();
+        let _one_at_a_time = self.changing_topics.lock().await;
         if origin.topic_state(topic).is_some_and(|state| state.deleted.is_none()) {
             let text = format!("topic {topic} exists at this site already; `seaway topic set` changes it");
             return Err(PublishError::Invalid(text));
         }
-        if !change.is_empty() {
-            self.put_overrides(topic, change).await?;
+        let planned = if change.is_empty() { None } else { Some(self.plan(topic, change)?) };
+        let with = planned.as_ref().map(Planned::with).unwrap_or_default();
+        self.changed(|tell| origin.create_topic(topic, with, tell)).await?;
+        if let Some(Planned { set, .. }) = planned {
+            self.use_overrides(topic, set);
         }
-        self.changed(|tell| origin.create_topic(topic, tell)).await
+        Ok(())
     }
 
     async fn set_topic(&self, topic: &Topic, change: TopicChange) -> Result<(), PublishError> {
         check_name(topic)?;
         let origin = self.own()?.clone();
+        let _one_at_a_time = self.changing_topics.lock().await;
         let own = origin.topic_state(topic);
         let here = || self.log.logs().iter().any(|log| log.topic == *topic);
         if own.as_ref().is_some_and(|state| state.deleted.is_some()) {
@@ -372,13 +395,20 @@ impl NodeInner {
             };
             return Err(PublishError::NoTopic(text));
         }
-        self.put_overrides(topic, change).await?;
-        self.changed(|tell| origin.apply_settings(topic, tell)).await
+        let planned = self.plan(topic, change)?;
+        if origin.would_change(topic, &planned.config) {
+            self.changed(|tell| origin.change_topic(topic, planned.with(), tell)).await?;
+        } else {
+            self.store(vec![planned.entry]).await?;
+        }
+        self.use_overrides(topic, planned.set);
+        Ok(())
     }
 
     async fn delete_topic(&self, topic: &Topic) -> Result<(), PublishError> {
         check_name(topic)?;
         let origin = self.own()?.clone();
+        let _one_at_a_time = self.changing_topics.lock().await;
         let own = origin.topic_state(topic);
         if own.is_none() {
             let origins: BTreeSet<Site> =
@@ -392,18 +422,22 @@ impl NodeInner {
                 ),
             }));
         }
-        self.changed(|tell| origin.delete_topic(topic, tell)).await?;
         // What commands set of it was for that life.
-        let unset = TopicChange {
-            queues: Set::Unset,
-            message_bytes_max: Set::Unset,
-            codec: Set::Unset,
-            replicate: Set::Unset,
-            retention_bytes: Set::Unset,
-            retention_age: Set::Unset,
-        };
-        self.put_overrides(topic, unset).await?;
-        self.receipts.topic_deleted(topic);
+        let key = Bytes::copy_from_slice(topic.as_str().as_bytes());
+        let with = With { config: None, entries: vec![Entry::Delete { table: Table::Overrides, key }] };
+        let (receipts, gone) = (self.receipts.clone(), topic.clone());
+        self.changed(|tell| {
+            // At once: who waits for others waits in vain.
+            let told = move |result: Result<(), PublishError>| {
+                if result.is_ok() {
+                    receipts.topic_deleted(&gone);
+                }
+                tell(result);
+            };
+            origin.delete_topic(topic, with, Box::new(told));
+        })
+        .await?;
+        self.use_overrides(topic, Overrides::default());
         Ok(())
     }
 
@@ -518,3 +552,7 @@ impl Node {
         inner.hub.registered(topic).into_iter().partition(|site| inner.hub.site_holds(site, &control, entry))
     }
 }
+
+#[cfg(test)]
+#[path = "topics_tests.rs"]
+mod tests;

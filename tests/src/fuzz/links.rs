@@ -107,6 +107,7 @@ fn messages() -> Vec<Kind> {
         from: Some(place(0)),
         jumps: vec![link::Jump { incarnation: place(0).incarnation, begin: 2, from: Some(place(1)) }],
         refused: String::new(),
+        untaken: true,
     };
     let record = link::RecordBody {
         node: node("a"),

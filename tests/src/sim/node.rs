@@ -32,7 +32,7 @@ use seaway_relay::{
     node::{
         TopicConfig,
         clock::Clock,
-        origin::{Origin, OriginConfig},
+        origin::{Origin, OriginConfig, settings::With},
         receipts::Receipts,
     },
 };
@@ -553,8 +553,8 @@ impl SimNode {
                 self.queues.lock().insert(topic.clone(), rng.random_range(1..=4));
                 origin.apply_settings(&topic, told);
             }
-            2 => origin.delete_topic(&topic, told),
-            _ => origin.create_topic(&topic, told),
+            2 => origin.delete_topic(&topic, With::default(), told),
+            _ => origin.create_topic(&topic, With::default(), told),
         }
     }
 

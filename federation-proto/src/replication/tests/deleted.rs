@@ -25,7 +25,7 @@ impl Net {
         let queues = [1, 2].map(|queue| log(TOPIC, site.as_str(), queue));
         let ends: Ends = queues.iter().filter_map(|q| Some((q.queue, self.info(node, q)?.end))).collect();
         let time_us = 1_000_000 + self.now.as_micros() as u64;
-        let stated = store::TopicDeleted { life, time_us, ends: control::stored_ends(&ends), entry: None };
+        let stated = store::TopicDeleted { life, time_us, ends: control::stored_ends(&ends), ..Default::default() };
         let entry = self.enter(node, TOPIC, control::entry(store::control_entry::Kind::Deleted(stated)));
         let deletion = Deletion { entry, life, time_us, ends: ends.clone() };
         let key = (StateTable::Deleted, tombstone_key(&site, &TOPIC.parse().unwrap()));
@@ -35,6 +35,31 @@ impl Net {
                 self.trim(node, &queue, *end);
             }
         }
+    }
+
+    /// The tombstone's time is over at the origin: its logs go. Where each ended.
+    fn end(&mut self, node: usize) -> Vec<(LogName, Place, Option<Chain>)> {
+        let site = self.nodes[node].config.node.site.clone();
+        let key = (StateTable::Deleted, tombstone_key(&site, &TOPIC.parse().unwrap()));
+        let mut ended = Vec::new();
+        for queue in 0..3 {
+            let name = log(TOPIC, site.as_str(), queue);
+            let Some(info) = self.info(node, &name) else { continue };
+            ended.push((name.clone(), info.end, info.incarnations.last().unwrap().chain_at_end));
+            self.nodes[node].disk.copies.drop_copy(&name).unwrap();
+            self.nodes[node].disk.batches.remove(&name);
+        }
+        let mut stone = store::TopicDeleted::decode(self.nodes[node].disk.states[&key].clone()).unwrap();
+        let over = |(log, at, _): &(LogName, Place, Option<Chain>)| store::QueueEnd {
+            queue: u32::from(log.queue.0),
+            end: Some(control::stored_place(*at)),
+            ..Default::default()
+        };
+        stone.over = ended.iter().map(over).collect();
+        self.nodes[node].disk.states.insert(key, stone.encode_to_vec().into());
+        ended.iter().for_each(|(log, ..)| self.tell(node, log));
+        self.pump(node);
+        ended
     }
 
     /// Nobody was told anything but this, and nothing states a hole.
@@ -179,6 +204,73 @@ fn a_restored_copy_is_dropped_again() {
         assert!((1..4).all(|node| net.held(node, 1).is_none()), "seed {seed}");
         let bad = |r: &Report| ["origin-went-back", "range-lost", "fork", "broken-chain"].contains(&r.name);
         assert!(!net.nodes.iter().flat_map(|n| &n.reports).any(bad), "seed {seed}");
+    }
+}
+
+/// After the tombstone's time nothing is left of the topic at its origin but where it ended, and that suffices.
+#[test]
+fn a_life_after_the_tombstone_s_time_goes_on_above_and_nothing_comes_back() {
+    for seed in SEEDS {
+        let mut net = four(seed);
+        net.run(5);
+        let old = net.nodes[3].disk.clone();
+        net.delete(0, 0);
+        net.run(10);
+        let ended = net.end(0);
+        assert_eq!(ended.len(), 3);
+        net.run(3);
+        // One is set back to before the deletion; and the origin begins anew, in some.
+        for peer in net.restart(3, old) {
+            net.connect(3, peer);
+        }
+        if seed % 2 == 0 {
+            let disk = net.nodes[0].disk.clone();
+            for peer in net.restart(0, disk) {
+                net.connect(0, peer);
+            }
+        }
+        net.run(40);
+        let back: Vec<&LogName> = ended.iter().map(|(log, ..)| log).filter(|log| net.info(0, log).is_some()).collect();
+        assert!(back.is_empty(), "seed {seed}: {back:?} came back");
+        for (log, at, chain) in &ended {
+            net.nodes[0].disk.copies.begin_copy(log, *at, *chain).unwrap();
+            net.tell(0, log);
+        }
+        net.create(0, 1);
+        net.run(3);
+        net.publish(0, TOPIC, 1, 3);
+        net.publish(0, TOPIC, 2, 2);
+        net.run(60);
+        for (log, at, _) in &ended {
+            for node in [2, 3] {
+                net.complete(0, node, log);
+            }
+            let held = net.info(0, log).unwrap();
+            assert!(held.begin.offset >= at.offset, "seed {seed}: the origin took back what was deleted: {held:?}");
+        }
+        let bad = |r: &&Report| ["origin-went-back", "range-lost", "fork", "broken-chain"].contains(&r.name);
+        let told: Vec<&Report> = net.nodes.iter().flat_map(|n| &n.reports).filter(bad).collect();
+        assert!(told.is_empty(), "seed {seed}: {told:?}");
+    }
+}
+
+/// An origin that was removed says no more when its tombstones are over: their holders let them go by themselves.
+#[test]
+fn tombstones_of_a_removed_origin_go_with_their_time() {
+    let mut net = four(2);
+    net.run(5);
+    net.delete(0, 0);
+    net.run(10);
+    net.cut(0, 1);
+    net.remove(1, "a", 5).unwrap();
+    net.run(5);
+    let wall_us = TOMBSTONE_US * 2;
+    for node in 1..4 {
+        assert!(net.held(node, 0).is_some());
+        net.nodes[node].machine.handle_timeout(net.now + Duration::from_secs(2), wall_us);
+        net.pump(node);
+        assert_eq!(net.held(node, 0), None, "node {node}");
+        assert!(!net.nodes[node].disk.states.keys().any(|(t, _)| *t == StateTable::Deleted), "node {node}");
     }
 }
 

@@ -105,8 +105,41 @@ pub(in crate::replication) fn stated(held: &LogInfo) -> Stated {
         compared: false,
         proven: None,
         differs: None,
+        refused: Refused::default(),
         dirty: false,
     }
+}
+
+/// A site was proven equal in the origin's newest incarnation, and comes back with what it had of the one before.
+#[test]
+fn what_was_proven_counts_only_while_it_is_held() {
+    let mut rng = SmallRng::seed_from_u64(1);
+    let (log, info) = loop {
+        let (log, _) = origin(&mut rng);
+        let info = log.info();
+        let newest = info.incarnations.last().unwrap();
+        if info.incarnations.len() > 1 && newest.previous.is_some_and(|p| p.offset < info.end.offset && p.offset > 0) {
+            break (log, info);
+        }
+    };
+    let mut before = stated(&log.info());
+    before.proven = Some(info.end);
+    let previous = info.incarnations.last().unwrap().previous.unwrap();
+    let proven = |tip: Place, found| {
+        let still = |place| reaches(&info, &[tip], &[], place);
+        proven_by(found, tip, Some(&before), still).0
+    };
+    assert_eq!(proven(info.end, Found::Unknown), Some(info.end));
+    assert_eq!(proven(previous, Found::Unknown), None, "it holds {previous} and was proven up to {}", info.end);
+    assert_eq!(proven(previous, Found::Equal), Some(previous));
+    let lower = Place { offset: info.end.offset - 1, ..info.end };
+    assert_eq!(proven(lower, Found::Unknown), None);
+    // What was proven further down is held on.
+    before.proven = Some(previous);
+    assert_eq!(
+        proven_by(Found::Unknown, info.end, Some(&before), |p| reaches(&info, &[info.end], &[], p)).0,
+        Some(previous)
+    );
 }
 
 #[test]

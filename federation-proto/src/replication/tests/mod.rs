@@ -13,6 +13,7 @@ mod refusals;
 mod removal;
 mod standing;
 mod starts;
+mod statements;
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! What registered sites need, and that a removed one counts nowhere, and stays removed.
 
 use super::{
-    super::{Need, Removal, WantStart},
+    super::{Need, Removal, StateTable, WantStart},
     net::{Disk, Net, log, want},
 };
 use crate::{
@@ -61,6 +61,34 @@ fn a_removal_reaches_everybody_and_survives_restarts_and_those_who_were_away() {
         assert_eq!(net.nodes[0].machine.registered(&topic), [site("c")], "seed {seed}");
         assert!(net.nodes[0].machine.still_needed(None, 10).iter().all(|(_, n)| n.iter().all(|n| n.site != site("b"))));
     }
+}
+
+/// A crash may leave of a removal nothing but its record: what the site had stated counts no more all the same.
+#[test]
+fn a_removal_of_which_only_the_record_is_left_counts_after_the_restart() {
+    for seed in 0..4 {
+        let mut net = star(seed);
+        let mut disk = net.nodes[0].disk.clone();
+        net.remove(0, "b", 5).unwrap();
+        let removed = net.nodes[0].disk.states.iter().filter(|((table, _), _)| *table == StateTable::Removed);
+        disk.states.extend(removed.map(|(key, value)| (key.clone(), value.clone())));
+        net.restart(0, disk);
+        let machine = &net.nodes[0].machine;
+        assert_eq!(machine.registered(&"t".parse().unwrap()), [site("c")], "seed {seed}");
+        assert!(machine.still_needed(None, 10).iter().all(|(_, needs)| needs.iter().all(|n| n.site != site("b"))));
+        assert!(machine.sites().iter().all(|s| s.site != site("b")), "seed {seed}");
+        let left =
+            |(table, key): &&(StateTable, bytes::Bytes)| *table != StateTable::Removed && key.first() == Some(&b'b');
+        assert_eq!(net.nodes[0].disk.states.keys().filter(left).count(), 0, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_site_of_relays_only_is_known() {
+    let net = star(1);
+    let knows = |name| net.nodes[0].machine.knows_site(&site(name));
+    assert!(knows("b") && knows("r") && knows("a"));
+    assert!(!knows("nowhere"));
 }
 
 /// Who is removed is not waited for before a range is lost.

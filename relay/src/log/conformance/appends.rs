@@ -16,6 +16,7 @@ pub(super) const CASES: &[Case] = &[
     ("own batches are read only once durable", own_once_durable),
     ("done is called once, in order, after reads see it", done_in_order),
     ("a begun copy accepts the batch at its begin", begun),
+    ("a dropped log goes on above where it ended, in one unit", begun_anew),
     ("holes are stated, shown, filled and closed", holes),
     ("forks are kept and read apart", forks),
     ("many logs share one log", many_logs),
@@ -179,6 +180,31 @@ fn begun(harness: &mut dyn Harness) {
     store(harness, vec![Entry::BeginCopy { log: other.clone(), at, chain: Some(Chain([1; 16])) }]);
     let wrong = Origin::at(other, Some((at, Chain([2; 16]))), 3).next(1, 1);
     assert!(matches!(reason_of(&*harness.log(), vec![copy(&wrong)]), RejectReason::Refused { .. }));
+}
+
+fn begun_anew(harness: &mut dyn Harness) {
+    let mut origin = Origin::new(log_name("orders", "west", 1), 1);
+    let name = origin.log().clone();
+    let former = origin.batches(3);
+    store(harness, former.iter().map(own).collect());
+    let (at, chain) = (origin.end().unwrap(), origin.chain());
+    store(harness, vec![Entry::Drop { log: name.clone() }]);
+    harness.restart(Ending::Crash);
+    assert!(harness.log().info(&name, false).is_none());
+    origin.restart();
+    let first = origin.next(2, 10);
+    assert_eq!(first.header().previous, Some(at));
+    store(harness, vec![Entry::BeginCopy { log: name.clone(), at, chain: Some(chain) }, own(&first)]);
+    let second = origin.next(1, 10);
+    store(harness, vec![own(&second)]);
+    for _ in 0..2 {
+        let log = harness.log();
+        assert_eq!(log.info(&name, true).unwrap().begin, at);
+        assert_eq!(log.chain_at(&name, at).unwrap(), Some(chain));
+        let (batches, _) = read_on(&*log, &name, at, Line::Main, 1 << 20);
+        assert!(same(&batches, &[first.clone(), second.clone()]), "{batches:?}");
+        harness.restart(Ending::Crash);
+    }
 }
 
 fn holes(harness: &mut dyn Harness) {

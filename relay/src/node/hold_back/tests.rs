@@ -206,6 +206,15 @@ fn what_a_site_needs_stays_and_goes_once_it_has_it() {
     bench.round(&keeper, NOTHING, vec![(name.clone(), vec![need("us", origin.end().unwrap())])]);
     assert_eq!(bench.log.info(&name, true).unwrap().bytes, 0);
     assert_eq!(keeper.shown().bytes, 0);
+    // One needs less than the other, and is restored: the lower place that it states counts again, above what it stated first.
+    let more = bench.fill(&mut origin, 6, 1000);
+    let both = |eu: &Batch, us: &Batch| vec![(name.clone(), vec![need("eu", eu.begin()), need("us", us.begin())])];
+    bench.round(&keeper, NOTHING, both(&more[2], &more[5]));
+    assert_eq!(bench.begin(&name), more[2].begin());
+    bench.round(&keeper, NOTHING, both(&more[5], &more[3]));
+    assert_eq!(bench.begin(&name), more[3].begin(), "us stated a lower place than before");
+    assert_eq!(keeper.shown().bytes, bytes(&more[3..]));
+    bench.round(&keeper, NOTHING, vec![(name.clone(), vec![need("us", origin.end().unwrap())])]);
     // Nobody counts: nothing is held back.
     let batches = bench.fill(&mut origin, 2, 1000);
     bench.round(&keeper, NOTHING, vec![(name.clone(), vec![])]);
@@ -374,4 +383,22 @@ fn how_long_it_suffices_follows_from_what_is_published_a_day() {
     let seconds = shown.suffices.unwrap().as_secs_f64();
     assert!((seconds - 1_000_000.0 / rate).abs() < seconds / 10.0, "{seconds}");
     assert_eq!(shown.sites[0].suffices.map(|s| s.as_secs()), shown.suffices.map(|s| s.as_secs()));
+}
+
+/// Of a deleted topic nobody needs anything: its gap is over, and so is the alarm, however far the site came.
+#[test]
+fn a_gap_is_over_when_nobody_needs_anything_of_the_log_any_more() {
+    let bench = Bench::new();
+    let mut origin = Origin::new(log_name("t", "home", 1), 1);
+    let name = origin.log().clone();
+    let batches = bench.fill(&mut origin, 4, 1000);
+    let keeper = bench.keeper(HoldBackConfig { bytes_max: Some(bytes(&batches[3..])), rules: Vec::new() });
+    let needs = || vec![(name.clone(), vec![need("us", batches[0].begin())])];
+    let round = bench.round(&keeper, NOTHING, needs());
+    assert_eq!(names(&round.raise), [(EXCEEDED, "us")]);
+    let round = bench.round(&keeper, NOTHING, needs());
+    assert!(round.over.is_empty(), "it is still away");
+    let round = bench.round(&keeper, NOTHING, Vec::new());
+    assert_eq!(round.over, [(EXCEEDED, "us".to_owned())]);
+    assert!(bench.log.scan(Table::HoldBack, b"gap\0").is_empty());
 }

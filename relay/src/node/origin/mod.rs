@@ -11,8 +11,9 @@
 //! at a time holds, keeps the order.
 //!
 //! **Bounds**: [`WAITING_BYTES_MAX`] of messages accepted and not yet durable; [`TOPICS_MAX`] topics with
-//! [`OWN_QUEUES_MAX`] queues.
+//! [`OWN_QUEUES_MAX`] queues, deleted ones too (`ended`).
 
+mod ended;
 mod producers;
 mod queue;
 pub mod settings;
@@ -23,7 +24,7 @@ mod topic;
 mod tests;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -56,7 +57,7 @@ use crate::log::contract::{CommitLog, Done, Entry, Poisoned, RejectReason, Role,
 pub const WAITING_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Counted for each message on top of its content.
 pub const MESSAGE_CHARGE_BYTES: usize = 256;
-/// Most topics of one origin.
+/// Most topics of one origin, those too that are deleted and not over.
 pub const TOPICS_MAX: usize = 10_000;
 /// Most queues of one origin, over all its topics.
 pub const OWN_QUEUES_MAX: usize = 100_000;
@@ -168,6 +169,8 @@ pub struct Origin {
     topics: RwLock<HashMap<String, Arc<OwnTopic>>>,
     /// Settings of topics as they are stored: a copy in memory, so that publishing does not wait on the disk.
     stored: Mutex<HashMap<String, TopicSettings>>,
+    /// Topics of which what is stored cannot be read.
+    unreadable: BTreeSet<String>,
     /// Topics that are being changed.
     changing: Mutex<Changes>,
     /// Where control queues end that were written in this start.
@@ -191,17 +194,27 @@ impl std::fmt::Debug for Origin {
 impl Origin {
     /// An origin over its commit log: brings back what is known of producers.
     pub fn open(config: OriginConfig, log: Arc<dyn CommitLog>) -> Arc<Origin> {
-        let setting = |(key, value): (Bytes, Bytes)| {
-            let name = std::str::from_utf8(&key).ok()?.to_owned();
-            Some((name, TopicSettings::decode(value).ok()?))
-        };
-        let stored = log.scan(Table::Topics, &[]).into_iter().filter_map(setting).collect();
+        let (mut stored, mut unreadable) = (HashMap::new(), BTreeSet::new());
+        for (key, value) in log.scan(Table::Topics, &[]) {
+            let name = String::from_utf8_lossy(&key).into_owned();
+            match TopicSettings::decode(value) {
+                Ok(row) => drop(stored.insert(name, row)),
+                Err(why) => {
+                    let text = format!(
+                        "what is stored of topic {name} cannot be read ({why}): it takes no messages, since nobody can tell where it goes on;                          use another topic, or bring the data directory back from a backup"
+                    );
+                    (config.report)(Report { name: "stored-state-unreadable", subject: name.clone(), text });
+                    unreadable.insert(name);
+                }
+            }
+        }
         let producers = Producers::restore(log.scan(Table::Producers, &[]), config.clock.now());
         Arc::new(Origin {
             config,
             log,
             topics: RwLock::default(),
             stored: Mutex::new(stored),
+            unreadable,
             changing: Mutex::default(),
             control_lines: Mutex::default(),
             producers: Mutex::new(producers),
@@ -390,6 +403,12 @@ impl Origin {
         *last = Some(topic.clone());
         check_content(message, topic.message_bytes_max).map_err(Refusal::Error)?;
         Ok(topic)
+    }
+
+    /// Why a topic can be neither used nor changed, if what is stored of it cannot be read.
+    fn is_unreadable(&self, topic: &Topic) -> Option<PublishError> {
+        let text = || format!("what is stored of topic {topic} cannot be read; see the alarm stored-state-unreadable");
+        self.unreadable.contains(topic.as_str()).then(|| PublishError::Unavailable(text()))
     }
 
     fn known_topic(&self, name: &str) -> Option<Arc<OwnTopic>> {

@@ -135,6 +135,16 @@ impl Line {
         Ok(Line { end, first: Some(Some(previous)), chain, time_us: info.newest_origin_time_us, made_up })
     }
 
+    /// How a log goes on of which nothing is left but where it ended.
+    ///
+    /// # Errors
+    /// Where no incarnation is left above it.
+    pub(super) fn above(name: &LogName, end: Place, chain: Chain, random: u64) -> Result<Line, PublishError> {
+        let incarnation = Incarnation { counter: above(name, end.incarnation.counter)?, random };
+        let first = Some(Some(end));
+        Ok(Line { end: Place { incarnation, ..end }, first, chain, time_us: 0, made_up: None })
+    }
+
     /// A restored or cloned origin meets incarnations of its own that it did not know: they come from other holders. The newest
     /// one leads the main line, so this start goes on in one above it, at its own end; what was met is a fork. One that lies too
     /// far above is not followed: nobody may drive an origin to where no incarnation is left. Answers it the first time.
@@ -228,7 +238,7 @@ fn above(name: &LogName, counter: u64) -> Result<u64, PublishError> {
 
 /// The end of a log's main line, `place`; where that is a range that was lost to damage, the place before it, so that the chain
 /// value named is one that every holder can compare.
-fn proven_end(
+pub(super) fn proven_end(
     log: &dyn CommitLog,
     name: &LogName,
     info: &LogInfo,

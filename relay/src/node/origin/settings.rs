@@ -9,6 +9,9 @@
 //! once the queues are idle the entry is written and the topic opened anew. So nothing taken before a change stands after
 //! it, in whatever queue. It costs the topic's publishers one write of the commit log.
 //!
+//! **What a command sets with a change** ([`With`]) is stored in the same unit as the entry: a change that is refused leaves nothing
+//! behind, and the topic goes on as it was.
+//!
 //! **A deletion** trims each queue to its end, which stays as an empty shell: a new life goes on above. The topic takes nothing more
 //! until it is created by name, whatever `auto_create` says, so that no retry of a publish brings it back.
 
@@ -21,13 +24,25 @@ use seaway_federation_proto::{
     wire::store::{QueueChange, TopicDeleted, control_entry::Kind as EntryKind},
 };
 
-use super::*;
+use super::{
+    ended::{Ended, all_ended, is_over},
+    *,
+};
 
 /// A full entry is written anew after so long, microseconds: a week.
 pub const REWRITE_AFTER_US: u64 = 7 * 24 * 3600 * 1_000_000;
 
 /// Told once: what became of a change of a topic, when it is durable or refused.
 pub type TellTopic = Box<dyn FnOnce(Result<(), PublishError>) + Send>;
+
+/// What goes with a change of a topic.
+#[derive(Debug, Clone, Default)]
+pub struct With {
+    /// The settings that are to hold, where those that hold now are not meant.
+    pub config: Option<TopicConfig>,
+    /// Stored in the unit of the change.
+    pub entries: Vec<Entry>,
+}
 
 /// What is known of one of this origin's topics.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +65,7 @@ enum What {
 struct Changing {
     topic: Topic,
     what: What,
+    with: With,
     queues: Vec<Arc<OwnQueue>>,
     /// The commit log has no room for it at present.
     blocked: bool,
@@ -83,7 +99,7 @@ impl Changes {
 }
 
 /// Whether the row of a topic is its tombstone.
-fn tombstone(row: &TopicSettings) -> Option<&TopicDeleted> {
+pub(super) fn tombstone(row: &TopicSettings) -> Option<&TopicDeleted> {
     row.deleted.as_ref().filter(|deleted| deleted.life >= row.life)
 }
 
@@ -100,30 +116,39 @@ fn settings_of(config: &TopicConfig) -> Settings {
 
 impl Origin {
     /// Creates a topic by name, also one that was deleted.
-    pub fn create_topic(self: &Arc<Self>, topic: &Topic, tell: TellTopic) {
+    pub fn create_topic(self: &Arc<Self>, topic: &Topic, with: With, tell: TellTopic) {
         if self.stored.lock().get(topic.as_str()).is_some_and(|row| tombstone(row).is_none()) {
             let text = format!("topic {topic} exists at this site already; `seaway topic set` changes it");
             return tell(Err(PublishError::Invalid(text)));
         }
-        self.begin_change(topic, What::Settings, tell);
+        self.begin_change(topic, What::Settings, with, tell);
     }
 
     /// Brings a topic in line with the settings that hold now; one that does not exist yet gets them when it is created.
     pub fn apply_settings(self: &Arc<Self>, topic: &Topic, tell: TellTopic) {
-        let wanted = settings_of(&(self.config.topics)(topic));
-        let stored = self.stored.lock().get(topic.as_str()).cloned();
-        let same = stored.is_none_or(|row| tombstone(&row).is_some() || Settings::from_stored(&row) == wanted);
-        if same {
+        self.change_topic(topic, With::default(), tell);
+    }
+
+    /// Whether a topic is there whose settings are others than these.
+    pub fn would_change(&self, topic: &Topic, config: &TopicConfig) -> bool {
+        let row = self.stored_row(topic).filter(|row| tombstone(row).is_none());
+        row.is_some_and(|row| Settings::from_stored(&row) != settings_of(config))
+    }
+
+    /// As [`Origin::apply_settings`], with settings that are to hold. Where nothing changes, nothing is stored.
+    pub fn change_topic(self: &Arc<Self>, topic: &Topic, with: With, tell: TellTopic) {
+        let wanted = with.config.clone().unwrap_or_else(|| (self.config.topics)(topic));
+        if !self.would_change(topic, &wanted) {
             return tell(Ok(()));
         }
-        self.begin_change(topic, What::Settings, tell);
+        self.begin_change(topic, What::Settings, with, tell);
     }
 
     /// Deletes a topic of this origin.
-    pub fn delete_topic(self: &Arc<Self>, topic: &Topic, tell: TellTopic) {
-        let known = self.stored.lock().get(topic.as_str()).map(|row| tombstone(row).is_some());
+    pub fn delete_topic(self: &Arc<Self>, topic: &Topic, with: With, tell: TellTopic) {
+        let known = self.stored_row(topic).map(|row| tombstone(&row).is_some());
         let refused = match known {
-            Some(false) => return self.begin_change(topic, What::Delete, tell),
+            Some(false) => return self.begin_change(topic, What::Delete, with, tell),
             Some(true) => format!("topic {topic} is deleted already"),
             None => format!("topic {topic} was never published at this site; only its origin can delete a topic"),
         };
@@ -132,14 +157,21 @@ impl Origin {
 
     /// What is known of a topic of this origin.
     pub fn topic_state(&self, topic: &Topic) -> Option<OwnTopicState> {
-        let stored = self.stored.lock();
-        let row = stored.get(topic.as_str())?;
+        let row = &self.stored_row(topic)?;
         let deleted = tombstone(row).and_then(|d| Some(Deletion::from_stored(d, control::place_of(d.entry?))));
         Some(OwnTopicState { settings: Settings::from_stored(row), deleted })
     }
 
+    /// Whether a topic of this origin is deleted.
+    pub fn is_deleted(&self, topic: &Topic) -> bool {
+        self.stored.lock().get(topic.as_str()).is_some_and(|row| tombstone(row).is_some())
+    }
+
     /// Closes the topic's queues; the rest follows when they are idle.
-    fn begin_change(self: &Arc<Self>, topic: &Topic, what: What, tell: TellTopic) {
+    fn begin_change(self: &Arc<Self>, topic: &Topic, what: What, with: With, tell: TellTopic) {
+        if let Some(refused) = self.is_unreadable(topic) {
+            return tell(Err(refused));
+        }
         let mut topics = self.topics.write();
         let mut changing = self.changing.lock();
         if changing.is_open(topic.as_str()) {
@@ -153,7 +185,7 @@ impl Origin {
             queue.state.lock().closed = true;
         }
         drop(producers);
-        let change = Changing { topic: topic.clone(), what, queues, blocked: false, tell };
+        let change = Changing { topic: topic.clone(), what, with, queues, blocked: false, tell };
         changing.open.insert(topic.as_str().to_owned(), change);
         drop((topics, changing));
         (self.config.wake)();
@@ -185,7 +217,7 @@ impl Origin {
         topics: &mut HashMap<String, Arc<OwnTopic>>,
         change: Changing,
     ) -> Option<(TellTopic, PublishError)> {
-        let Changing { topic, what, tell, .. } = change;
+        let Changing { topic, what, with, tell, .. } = change;
         let told = Arc::new(Mutex::new(Some(tell)));
         let done = {
             let told = told.clone();
@@ -199,15 +231,15 @@ impl Origin {
         };
         let stored = self.stored.lock().get(topic.as_str()).cloned();
         let written = match what {
-            What::Settings => self.open_as(topics, &topic, stored, Some(done)).map(drop),
-            What::Delete => self.write_deletion(&topic, stored, done),
+            What::Settings => self.open_as(topics, &topic, stored, &with, Some(done)).map(drop),
+            What::Delete => self.write_deletion(&topic, stored, &with, done),
         };
         let tell = written.as_ref().err().and_then(|_| told.lock().take());
         match (written, tell) {
             (Err(Refusal::Error(error)), Some(tell)) => Some((tell, error)),
             (Err(Refusal::Full), Some(tell)) => {
                 let name = topic.as_str().to_owned();
-                let change = Changing { topic, what, queues: Vec::new(), blocked: true, tell };
+                let change = Changing { topic, what, with, queues: Vec::new(), blocked: true, tell };
                 self.changing.lock().open.insert(name.clone(), change);
                 let origin = Arc::downgrade(self);
                 let room = move || {
@@ -233,8 +265,11 @@ impl Origin {
         if self.changing.lock().is_open(topic.as_str()) {
             return Err(Refusal::Full);
         }
+        if let Some(refused) = self.is_unreadable(topic) {
+            return Err(Refusal::Error(refused));
+        }
         let stored = self.stored.lock().get(topic.as_str()).cloned();
-        let refused = match &stored {
+        let refused = match stored.as_ref().filter(|row| !is_over(row)) {
             Some(row) if tombstone(row).is_some() => {
                 Some(format!("topic {topic} was deleted; `seaway topic create {topic}` begins it anew"))
             }
@@ -246,7 +281,7 @@ impl Origin {
         };
         match refused {
             Some(text) => Err(Refusal::Error(PublishError::NoTopic(text))),
-            None => self.open_as(&mut topics, topic, stored, None),
+            None => self.open_as(&mut topics, topic, stored, &With::default(), None),
         }
     }
 
@@ -256,10 +291,17 @@ impl Origin {
         topics: &mut HashMap<String, Arc<OwnTopic>>,
         topic: &Topic,
         stored: Option<TopicSettings>,
+        with: &With,
         done: Option<Done>,
     ) -> Result<Arc<OwnTopic>, Refusal> {
-        let wanted = settings_of(&(self.config.topics)(topic));
-        check_bounds(topics, topic, wanted.queues)?;
+        let mut wanted = settings_of(&with.config.clone().unwrap_or_else(|| (self.config.topics)(topic)));
+        if let Err(refused) = self.check_bounds(topic, stored.as_ref(), wanted.queues) {
+            // Who commands it is told; where the file asks for it, the topic goes on as it is.
+            let living = stored.as_ref().filter(|row| done.is_none() && tombstone(row).is_none());
+            let Some(row) = living else { return Err(refused) };
+            self.report_bounds(topic, refused);
+            wanted.queues = Settings::from_stored(row).queues;
+        }
         let now_us = self.config.clock.wall_us();
         let row = match stored {
             Some(row) if tombstone(&row).is_none() => {
@@ -282,10 +324,12 @@ impl Origin {
             }
         };
         let row = match row {
-            Ok(new) => self.write_settings(topic, TopicSettings { written_us: now_us, ..new }, done)?,
+            Ok(new) => self.write_settings(topic, TopicSettings { written_us: now_us, ..new }, with, done)?,
             Err(as_it_was) => {
-                if let Some(done) = done {
-                    done(Ok(()));
+                match done {
+                    Some(done) if with.entries.is_empty() => done(Ok(())),
+                    Some(done) => self.submit_change(with.entries.clone(), done)?,
+                    None => {}
                 }
                 as_it_was
             }
@@ -314,15 +358,18 @@ impl Origin {
         self: &Arc<Self>,
         topic: &Topic,
         mut row: TopicSettings,
+        with: &With,
         done: Option<Done>,
     ) -> Result<TopicSettings, Refusal> {
         // Tombstones of former lives stand in entries of their own.
         let stated = TopicSettings { deleted: None, ..row.clone() };
-        self.write_entry(topic, EntryKind::Settings(stated), done, |entry| {
+        let over = row.deleted.as_mut().map(|deleted| std::mem::take(&mut deleted.over)).unwrap_or_default();
+        let ended = all_ended(topic, &over)?;
+        self.write_entry(topic, EntryKind::Settings(stated), ended, done, |entry| {
             if let Some(change) = row.change.as_mut().filter(|change| change.entry.is_none()) {
                 change.entry = Some(control::stored_place(entry));
             }
-            vec![put_row(topic, &row)]
+            [put_row(topic, &row)].into_iter().chain(with.entries.iter().cloned()).collect()
         })?;
         self.stored.lock().insert(topic.as_str().to_owned(), row.clone());
         Ok(row)
@@ -333,6 +380,7 @@ impl Origin {
         self: &Arc<Self>,
         topic: &Topic,
         stored: Option<TopicSettings>,
+        with: &With,
         done: Done,
     ) -> Result<(), Refusal> {
         let Some(row) = stored.filter(|row| tombstone(row).is_none()) else {
@@ -340,10 +388,11 @@ impl Origin {
         };
         let ends = self.ends(topic, &row);
         let time_us = self.config.clock.wall_us();
-        let stated = TopicDeleted { life: row.life, time_us, ends: control::stored_ends(&ends), entry: None };
+        let stated =
+            TopicDeleted { life: row.life, time_us, ends: control::stored_ends(&ends), ..TopicDeleted::default() };
         let mut row = TopicSettings { deleted: Some(stated.clone()), change: None, ..row };
         let site = &self.config.site;
-        self.write_entry(topic, EntryKind::Deleted(stated.clone()), Some(done), |entry| {
+        self.write_entry(topic, EntryKind::Deleted(stated.clone()), Vec::new(), Some(done), |entry| {
             let stone = TopicDeleted { entry: Some(control::stored_place(entry)), ..stated };
             row.deleted = Some(stone.clone());
             let (key, value) = (tombstone_key(site, topic), stone.encode_to_vec().into());
@@ -352,17 +401,20 @@ impl Origin {
                 log: LogName { topic: topic.clone(), origin: site.clone(), queue: *queue },
                 to: *end,
             }));
+            entries.extend(with.entries.iter().cloned());
             entries
         })?;
         self.stored.lock().insert(topic.as_str().to_owned(), row);
         Ok(())
     }
 
-    /// Appends an entry to a control queue, together with what follows from its place.
+    /// Appends an entry to a control queue, together with what follows from its place. Of a topic that is over the logs are begun where they
+    /// `ended`.
     fn write_entry(
         self: &Arc<Self>,
         topic: &Topic,
         kind: EntryKind,
+        ended: Vec<Ended>,
         done: Option<Done>,
         with: impl FnOnce(Place) -> Vec<Entry>,
     ) -> Result<(), Refusal> {
@@ -371,9 +423,12 @@ impl Origin {
             return Err(Refusal::Error(PublishError::Invalid(format!("topic {topic} is not a path"))));
         };
         let known = self.control_lines.lock().remove(topic.as_str());
-        let mut line = match known {
-            Some(line) => line,
-            None => Line::open(&*self.log, &name, self.config.random).map_err(Refusal::Error)?,
+        let mut line = match (known, ended.iter().find(|ended| ended.queue == Queue::CONTROL)) {
+            (_, Some(ended)) => {
+                Line::above(&name, ended.at, ended.chain, self.config.random).map_err(Refusal::Error)?
+            }
+            (Some(line), None) => line,
+            (None, None) => Line::open(&*self.log, &name, self.config.random).map_err(Refusal::Error)?,
         };
         let time_us = self.config.clock.wall_us();
         self.check_clock(time_us, line.time_us);
@@ -387,14 +442,22 @@ impl Origin {
         };
         let batch = line.place(&name, None, body, time_us).map_err(Refusal::Error)?;
         line.advance(&batch);
-        let mut entries = vec![Entry::Append { role: Role::Own, batch: batch.clone() }];
+        let begin = |Ended { queue, at, chain }| {
+            let log = LogName { queue, ..name.clone() };
+            Entry::BeginCopy { log, at, chain: Some(chain) }
+        };
+        let mut entries: Vec<Entry> = ended.into_iter().map(begin).collect();
+        entries.push(Entry::Append { role: Role::Own, batch: batch.clone() });
         entries.extend(with(batch.begin()));
         // A unit that is lost after it was accepted takes every later one with it: the publishers are told by theirs.
-        match self.log.submit(Unit { entries }, done.unwrap_or_else(|| Box::new(|_| {}))) {
-            Ok(()) => {
-                self.control_lines.lock().insert(topic.as_str().to_owned(), line);
-                Ok(())
-            }
+        self.submit_change(entries, done.unwrap_or_else(|| Box::new(|_| {})))?;
+        self.control_lines.lock().insert(topic.as_str().to_owned(), line);
+        Ok(())
+    }
+
+    fn submit_change(&self, entries: Vec<Entry>, done: Done) -> Result<(), Refusal> {
+        match self.log.submit(Unit { entries }, done) {
+            Ok(()) => Ok(()),
             Err(rejected) if rejected.reason == RejectReason::Busy => Err(Refusal::Full),
             Err(rejected) => Err(Refusal::Error(PublishError::Unavailable(rejected.reason.to_string()))),
         }
@@ -407,62 +470,11 @@ impl Origin {
         let end = deleted.and_then(|d| d.ends.iter().find(|e| e.queue == u32::from(queue.0))?.end);
         end.is_some_and(|end| place.offset < end.offset)
     }
-
-    /// Now and then: tombstones as old as `age_us` of which every registered site holds the final entry go, with what is left of
-    /// their logs. `confirmed` says whether all those hold a place of a log.
-    pub fn expire_tombstones(&self, age_us: u64, confirmed: &dyn Fn(&LogName, Place) -> bool) {
-        let now_us = self.config.clock.wall_us();
-        let old = |row: &TopicSettings| {
-            let stone = tombstone(row)?;
-            (stone.time_us.saturating_add(age_us) < now_us).then(|| Some((stone.clone(), stone.entry?)))?
-        };
-        let rows: Vec<_> =
-            self.stored.lock().iter().filter_map(|(name, row)| Some((name.clone(), old(row)?))).collect();
-        for (name, (stone, entry)) in rows {
-            let Ok(topic) = name.parse::<Topic>() else { continue };
-            let log = |queue| LogName { topic: topic.clone(), origin: self.config.site.clone(), queue };
-            if !confirmed(&log(Queue::CONTROL), control::place_of(entry)) {
-                continue;
-            }
-            // Nobody may open it meanwhile.
-            let _topics = self.topics.write();
-            if self.changing.lock().is_open(&name) {
-                continue;
-            }
-            let key = Bytes::copy_from_slice(name.as_bytes());
-            let stone_key = tombstone_key(&self.config.site, &topic);
-            let mut entries = vec![
-                Entry::Delete { table: Table::Topics, key },
-                Entry::Delete { table: Table::Deleted, key: stone_key },
-            ];
-            let queues = control::ends_of(&stone.ends).into_keys().chain([Queue::CONTROL]);
-            let held = queues.map(log).filter(|log| self.log.info(log, false).is_some());
-            entries.extend(held.map(|log| Entry::Drop { log }));
-            if self.log.submit(Unit { entries }, Box::new(|_| {})).is_ok() {
-                self.control_lines.lock().remove(&name);
-                self.stored.lock().remove(&name);
-            }
-        }
-    }
 }
 
-fn put_row(topic: &Topic, row: &TopicSettings) -> Entry {
+pub(super) fn put_row(topic: &Topic, row: &TopicSettings) -> Entry {
     let key = Bytes::copy_from_slice(topic.as_str().as_bytes());
     Entry::Put { table: Table::Topics, key, value: row.encode_to_vec().into() }
-}
-
-fn check_bounds(topics: &HashMap<String, Arc<OwnTopic>>, topic: &Topic, queues: u16) -> Result<(), Refusal> {
-    if topics.len() >= TOPICS_MAX && !topics.contains_key(topic.as_str()) {
-        let text = format!("this site has {TOPICS_MAX} topics already, the most it may have; use tags below a topic");
-        return Err(Refusal::Error(PublishError::Unavailable(text)));
-    }
-    let open: usize = topics.values().map(|t| t.queues().len()).sum();
-    if open.saturating_add(usize::from(queues)) > OWN_QUEUES_MAX {
-        let text =
-            format!("this site's topics have {open} queues, and {OWN_QUEUES_MAX} are the most; give new topics fewer");
-        return Err(Refusal::Error(PublishError::Unavailable(text)));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

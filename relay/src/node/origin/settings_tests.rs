@@ -1,10 +1,14 @@
 //! Tests of topics' lives, on the commit log's twin in memory.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use seaway_federation_proto::control::{Control, order};
 
 use super::*;
+use crate::node::origin::{OWN_QUEUES_MAX, TOPICS_MAX};
 use crate::{
     link::controls,
     log::memory::{MemoryConfig, MemoryDisk, MemoryLog, Survive},
@@ -26,6 +30,7 @@ struct Bench {
     origin: Arc<Origin>,
     clock: Arc<TestClock>,
     config: Arc<Mutex<TopicConfig>>,
+    reports: Arc<Mutex<Vec<Report>>>,
 }
 
 type Answers<T> = Arc<Mutex<Vec<Result<T, PublishError>>>>;
@@ -43,15 +48,17 @@ fn bench_on(disk: MemoryDisk, random: u64, config: TopicConfig, wall_us: u64) ->
     let clock = Arc::new(TestClock(Mutex::new(wall_us)));
     let config = Arc::new(Mutex::new(config));
     let settings = config.clone();
+    let reports: Arc<Mutex<Vec<Report>>> = Arc::default();
+    let told = reports.clone();
     let origin = OriginConfig {
         site: "home".parse().unwrap(),
         random,
         topics: Arc::new(move |_| settings.lock().clone()),
         clock: clock.clone(),
         wake: Arc::new(|| {}),
-        report: Arc::new(|_| {}),
+        report: Arc::new(move |report| told.lock().push(report)),
     };
-    Bench { origin: Origin::open(origin, log.clone()), log, clock, config }
+    Bench { origin: Origin::open(origin, log.clone()), log, clock, config, reports }
 }
 
 fn bench(queues: u16) -> Bench {
@@ -109,11 +116,11 @@ impl Bench {
     }
 
     fn delete(&self) -> Result<(), PublishError> {
-        self.change(|origin, tell| origin.delete_topic(&topic(), tell))
+        self.change(|origin, tell| origin.delete_topic(&topic(), With::default(), tell))
     }
 
     fn create(&self) -> Result<(), PublishError> {
-        self.change(|origin, tell| origin.create_topic(&topic(), tell))
+        self.change(|origin, tell| origin.create_topic(&topic(), With::default(), tell))
     }
 
     fn control(&self) -> Arc<Control> {
@@ -214,7 +221,7 @@ fn what_comes_during_a_change_waits_and_is_told_when_it_may_come_again() {
     let told = changed.clone();
     b.origin.apply_settings(&topic(), Box::new(move |result| told.lock().push(result)));
     assert!(!b.try_publish(Bench::message("k", "third", None), &answers), "the topic is being changed");
-    let again = b.change(|origin, tell| origin.delete_topic(&topic(), tell));
+    let again = b.change(|origin, tell| origin.delete_topic(&topic(), With::default(), tell));
     assert!(matches!(again, Err(PublishError::Unavailable(why)) if why.contains("being changed")));
     let woken = Arc::new(AtomicBool::new(false));
     let wake = woken.clone();
@@ -256,7 +263,9 @@ fn a_deleted_topic_takes_nothing_until_it_is_created_and_goes_on_above() {
     let stored: Vec<Stored> = answers.lock().drain(..).map(Result::unwrap).collect();
     let ends: Vec<Place> = [1, 2].map(|q| b.log.info(&log_of(q), true).unwrap().end).to_vec();
     assert!(matches!(b.create(), Err(PublishError::Invalid(why)) if why.contains("exists")));
+    assert!(!b.origin.is_deleted(&topic()));
     b.delete().unwrap();
+    assert!(b.origin.is_deleted(&topic()));
     for _ in 0..2 {
         assert!(b.batches(1).is_empty() && b.batches(2).is_empty());
         assert!(b.control().is_deleted());
@@ -290,23 +299,151 @@ fn a_deleted_topic_takes_nothing_until_it_is_created_and_goes_on_above() {
 #[test]
 fn a_tombstone_goes_after_its_time_and_when_all_know_of_it() {
     const YEAR_US: u64 = 1_000_000_000;
-    let b = bench(2);
-    for n in 0..4 {
-        b.publish(&format!("k{n}"), "x").unwrap();
-    }
+    let mut b = bench(2);
+    let mut stored: Vec<Stored> = (0..4).map(|n| b.publish(&format!("k{n}"), "x").unwrap()).collect();
     b.delete().unwrap();
-    let expire = |known: bool| {
+    let expire = |b: &Bench, known: bool| {
         b.origin.expire_tombstones(YEAR_US, &|_, _| known);
         b.settle();
         b.log.logs().len()
     };
-    assert_eq!(expire(true), 3, "it is too young");
+    assert_eq!(expire(&b, true), 3, "it is too young");
     *b.clock.0.lock() += YEAR_US + 1;
-    assert_eq!(expire(false), 3, "somebody does not know of it yet");
-    assert_eq!(expire(true), 0);
-    assert!(b.log.scan(Table::Deleted, &[]).is_empty() && b.log.scan(Table::Topics, &[]).is_empty());
-    assert!(b.origin.topic_state(&topic()).is_none());
-    b.publish("k", "a new topic").unwrap();
+    assert_eq!(expire(&b, false), 3, "somebody does not know of it yet");
+    // Life after life, in one process and through restarts.
+    for life in 1..5_u32 {
+        assert_eq!(expire(&b, true), 0, "life {life}");
+        // One row of each is left, that tells where a later life goes on.
+        assert_eq!((b.log.scan(Table::Deleted, &[]).len(), b.log.scan(Table::Topics, &[]).len()), (1, 1));
+        assert!(b.origin.topic_state(&topic()).is_none());
+        let again = b.change(|origin, tell| origin.delete_topic(&topic(), With::default(), tell));
+        assert!(matches!(again, Err(PublishError::Invalid(why)) if why.contains("never published")), "life {life}");
+        if life % 2 == 0 {
+            b = b.restart(Survive::Nothing, 7);
+        }
+        let below: BTreeMap<Queue, u64> = stored.iter().map(|s| (s.log.queue, s.place.offset)).collect();
+        for n in 0..4 {
+            let new = b.publish(&format!("k{n}"), "a new topic").unwrap();
+            let above = below.get(&new.log.queue).is_none_or(|below| new.place.offset > *below);
+            assert!(above, "life {life}: {} {} after {below:?}", new.log, new.place);
+            stored.push(new);
+        }
+        assert!(b.origin.topic_state(&topic()).is_some_and(|state| state.deleted.is_none()));
+        assert!(!b.control().is_deleted());
+        b.delete().unwrap();
+        *b.clock.0.lock() += YEAR_US + 1;
+    }
+    let places: BTreeSet<_> = stored.iter().map(|s| (s.log.queue, s.place)).collect();
+    assert_eq!(places.len(), stored.len(), "places were used twice: {stored:?}");
+}
+
+/// Holders keep the control queue: its places, too, are used once.
+#[test]
+fn a_control_queue_goes_on_above_its_former_life() {
+    let b = bench(1);
+    let entry = |b: &Bench| b.batches(0).last().unwrap().clone();
+    b.create().unwrap();
+    b.delete().unwrap();
+    let last = entry(&b);
+    b.origin.expire_tombstones(0, &|_, _| true);
+    *b.clock.0.lock() += 10;
+    b.origin.expire_tombstones(0, &|_, _| true);
+    b.settle();
+    assert!(b.log.logs().is_empty());
+    b.create().unwrap();
+    let first = entry(&b);
+    assert_eq!(first.begin().offset, last.end().offset);
+    assert_eq!((first.header().previous, first.header().chain_before), (Some(last.end()), last.chain_after()));
+}
+
+#[test]
+fn deleted_topics_count_until_they_are_over() {
+    let b = bench(1);
+    let name = |n: usize| format!("t{n}").parse::<Topic>().unwrap();
+    let create = |n| b.change(|origin, tell| origin.create_topic(&name(n), With::default(), tell));
+    for n in 0..TOPICS_MAX {
+        create(n).unwrap();
+        b.change(|origin, tell| origin.delete_topic(&name(n), With::default(), tell)).unwrap();
+    }
+    let refused = create(TOPICS_MAX);
+    let deleted = format!("{TOPICS_MAX} deleted topics");
+    assert!(matches!(&refused, Err(PublishError::Unavailable(why)) if why.contains(&deleted)), "{refused:?}");
+    // One of them may live again, and when they are over there is room.
+    create(5).unwrap();
+    *b.clock.0.lock() += 10;
+    b.origin.expire_tombstones(0, &|_, _| true);
+    b.settle();
+    create(TOPICS_MAX).unwrap();
+}
+
+#[test]
+fn a_refused_change_leaves_the_topic_as_it_was() {
+    let b = bench(1);
+    b.publish("k", "x").unwrap();
+    b.config.lock().queues = 1024;
+    for n in 0..OWN_QUEUES_MAX / 1024 {
+        let name = format!("t{n}").parse().unwrap();
+        b.change(|origin, tell| origin.create_topic(&name, With::default(), tell)).unwrap();
+    }
+    b.config.lock().queues = 1;
+    let key = Bytes::from_static(b"t");
+    let with = || With {
+        config: Some(TopicConfig { queues: 1024, ..b.config.lock().clone() }),
+        entries: vec![Entry::Put { table: Table::Overrides, key: key.clone(), value: key.clone() }],
+    };
+    let refused = b.change(|origin, tell| origin.change_topic(&topic(), with(), tell));
+    assert!(matches!(&refused, Err(PublishError::Unavailable(why)) if why.contains("queues")), "{refused:?}");
+    b.publish("k", "y").unwrap();
+    assert!(b.log.scan(Table::Overrides, &[]).is_empty());
+    // One that is taken has it in its own unit.
+    let two = TopicConfig { queues: 2, ..b.config.lock().clone() };
+    let with = With { config: Some(two), ..with() };
+    let units = b.log.units_waiting();
+    b.origin.change_topic(&topic(), with, Box::new(|_| {}));
+    b.origin.pump();
+    assert_eq!(b.log.units_waiting(), units + 1);
+    b.settle();
+    assert_eq!(b.control().settings.as_ref().unwrap().1.queues, 2);
+    assert_eq!(b.log.scan(Table::Overrides, &[]).len(), 1);
+    // The file may ask for too much, too: the topic goes on as it is.
+    b.config.lock().queues = 1024;
+    let b = b.restart(Survive::Nothing, 8);
+    b.publish("k", "z").unwrap();
+    assert_eq!(b.reports.lock().iter().map(|r| r.name).collect::<Vec<_>>(), ["too-many-queues"]);
+}
+
+#[test]
+fn a_topic_whose_row_cannot_be_read_is_refused_and_told() {
+    let b = bench(1);
+    b.publish("k", "x").unwrap();
+    let (key, value) = (Bytes::from_static(b"t"), Bytes::from_static(&[0xff, 0xff]));
+    b.log.submit(Unit { entries: vec![Entry::Put { table: Table::Topics, key, value }] }, Box::new(|_| {})).unwrap();
+    b.settle();
+    let before = b.log.info(&log_of(1), true).unwrap();
+    let b = b.restart(Survive::Nothing, 8);
+    assert_eq!(b.reports.lock().iter().map(|r| r.name).collect::<Vec<_>>(), ["stored-state-unreadable"]);
+    assert!(matches!(b.publish("k", "y"), Err(PublishError::Unavailable(why)) if why.contains("cannot be read")));
+    assert!(b.create().is_err() && b.delete().is_err());
+    assert_eq!(b.log.info(&log_of(1), true).unwrap(), before);
+}
+
+/// What is to make room needs some itself, for the entry that says why.
+#[test]
+fn a_deletion_and_its_end_are_taken_on_a_full_disk() {
+    let b = bench(2);
+    (0..4).for_each(|n| drop(b.publish(&format!("k{n}"), "x").unwrap()));
+    b.log.set_room(Some(0));
+    let (name, given) = (topic(), Answers::default());
+    assert!(b.try_publish(Bench::message("k", "y", None), &given));
+    b.settle();
+    assert!(given.lock().pop().unwrap().is_err(), "there is no room for messages");
+    b.delete().unwrap();
+    assert!(b.control().is_deleted() && b.origin.is_deleted(&name));
+    assert!(b.batches(1).is_empty() && b.batches(2).is_empty());
+    *b.clock.0.lock() += 10;
+    b.origin.expire_tombstones(0, &|_, _| true);
+    b.settle();
+    assert!(b.log.logs().is_empty());
 }
 
 #[test]
