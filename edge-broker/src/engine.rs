@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use seaway_federation_proto::{
     control::Control,
-    copies::LogInfo,
+    copies::{Hole, LogInfo},
     ids::{LogName, NodeName, Path, Pattern, Place, Site, Topic},
     replication::{CopyStatus, ExplainedWay, Finding, KnownLink, KnownNode, OnlyThere, Removal, SiteStatus, Want},
     session::NodeKind,
@@ -79,6 +79,8 @@ pub trait Engine: Clone + Send + Sync + 'static {
     fn delete_topic(&self, topic: &Topic) -> impl Future<Output = Result<(), PublishError>> + Send;
     /// See [`Node::trim_log`].
     fn trim_log(&self, log: &LogName, to: TrimTo) -> impl Future<Output = Result<Option<Place>, PublishError>> + Send;
+    /// See [`Node::skip_log`].
+    fn skip_log(&self, log: &LogName, really: bool) -> Result<Vec<Hole>, PublishError>;
     /// See [`Node::put_want`].
     fn put_want(&self, want: Want) -> impl Future<Output = Result<(), PublishError>> + Send;
     /// See [`Node::remove_want`].
@@ -185,6 +187,9 @@ impl Engine for Node {
     }
     async fn delete_topic(&self, topic: &Topic) -> Result<(), PublishError> {
         Node::delete_topic(self, topic).await
+    }
+    fn skip_log(&self, log: &LogName, really: bool) -> Result<Vec<Hole>, PublishError> {
+        Node::skip_log(self, log, really)
     }
     async fn trim_log(&self, log: &LogName, to: TrimTo) -> Result<Option<Place>, PublishError> {
         Node::trim_log(self, log, to).await

@@ -165,7 +165,11 @@ fn what_is_stored_stays_as_it_is() {
         ("StoredWant latest", want(store::stored_want::Start::Latest(true)).encode_to_vec()),
         ("StoredWant time", want(store::stored_want::Start::TimeUs(11)).encode_to_vec()),
         ("NodeStart", node.encode_to_vec()),
-        ("StoredHeld", link::StoredHeld { site: "us".into(), start, sequence: 3, log: Some(held) }.encode_to_vec()),
+        (
+            "StoredHeld",
+            link::StoredHeld { site: "us".into(), start, sequence: 3, log: Some(held), ..Default::default() }
+                .encode_to_vec(),
+        ),
         ("StoredRegistration", registration.encode_to_vec()),
         ("TopicSettings in full", full.encode_to_vec()),
         ("TopicDeleted", deleted.encode_to_vec()),

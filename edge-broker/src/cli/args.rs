@@ -233,6 +233,8 @@ pub(crate) enum TopicCommand {
     Set(super::topics::TopicSetArgs),
     /// Give up the oldest messages of a topic at this site.
     Trim(super::topics::TopicTrimArgs),
+    /// Give up what this site's copies wait for and nobody who can be reached gives: stated as lost at once.
+    Skip(super::topics::TopicSkipArgs),
     /// Delete a topic of this site, here and at every site that holds it.
     Rm(super::topics::TopicRemoveArgs),
 }

@@ -72,6 +72,7 @@ fn run(command: Command) -> Result<Exit, CliError> {
         Command::Topic(args::TopicCommand::Create(args)) => client::block_on(topics::create(args)),
         Command::Topic(args::TopicCommand::Set(args)) => client::block_on(topics::set(args)),
         Command::Topic(args::TopicCommand::Trim(args)) => client::block_on(topics::trim(args)),
+        Command::Topic(args::TopicCommand::Skip(args)) => client::block_on(topics::skip(args)),
         Command::Topic(args::TopicCommand::Rm(args)) => client::block_on(topics::remove(args)),
         Command::Group(args::GroupCommand::Ls(args)) | Command::Groups(args) => client::block_on(show::groups(args)),
         Command::Group(args::GroupCommand::Show(args)) => client::block_on(show::group(args)),

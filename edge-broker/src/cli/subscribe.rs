@@ -269,7 +269,8 @@ impl Subscriber {
         let from = gap.from.as_ref().map(super::json::position_text).unwrap_or_default();
         let to = gap.to.unwrap_or_default();
         output::note(&format!("seaway: a gap: from {from} to offset {}: {}", to.offset, gap.text));
-        let for_good = matches!(gap.why(), GapReason::NotWanted | GapReason::Lost | GapReason::Retention);
+        let for_good =
+            matches!(gap.why(), GapReason::NotWanted | GapReason::Lost | GapReason::Retention | GapReason::Deleted);
         if let Some(missing) = self.missing.as_mut().filter(|missing| !for_good && missing.len() < MISSING_KEPT_MAX) {
             missing.insert(from);
         }
@@ -373,9 +374,15 @@ mod tests {
                 panic!("another command");
             };
             let mut subscriber = Subscriber::new(&args);
-            let reasons =
-                [GapReason::Pending, GapReason::Lost, GapReason::NotWanted, GapReason::Retention, GapReason::Damaged];
-            for offset in (0..5).chain(0..5) {
+            let reasons = [
+                GapReason::Pending,
+                GapReason::Lost,
+                GapReason::NotWanted,
+                GapReason::Retention,
+                GapReason::Damaged,
+                GapReason::Deleted,
+            ];
+            for offset in (0..6).chain(0..6) {
                 let place = Some(Place { offset, ..Place::default() });
                 let from = Some(MessageId { topic: "a".into(), place, ..MessageId::default() });
                 let why = reasons[offset as usize].into();

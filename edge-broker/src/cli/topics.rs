@@ -1,4 +1,4 @@
-//! `seaway topic create`, `set`, `trim` and `rm`.
+//! `seaway topic create`, `set`, `trim`, `skip` and `rm`.
 
 use std::time::Duration;
 
@@ -95,6 +95,23 @@ pub(crate) struct TopicTrimArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct TopicSkipArgs {
+    /// The topic.
+    topic: String,
+    /// Only of what was published at this site; without it, of all.
+    #[arg(long, value_name = "SITE")]
+    origin: Option<String>,
+    /// Gives it up; without it the command only says what it would give up.
+    #[arg(long)]
+    yes: bool,
+    #[command(flatten)]
+    client: ClientArgs,
+    /// How to print.
+    #[arg(long, value_enum, default_value = "table")]
+    output: Output,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct TopicRemoveArgs {
     /// The topic, which must be published at this site.
     topic: String,
@@ -162,6 +179,9 @@ struct Did<'a> {
     done: &'static str,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     waiting: Vec<String>,
+    /// Sites with copies of what was deleted: what groups there have not confirmed is not known.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    groups_unknown_at: Vec<String>,
 }
 
 fn say(output: Output, text: &str, did: &Did<'_>) -> Result<Exit, CliError> {
@@ -176,7 +196,7 @@ pub(crate) async fn create(args: TopicCreateArgs) -> Result<Exit, CliError> {
     let change = args.settings.change(Vec::new())?;
     let mut admin = Servers::of(&args.client)?.admin().await?;
     admin.create_topic(api::CreateTopicRequest { topic: args.topic.clone(), change: Some(change) }).await?;
-    let did = Did { topic: &args.topic, done: "created", waiting: Vec::new() };
+    let did = Did { topic: &args.topic, done: "created", waiting: Vec::new(), groups_unknown_at: Vec::new() };
     say(args.output, &format!("topic {} is created", args.topic), &did)
 }
 
@@ -187,7 +207,7 @@ pub(crate) async fn set(args: TopicSetArgs) -> Result<Exit, CliError> {
     }
     let mut admin = Servers::of(&args.client)?.admin().await?;
     admin.set_topic(api::SetTopicRequest { topic: args.topic.clone(), change: Some(change) }).await?;
-    let did = Did { topic: &args.topic, done: "set", waiting: Vec::new() };
+    let did = Did { topic: &args.topic, done: "set", waiting: Vec::new(), groups_unknown_at: Vec::new() };
     say(args.output, &format!("topic {} is set", args.topic), &did)
 }
 
@@ -197,10 +217,14 @@ pub(crate) async fn remove(args: TopicRemoveArgs) -> Result<Exit, CliError> {
     let waiting = admin.remove_topic(request).await?.into_inner().waiting;
     let more = match waiting.is_empty() {
         true => String::new(),
-        false => format!("; {} will drop it when it hears of it", waiting.join(", ")),
+        false => format!(
+            "; {} will drop it when it hears of it; groups at other sites are not known here, and what they had not confirmed is gone",
+            waiting.join(", ")
+        ),
     };
     let text = format!("topic {} is deleted{more}", args.topic);
-    say(args.output, &text, &Did { topic: &args.topic, done: "deleted", waiting })
+    let groups_unknown_at = waiting.clone();
+    say(args.output, &text, &Did { topic: &args.topic, done: "deleted", waiting, groups_unknown_at })
 }
 
 #[derive(Debug, Serialize)]
@@ -249,6 +273,64 @@ pub(crate) async fn trim(args: TopicTrimArgs) -> Result<Exit, CliError> {
                 output::line(&format!("queue {} of {} begins at {} now", view.queue, view.origin, view.begin))?;
             }
         }
+    }
+    Ok(Exit::Done)
+}
+
+#[derive(Debug, Serialize)]
+struct SkippedView {
+    origin: String,
+    queue: u32,
+    from: String,
+    /// Up to this offset, exclusive.
+    to: u64,
+    messages: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Skipped<'a> {
+    topic: &'a str,
+    done: &'static str,
+    ranges: Vec<SkippedView>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    kept: Vec<String>,
+}
+
+pub(crate) async fn skip(args: TopicSkipArgs) -> Result<Exit, CliError> {
+    let mut admin = Servers::of(&args.client)?.admin().await?;
+    let request =
+        api::SkipTopicRequest { topic: args.topic.clone(), origin: args.origin.unwrap_or_default(), really: args.yes };
+    let api::SkipTopicReply { ranges, kept } = admin.skip_topic(request).await?.into_inner();
+    let view = |range: api::SkippedRange| {
+        let from = range.from?;
+        let first = from.place?.offset;
+        let (origin, queue) = (from.origin.clone(), from.queue);
+        let messages = range.to.saturating_sub(first);
+        Some(SkippedView { origin, queue, from: json::position_text(&from), to: range.to, messages })
+    };
+    let ranges: Vec<SkippedView> = ranges.into_iter().filter_map(view).collect();
+    if args.output == Output::Json {
+        let done = if args.yes { "skipped" } else { "nothing" };
+        output::json(&Skipped { topic: &args.topic, done, ranges, kept })?;
+        return Ok(Exit::Done);
+    }
+    for range in &ranges {
+        let SkippedView { origin, queue, from, to, messages } = range;
+        let count = output::count(*messages, "message");
+        let done = if args.yes {
+            "given up and stated as lost"
+        } else {
+            "waited for, and nobody who can be reached gives them"
+        };
+        output::line(&format!("queue {queue} of {origin}: {count} from {from} to offset {to}: {done}"))?;
+    }
+    for why in &kept {
+        output::line(why)?;
+    }
+    match (ranges.is_empty(), args.yes) {
+        (true, _) => output::line(&format!("nothing of topic {} is waited for that could be given up", args.topic))?,
+        (false, false) => output::line("--yes gives them up, for ever, here only")?,
+        (false, true) => {}
     }
     Ok(Exit::Done)
 }

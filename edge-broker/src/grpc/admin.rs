@@ -229,6 +229,14 @@ impl<E: Engine> Admin for AdminService<E> {
         Ok(Response::new(topics::trim(&self.shared, request.into_inner()).await?))
     }
 
+    async fn skip_topic(
+        &self,
+        request: Request<api::SkipTopicRequest>,
+    ) -> Result<Response<api::SkipTopicReply>, Status> {
+        self.check_steer(&request)?;
+        Ok(Response::new(topics::skip(&self.shared, request.into_inner())?))
+    }
+
     async fn remove_topic(
         &self,
         request: Request<api::RemoveTopicRequest>,

@@ -73,6 +73,17 @@ impl Told for api::TrimTopicRequest {
     }
 }
 
+impl Told for api::SkipTopicRequest {
+    fn told(&self) -> String {
+        let origin = if self.origin.is_empty() { String::new() } else { format!(" of {}", self.origin) };
+        format!("topic {}{origin}, what its copies wait for", self.topic)
+    }
+
+    fn only_looks(&self) -> bool {
+        !self.really
+    }
+}
+
 impl Told for api::RemoveTopicRequest {
     fn told(&self) -> String {
         format!("topic {}{}", self.topic, if self.force { ", by force" } else { "" })
@@ -172,6 +183,7 @@ mod tests {
             api::CreateTopicRequest::default().told(),
             api::SetTopicRequest::default().told(),
             api::TrimTopicRequest::default().told(),
+            api::SkipTopicRequest::default().told(),
             api::RemoveTopicRequest::default().told(),
             api::DeleteGroupRequest::default().told(),
             api::CreateTokenRequest::default().told(),

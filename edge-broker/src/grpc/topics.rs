@@ -5,7 +5,7 @@ use std::time::Duration;
 use seaway_federation_proto::{
     control::Control,
     envelope::Codec,
-    ids::{LogName, Queue, Site, Topic},
+    ids::{LogName, Place, Queue, Site, Topic},
     limits,
 };
 use seaway_relay::node::topics::{Set, Source, TopicChange, TopicSettingsView, TrimTo};
@@ -113,8 +113,8 @@ pub(super) async fn remove<E: Engine>(
     };
     if !active.is_empty() {
         let text = format!(
-            "topic {topic} is read by group {}, which has members or has not confirmed all of it; end it first, or delete the topic \
-             with --force",
+            "topic {topic} is read by group {} of this site, which has members or has not confirmed all of it (groups at other sites are not \
+             known here); end it first, or delete the topic with --force",
             active.join(" and ")
         );
         return Err(errors::status(Code::ResourceExhausted, "topic-in-use", text));
@@ -167,6 +167,33 @@ pub(super) async fn trim<E: Engine>(
                 queue: u32::from(log.queue.0),
                 begin: Some(convert::place(begin)),
             });
+        }
+    }
+    Ok(reply)
+}
+
+/// Gives up what copies of it wait for here.
+pub(super) fn skip<E: Engine>(
+    shared: &Shared<E>,
+    request: api::SkipTopicRequest,
+) -> Result<api::SkipTopicReply, Status> {
+    let topic = topic_of(&request.topic)?;
+    let origin = (!request.origin.is_empty()).then_some(request.origin.as_str());
+    let of_topic = |log: &LogName| log.topic == topic && origin.is_none_or(|origin| log.origin.as_str() == origin);
+    let logs: Vec<LogName> = shared.engine.logs().into_iter().filter(of_topic).collect();
+    if logs.is_empty() {
+        return Err(errors::not_found(format!(
+            "there is nothing of topic {topic} here; `seaway topic ls` lists topics"
+        )));
+    }
+    let mut reply = api::SkipTopicReply::default();
+    for log in logs {
+        match shared.engine.skip_log(&log, request.really) {
+            Ok(holes) => reply.ranges.extend(holes.into_iter().map(|hole| {
+                let from = Place { incarnation: hole.incarnation, offset: hole.from };
+                api::SkippedRange { from: Some(convert::message_id(&log, from)), to: hole.to }
+            })),
+            Err(error) => reply.kept.push(error.to_string()),
         }
     }
     Ok(reply)

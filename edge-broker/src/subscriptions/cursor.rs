@@ -95,6 +95,11 @@ impl Cursor {
         &self.passed
     }
 
+    /// Goes on at a place of the main line: all before it is settled.
+    pub(crate) fn go_to(&mut self, to: Place) {
+        self.hop_to(to);
+    }
+
     /// The log changed: ranges that were missing are looked at again.
     pub(crate) fn wake(&mut self) {
         self.recheck = !self.missing.is_empty();

@@ -6,7 +6,7 @@ use seaway_federation_proto::{
     control::order,
     copies::HoleKind,
     envelope::Batch,
-    ids::{LogName, Offset, Place},
+    ids::{LogName, Offset, Place, Queue},
     limits::BODY_BYTES_READ_MAX,
     message::{Message, decode_messages},
 };
@@ -217,22 +217,34 @@ impl Feed {
             if self.has_items() {
                 return Ok(Filled::Items);
             }
-            let Some(info) = engine.info(&self.log) else { return Ok(Filled::Waiting) };
             if self.is_done() {
                 return Ok(Filled::Done);
             }
+            let Some(info) = engine.info(&self.log) else {
+                if !self.pass_deleted(engine) {
+                    return Ok(Filled::Waiting);
+                }
+                continue;
+            };
             match self.cursor.plan(&info) {
                 Step::Wait => return Ok(Filled::Waiting),
                 Step::Hop { from, to } => self.items.push_back(Item::Hop { from, to }),
                 Step::Side(place) => self.items.push_back(Item::Side(place)),
                 Step::Gap { from, to, reason } => {
-                    let reason = Reason::new(GapReason::Retention, reason);
+                    let reason = match self.deleted_to(engine, from) {
+                        Some(end) if to.offset <= end.offset => deleted(),
+                        _ => Reason::new(GapReason::Retention, reason),
+                    };
                     self.items.push_back(Item::Gap { from, to, reason, settled: true });
                 }
                 Step::Read { from, until, late } => {
                     let clipped = if late { Some(until) } else { gate.clip(from, until) };
                     let Some(until) = clipped else { return Ok(Filled::Held) };
                     let read = engine.read(&self.log, from, Line::Incarnation, bytes_max).await?;
+                    let removed = matches!(read, Read::Outside(Outside::Below { .. } | Outside::NoCopy));
+                    if removed && !late && self.pass_deleted(engine) {
+                        continue;
+                    }
                     if !self.take(from, until, late, read, gate) {
                         return Ok(if std::mem::take(&mut self.blocked) { Filled::Held } else { Filled::Waiting });
                     }
@@ -240,6 +252,25 @@ impl Feed {
             }
         }
         Ok(if self.has_items() || !self.read.is_empty() { Filled::Items } else { Filled::Waiting })
+    }
+
+    /// Up to where all from a place on was deleted with its topic.
+    fn deleted_to<E: Engine>(&self, engine: &E, from: Place) -> Option<Place> {
+        if self.log.queue == Queue::CONTROL {
+            return None;
+        }
+        let control = engine.control(&self.log.topic, &self.log.origin)?;
+        let end = control.deleted.as_ref()?.ends.get(&self.log.queue).copied()?;
+        (from.offset < end.offset).then_some(end)
+    }
+
+    /// What was deleted before it was read is told, and passed; `false` where there is nothing of that.
+    fn pass_deleted<E: Engine>(&mut self, engine: &E) -> bool {
+        let from = self.cursor.at();
+        let Some(to) = self.deleted_to(engine, from) else { return false };
+        self.cursor.go_to(to);
+        self.items.push_back(Item::Gap { from, to, reason: deleted(), settled: true });
+        true
     }
 
     /// Takes what a read found; `false` when there is nothing until the log moves.
@@ -353,6 +384,10 @@ impl Feed {
         self.items.push_back(gap);
         true
     }
+}
+
+fn deleted() -> Reason {
+    Reason::new(GapReason::Deleted, "its topic was deleted at its origin before it was read")
 }
 
 /// What an item counts: a message shares its batch's decoded body, so all of it together counts about that.

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use seaway_federation_proto::{
     control::Control,
-    copies::LogInfo,
+    copies::{Hole, HoleKind, LogInfo},
     envelope::{Batch, Chain, Codec, Placement},
     ids::{Incarnation, LogName, NodeName, Path, Pattern, Place, Queue, Site, Topic},
     message::{BodyBuilder, Message},
@@ -164,6 +164,14 @@ impl TestEngine {
     /// Appends one batch to a log in an incarnation; its first batch follows `previous`.
     pub(crate) fn append(&self, log: &LogName, incarnation: u64, previous: Option<Place>, messages: &[(&str, &str)]) {
         let batch = self.batch(log, incarnation, previous, messages);
+        self.submit(vec![Entry::Append { role: Role::Own, batch }]);
+    }
+
+    /// Appends an entry to a topic's control queue.
+    pub(crate) fn enter(&self, topic: &str, origin: &str, entry: Bytes) {
+        let log = LogName { queue: Queue::CONTROL, ..Self::log_name(topic, origin) };
+        let message = Message { payload: entry, ..self.message(topic, "") };
+        let batch = self.batch_in(&log, 1, None, &[message], Codec::None);
         self.submit(vec![Entry::Append { role: Role::Own, batch }]);
     }
 
@@ -373,6 +381,20 @@ impl Engine for TestEngine {
 
     async fn trim_log(&self, log: &LogName, _: TrimTo) -> Result<Option<Place>, PublishError> {
         Err(PublishError::NoTopic(format!("this engine trims no {log}")))
+    }
+
+    fn skip_log(&self, log: &LogName, really: bool) -> Result<Vec<Hole>, PublishError> {
+        let Some(info) = self.0.log.info(log, false) else { return Ok(Vec::new()) };
+        let pending: Vec<Hole> = info.holes.into_iter().filter(|hole| hole.kind == HoleKind::Pending).collect();
+        let lost = |hole: &Hole| Entry::Rekind {
+            log: log.clone(),
+            hole: Hole { kind: HoleKind::Lost, ..*hole },
+            was: HoleKind::Pending,
+        };
+        if really {
+            self.submit(pending.iter().map(lost).collect());
+        }
+        Ok(pending)
     }
 
     async fn put_want(&self, want: Want) -> Result<(), PublishError> {

@@ -42,6 +42,8 @@ pub(super) enum Say {
         pattern: Pattern,
         from: usize,
     },
+    /// Of this origin there is nothing more to say that was missed.
+    MarksTold(Site),
 }
 
 /// Announcements to one neighbour, as fast as it takes them.
@@ -180,6 +182,20 @@ impl Replication {
         self.go_on_announcing(to);
     }
 
+    /// Whether it is still to be said how far an origin's logs go.
+    pub(super) fn says_marks(&self, to: LinkId, of: &Site) -> bool {
+        let queue = self.links.get(&to).map(|link| &link.announcing.queue);
+        queue.into_iter().flatten().any(|say| matches!(say, Say::Marks { origin, .. } if origin == of))
+    }
+
+    /// Says, behind all marks of an origin, that these were all; once.
+    pub(super) fn say_marks_told(&mut self, to: LinkId, of: &Site) {
+        let queue = self.links.get(&to).map(|link| &link.announcing.queue);
+        if !queue.into_iter().flatten().any(|say| matches!(say, Say::MarksTold(origin) if origin == of)) {
+            self.say_behind(to, Say::MarksTold(of.clone()));
+        }
+    }
+
     pub(super) fn handle_paced(&mut self, from: LinkId, number: u64) {
         if let Some(link) = self.links.get_mut(&from) {
             let announcing = &mut link.announcing;
@@ -213,6 +229,10 @@ impl Replication {
                     0
                 }
                 Say::Marks { origin, pattern, from } => self.say_marks(to, origin, pattern, from),
+                Say::MarksTold(origin) => {
+                    self.send_marks_told(to, origin);
+                    0
+                }
             };
             if let Some(link) = self.links.get_mut(&to) {
                 link.announcing.bytes = link.announcing.bytes.saturating_add(bytes);

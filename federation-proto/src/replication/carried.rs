@@ -390,7 +390,7 @@ impl Replication {
                 self.hear_registration(head, sequence, patterns, withdraw);
             }
             Content::Registered { start, sequence, refused } => self.hear_registered(head, start, sequence, refused),
-            Content::Mark { sequence, time_us, logs } => self.hear_mark(from, head, sequence, time_us, logs),
+            Content::Mark { sequence, time_us, logs } => self.hear_mark(head, sequence, time_us, logs),
             Content::Question { origin, known, patterns } => {
                 if let To::All(number) = head.to {
                     let asked = (head.author.clone(), head.start, number);

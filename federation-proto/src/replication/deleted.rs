@@ -109,6 +109,24 @@ impl Tombstones {
         self.of(log)?.deletion.ends.get(&log.queue).copied()
     }
 
+    /// Where a copy of a log begins that its origin began when this site wanted it already: at the log's very first place, or where
+    /// its new life began. What of that nobody holds any more is a hole of the copy then, told to people like any other, and
+    /// not left out in silence. Of settings only what the origin still says counts.
+    pub(super) fn first_owed(&self, log: &LogName, view: &View) -> Place {
+        if let Some(begin) = self.begin(log).filter(|begin| begin.offset != view.begin.offset) {
+            // A neighbour that has not heard of the deletion yet may still hold what came before.
+            return begin;
+        }
+        let deleted = self.begin(log).is_some() || facts_of(view).is_some_and(|facts| facts.deleted_below > 0);
+        if log.queue == Queue::CONTROL || view.begin.offset == 0 || deleted {
+            return view.begin;
+        }
+        // What the oldest incarnation goes on from was the log's, too.
+        let before = view.edge(view.begin.incarnation).and_then(|edge| edge.previous);
+        let incarnation = before.map_or(view.begin.incarnation, |place| place.incarnation);
+        Place { incarnation, offset: 0 }
+    }
+
     /// Whether the topic of a log was deleted and not created anew.
     pub(super) fn is_gone(&self, log: &LogName) -> bool {
         self.of(log).is_some_and(|t| !t.lives && t.deletion.floor(log.queue).is_some())

@@ -168,14 +168,22 @@ impl Replication {
     /// What this node says of a message; `None`: nothing, for it is a relay without it.
     fn look_here(&self, now: Duration, log: &LogName, place: Place) -> Option<Found> {
         let edge = self.config.kind == NodeKind::Edge;
-        let looked = match self.config.is_origin_of(&log.origin) {
-            true => self.look_at_origin(log, place),
-            false => self.look_at_copy(now, log, place),
-        };
+        let looked =
+            self.look_at_tombstone(log, place).unwrap_or_else(|| match self.config.is_origin_of(&log.origin) {
+                true => self.look_at_origin(log, place),
+                false => self.look_at_copy(now, log, place),
+            });
         let relays = looked.state == FoundState::Here;
         let way = if edge { self.way_to(&log.origin) } else { Vec::new() };
         let Looked { state, lag_messages, text } = looked;
         (edge || relays).then(|| Found { node: self.config.node.clone(), state, lag_messages, text, way })
+    }
+
+    /// What was deleted with its topic, as far as this node has heard of that.
+    fn look_at_tombstone(&self, log: &LogName, place: Place) -> Option<Looked> {
+        let floor = self.tombstones.floor(log).filter(|floor| place.offset < *floor)?;
+        let text = format!("its topic was deleted at {}, with all of this log below {floor}", log.origin);
+        Some(Looked::new(FoundState::Deleted, text))
     }
 
     fn look_at_origin(&self, log: &LogName, place: Place) -> Looked {

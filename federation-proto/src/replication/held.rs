@@ -63,9 +63,9 @@ pub(super) struct Stated {
     /// Its chain value was found equal to ours at the place it named.
     compared: bool,
     /// The newest place at which it was: below it the site holds what we hold.
-    proven: Option<Place>,
+    pub(super) proven: Option<Place>,
     /// It stated another chain value than ours at this place: since then it is believed nothing.
-    differs: Option<Place>,
+    pub(super) differs: Option<Place>,
     /// Of a control queue: whether the topic is taken there.
     refused: Refused,
     /// To be stored with the next tick.
@@ -76,6 +76,14 @@ impl Stated {
     fn parts(&self) -> usize {
         let places = self.tips.len().saturating_add(self.holes.len()).saturating_add(self.jumps.len());
         places.saturating_add(self.refused.parts())
+    }
+
+    /// Up to where it counts: what does not fit our log is not held there.
+    pub(super) fn fitting_tips(&self) -> Vec<Place> {
+        match self.differs {
+            None => self.tips.clone(),
+            Some(_) => self.proven.into_iter().collect(),
+        }
     }
 
     /// Whether it says that the site holds a message of our log, of which `info` tells.
@@ -204,8 +212,8 @@ impl Held {
             holes: log.holes,
             jumps: log.jumps,
             compared: false,
-            proven: None,
-            differs: None,
+            proven: by.proven.map(|place| convert::place_from(Some(&place))).transpose()?,
+            differs: by.differs.map(|place| convert::place_from(Some(&place))).transpose()?,
             refused,
             dirty: false,
         };
@@ -421,7 +429,7 @@ impl Replication {
             fork_tips: info.fork_tips.clone(),
             jumps: info.jumps(),
         };
-        let refused = self.refusals.reason(log).filter(|_| log.queue == Queue::CONTROL).unwrap_or_default();
+        let refused = self.refusals.stated(log).filter(|_| log.queue == Queue::CONTROL).unwrap_or_default();
         let untaken = log.queue == Queue::CONTROL && self.refusals.reason(log).is_some();
         Some(link::HeldLog { refused, untaken, ..held.into() })
     }
@@ -534,6 +542,7 @@ impl Replication {
             // It holds something else: it is named in no receipt, and nothing is given up for it.
             self.out.push_back(Output::RemoteHeld(RemoteHeld::nothing(site, &log)));
             self.held.put(&log, site, stated);
+            self.held.changed.insert((log, site.clone()));
             return true;
         }
         self.out.push_back(Output::RemoteHeld(RemoteHeld {
@@ -601,13 +610,28 @@ impl Replication {
                 Found::Equal
             }
             Some(_) => {
-                let text = format!(
-                    "site {site} holds other bytes than this origin below {} of {}; compare both with `seaway log verify`",
-                    held.below, held.log
-                );
-                self.report_of("broken-chain", format!("{site} {}", held.log), text);
+                self.report_differs(site, &held.log, held.below);
                 Found::Differs
             }
+        }
+    }
+
+    fn report_differs(&mut self, site: &Site, log: &LogName, below: Place) {
+        let text = format!(
+            "site {site} holds other bytes than this origin below {below} of {log}; compare both with `seaway log verify`"
+        );
+        self.report_of("broken-chain", format!("{site} {log}"), text);
+    }
+
+    /// What was found before the process began, and is not over.
+    pub(super) fn report_restored_differences(&mut self) {
+        let differ = |(log, sites): (&LogName, &BTreeMap<Site, Stated>)| {
+            let of = |(site, stated): (&Site, &Stated)| Some((site.clone(), log.clone(), stated.differs?));
+            sites.iter().filter_map(of).collect::<Vec<_>>()
+        };
+        let all: Vec<(Site, LogName, Place)> = self.held.sites.iter().flat_map(differ).collect();
+        for (site, log, below) in all {
+            self.report_differs(&site, &log, below);
         }
     }
 
@@ -704,6 +728,8 @@ impl Replication {
                     untaken: stated.refused.untaken,
                     ..held.into()
                 }),
+                differs: stated.differs.map(Into::into),
+                proven: stated.proven.filter(|_| stated.differs.is_some()).map(Into::into),
             };
             let value = carried::encoded(&by);
             changes.push(Change::Put { table: StateTable::Held, key: held_key(&site, &log), value });

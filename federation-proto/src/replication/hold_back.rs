@@ -2,7 +2,8 @@
 //!
 //! A site is believed: where it states less than before (a restored one), it needs more again. What lies below the place where
 //! its copy begins does not count, nor what it jumped over or stated as lost or not wanted: it will not ask for that again. Its pending
-//! holes count, and so does what is held here of a fork and is not stated by it. A registered site that has stated nothing of a log
+//! holes count, and so does what is held here of a fork and is not stated by it. Where the chain value that it states is not ours, it
+//! holds something else: what lies above the last place at which it was ours is kept for it. A registered site that has stated nothing of a log
 //! needs all of it. How much is kept for whom, and for how long, is the holder's policy and not decided here.
 
 use std::{collections::BTreeMap, time::Duration};
@@ -21,7 +22,8 @@ pub struct Need {
     /// The lowest place, in the order of incarnations and offsets, that it does not hold and has not given up; the log's end
     /// where it holds all.
     pub from: Place,
-    /// The end of its copy's main line, as it stated last; `None` where it has stated nothing of this log.
+    /// The end of its copy's main line, as it stated last, or up to where that fits this log; `None` where it has stated nothing of this
+    /// log, or nothing that fits.
     pub tip: Option<Place>,
 }
 
@@ -42,7 +44,7 @@ impl Replication {
                 Need {
                     site: site.clone(),
                     from: needed_from(info, stated),
-                    tip: stated.and_then(|s| s.tips.first().copied()),
+                    tip: stated.and_then(|s| s.fitting_tips().first().copied()),
                 }
             };
             Some((name.clone(), sites.iter().map(need).collect()))
@@ -88,7 +90,7 @@ fn held_in(info: &LogInfo, incarnation: Incarnation) -> Option<&IncarnationInfo>
 /// what our incarnations name.
 fn reached(info: &LogInfo, stated: &Stated) -> BTreeMap<Incarnation, Offset> {
     let mut reached: BTreeMap<Incarnation, Offset> = BTreeMap::new();
-    let mut open: Vec<Place> = stated.tips.clone();
+    let mut open: Vec<Place> = stated.fitting_tips();
     while let Some(at) = open.pop() {
         match reached.get_mut(&at.incarnation) {
             // The way from there was gone already.

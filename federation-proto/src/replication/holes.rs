@@ -157,7 +157,7 @@ impl Replication {
 
     /// What of the pending holes nobody has, from each one's begin up to where the first offer of it begins. Who offered and
     /// went away is waited for as who did not answer.
-    fn lost_parts(&self, log: &LogName, waited: bool) -> Vec<Hole> {
+    pub(super) fn lost_parts(&self, log: &LogName, waited: bool) -> Vec<Hole> {
         let offers = self.logs.get(log).map(|s| s.offers.as_slice()).unwrap_or_default();
         let counts = |offer: &&Offer| !waited || (!offer.failed && self.routing.towards(&offer.holder).is_some());
         let lost = |hole: &Hole| {
@@ -167,7 +167,7 @@ impl Replication {
         self.pending_holes(log).map(lost).filter(|hole| hole.from < hole.to).collect()
     }
 
-    fn give_up_holes(&mut self, log: &LogName, parts: Vec<Hole>, kind: HoleKind) {
+    pub(super) fn give_up_holes(&mut self, log: &LogName, parts: Vec<Hole>, kind: HoleKind) {
         if parts.is_empty() {
             return;
         }

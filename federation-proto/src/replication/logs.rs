@@ -63,6 +63,8 @@ pub(super) struct LogState {
     pub(super) went_back: bool,
     /// A copy was asked to be begun; it is not there yet.
     pub(super) beginning: bool,
+    /// Where: kept until it is there, so that what could not be stored is asked for again as it was meant.
+    pub(super) begins: Option<Place>,
     /// Peers' fetches that wait for the copy to begin, or to go on from a place where its main fetch stands too.
     pub(super) waiting: Vec<((LinkId, FetchNumber), Place)>,
     /// Peers' fetches that are read through.

@@ -175,6 +175,7 @@ impl Replication {
         if !begun {
             self.begin_data();
         }
+        self.report_restored_differences();
         self.renew_own_record();
         for (log, info) in logs {
             self.handle_log(self.now, log.clone(), Some(info.clone()), Some(info));
@@ -287,6 +288,8 @@ impl Replication {
                 self.handle_carried(from, m);
                 Ok(())
             }
+            Kind::MarksAsk(m) => self.handle_marks_ask(from, &m),
+            Kind::MarksTold(m) => self.handle_marks_told(from, &m),
             Kind::Pace(m) => {
                 self.send(from, Kind::Paced(link::Paced { number: m.number }));
                 Ok(())
@@ -430,7 +433,7 @@ impl Replication {
         let appeared = was_submitted.is_none() && state.submitted.is_some();
         let gone = state.submitted.is_none() && (was_submitted.is_some() || state.beginning);
         if appeared || gone {
-            state.beginning = false;
+            (state.beginning, state.begins) = (false, None);
         }
         let control_gone = own && gone && log.queue == Queue::CONTROL;
         let incarnations = |info: &Option<LogInfo>| info.as_ref().map_or(0, |i| i.incarnations.len());
@@ -534,6 +537,7 @@ impl Replication {
         }
         self.next_tick = self.now.saturating_add(self.config.mark_interval);
         self.send_marks();
+        self.ask_marks_again();
         self.repeat_statements();
         self.store_statements();
         self.check_ahead();

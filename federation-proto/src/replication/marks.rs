@@ -11,6 +11,7 @@ use super::{
     LinkId, Replication,
     carried::{self, Head, Kind, MarkedPoint, To},
     logs::{FetchKey, LogState},
+    missed::Missed,
     standing::{reached, reaches},
 };
 use crate::{
@@ -50,8 +51,8 @@ pub(super) struct Heard {
     start: Start,
     sequence: u64,
     pub(super) time_us: u64,
+    /// When its newest mark came.
     pub(super) at: Duration,
-    link: LinkId,
 }
 
 /// Who says a mark, when, and its number.
@@ -69,6 +70,19 @@ pub(super) struct Marks {
     sequence: u64,
     changed: BTreeSet<LogName>,
     pub(super) heard: BTreeMap<Site, Heard>,
+    pub(super) missed: Missed,
+}
+
+/// How a mark stands to the newest that was heard of its origin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// It says of some logs what others said later, or how far logs go that nothing was said of.
+    Former,
+    /// Another part of the newest.
+    Same,
+    Next,
+    /// Others between were not heard.
+    Beyond,
 }
 
 impl Marked {
@@ -227,33 +241,52 @@ impl Replication {
         self.send_mark_parts(to, &head, logs)
     }
 
-    /// How far an origin's logs go, by itself.
-    pub(super) fn hear_mark(&mut self, from: LinkId, head: &Head, sequence: u64, time_us: u64, logs: Vec<MarkedPoint>) {
+    fn order_of(&self, head: &Head, sequence: u64) -> Order {
         let origin = &head.author.site;
-        let before = self.marks.heard.get(origin);
-        // The same number comes again with the logs of a want that is new.
-        let former = |h: &Heard| match h.start == head.start {
-            true => h.sequence > sequence,
-            false => self.routing.is_former(origin, head.start, h.start),
-        };
-        if before.is_some_and(|h| h.link == from && former(h)) {
-            return;
+        let Some(heard) = self.marks.heard.get(origin) else { return Order::Next };
+        if heard.start != head.start {
+            return match self.routing.is_former(origin, head.start, heard.start) {
+                true => Order::Former,
+                false => Order::Beyond,
+            };
         }
+        match sequence.checked_sub(heard.sequence) {
+            None => Order::Former,
+            Some(0) => Order::Same,
+            Some(1) => Order::Next,
+            Some(_) => Order::Beyond,
+        }
+    }
+
+    /// How far an origin's logs go, by itself; or what a neighbour heard of that, for a want that is new or marks that were missed.
+    pub(super) fn hear_mark(&mut self, head: &Head, sequence: u64, time_us: u64, logs: Vec<MarkedPoint>) {
+        let origin = &head.author.site;
+        let order = self.order_of(head, sequence);
+        if order == Order::Beyond {
+            self.marks_missed(origin);
+        }
+        let before = self.marks.heard.get(origin);
         let before_us = before.map_or(0, |h| h.time_us);
         // Had the marks between come, what this one names would have been due since the next after the last that did.
-        let due = before.map_or(self.now, |h| self.now.min(h.at.saturating_add(self.config.mark_interval)));
+        let next = before.map_or(self.now, |h| h.at.saturating_add(self.config.mark_interval));
+        let due = self.marks.missed.of(origin).map_or(next, |missing| next.min(missing.due)).min(self.now);
         for marked in logs {
             let MarkedPoint { log, end, bytes_total, messages_total } = marked;
             let point = Point { heard: due, time_us, end, bytes_total, messages_total };
-            self.hear_point(&log, point, before_us);
+            self.hear_point(&log, point, before_us, order == Order::Former);
         }
-        let heard =
-            Heard { author: head.author.clone(), start: head.start, sequence, time_us, at: self.now, link: from };
-        self.marks.heard.insert(origin.clone(), heard);
+        if matches!(order, Order::Next | Order::Beyond) {
+            let heard = Heard { author: head.author.clone(), start: head.start, sequence, time_us, at: self.now };
+            self.marks.heard.insert(origin.clone(), heard);
+        }
     }
 
-    fn hear_point(&mut self, log: &LogName, point: Point, before_us: u64) {
+    /// `former`: it may be older than what is known.
+    fn hear_point(&mut self, log: &LogName, point: Point, before_us: u64, former: bool) {
         let Some(state) = self.logs.get_mut(log) else { return };
+        if former && state.marked.newest().is_some_and(|newest| newest.end.offset >= point.end.offset) {
+            return;
+        }
         if reached(state) {
             state.marked.reached_us = state.marked.reached_us.max(before_us);
         }

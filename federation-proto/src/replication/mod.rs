@@ -8,9 +8,9 @@
 //! [`announce`] say what is asked for and what there is; [`fetching`] feeds the own copies, [`serving`] answers others' fetches, [`passes`] bounds what
 //! is read through for them;
 //! [`held`] and [`registration`] tell origins who has what, [`hold_back`] what they still need; [`removal`] takes a site
-//! out for ever; [`marks`] and [`trace`] keep status true, which [`standing`] says; [`ways`] tells which
+//! out for ever; [`marks`] (with [`missed`]) and [`trace`] keep status true, which [`standing`] says; [`ways`] tells which
 //! nodes a way leads over; [`questions`] look for
-//! what an origin lost, [`find`] asks all nodes for one message, and [`holes`] for what cannot be read any more; [`unstored`] plans anew what the
+//! what an origin lost, [`find`] asks all nodes for one message, and [`holes`] for what cannot be read any more, which [`skip`] ends; [`unstored`] plans anew what the
 //! shell had no room for; [`deleted`] knows what was deleted, [`refusals`] what this site does not take;
 //! [`one_way`] carries what is not stored, [`carried`] what goes to nodes
 //! farther than a neighbour. [`lines`] knows how a log's incarnations hang together.
@@ -28,6 +28,7 @@ mod lines;
 mod logs;
 mod machine;
 mod marks;
+mod missed;
 mod one_way;
 mod passes;
 mod questions;
@@ -36,6 +37,7 @@ mod registration;
 mod removal;
 mod routing;
 mod serving;
+mod skip;
 mod standing;
 mod trace;
 mod twins;

@@ -85,7 +85,7 @@ impl Offer {
 #[derive(Debug, Clone)]
 pub(super) struct Gap {
     /// Where the origin goes on.
-    resume: Place,
+    pub(super) resume: Place,
     pub(super) since: Duration,
     pub(super) asked: Asked,
 }
@@ -701,7 +701,7 @@ impl Replication {
     }
 
     /// Records what nobody has, up to where somebody goes on: another site, or at last the origin.
-    fn lose(&mut self, log: &LogName, info: &LogInfo, gap: &Gap) {
+    pub(super) fn lose(&mut self, log: &LogName, info: &LogInfo, gap: &Gap) {
         let offers = self.logs.get(log).map(|s| s.offers.as_slice()).unwrap_or_default();
         let reachable = offers.iter().filter(|o| self.routing.towards(&o.holder).is_some());
         let part = offered_above(reachable, info, gap);
@@ -750,7 +750,11 @@ impl Replication {
 }
 
 /// Where the lowest part begins that is offered of a gap but does not join what is held.
-fn offered_above<'a>(offers: impl IntoIterator<Item = &'a Offer>, info: &LogInfo, gap: &Gap) -> Option<Place> {
+pub(super) fn offered_above<'a>(
+    offers: impl IntoIterator<Item = &'a Offer>,
+    info: &LogInfo,
+    gap: &Gap,
+) -> Option<Place> {
     let newest = info.incarnations.last()?;
     let edges = offers.into_iter().flat_map(|o| &o.view.edges).filter(|e| e.end > e.begin);
     let begins = edges.map(|e| Place { incarnation: e.incarnation, offset: e.begin });

@@ -4,6 +4,9 @@
 //! A site judges by the topic's settings, which are in the control queue that it always takes: an origin that lets messages be larger
 //! than the site does is refused before the first of them comes, instead of a copy that stands still half-way. Only edge
 //! brokers refuse; a relay carries what others want.
+//!
+//! Messages in a body version that this build does not read are stored and passed on like any others, and come out once the site runs a
+//! newer build. That they do not come out now is told at both ends in the same way.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -53,12 +56,14 @@ pub(super) struct Refusals {
     allowed: BTreeMap<(Site, Topic), u64>,
     /// Since when topics are refused here.
     since: BTreeMap<(Site, Topic), Duration>,
+    /// The body version that this build does not read and that a topic's messages came in, since the process began.
+    unread: BTreeMap<(Site, Topic), u8>,
 }
 
 impl Default for Refusals {
     fn default() -> Self {
         let most = u64::try_from(MESSAGE_BYTES_CEILING).unwrap_or(u64::MAX);
-        Self { message_bytes_max: most, allowed: BTreeMap::new(), since: BTreeMap::new() }
+        Self { message_bytes_max: most, allowed: BTreeMap::new(), since: BTreeMap::new(), unread: BTreeMap::new() }
     }
 }
 
@@ -76,6 +81,21 @@ impl Refusals {
             )
         })
     }
+
+    /// What is stated to the origin: why the topic's messages are not taken, or do not come out.
+    pub(super) fn stated(&self, log: &LogName) -> Option<String> {
+        if let Some(reason) = self.reason(log) {
+            return Some(reason);
+        }
+        if self.unread.is_empty() {
+            return None;
+        }
+        let version = self.unread.get(&(log.origin.clone(), log.topic.clone()))?;
+        Some(format!(
+            "messages of it come in body version {version}, which this site does not read; they are stored and passed on, and delivered \
+             once it runs a newer build"
+        ))
+    }
 }
 
 impl Refusals {
@@ -86,6 +106,25 @@ impl Refusals {
 }
 
 impl Replication {
+    /// A batch of this body version was stored in a copy here.
+    pub fn handle_body_version(&mut self, now: Duration, log: &LogName, version: u8) {
+        let known = self.config.body_versions.contains(&version) || self.config.kind != NodeKind::Edge;
+        if known || self.config.is_origin_of(&log.origin) {
+            return;
+        }
+        self.at(now);
+        let key = (log.origin.clone(), log.topic.clone());
+        if self.refusals.unread.insert(key, version) == Some(version) {
+            return;
+        }
+        let control = LogName { queue: Queue::CONTROL, ..log.clone() };
+        let why = self.refusals.stated(&control).unwrap_or_default();
+        let text = format!("topic {} of {} is not delivered: {why}", log.topic, log.origin);
+        self.count("topics_unread");
+        self.report_of(REFUSED, format!("{} {}", log.topic, log.origin), text);
+        self.state_held(&control);
+    }
+
     /// The largest message of others' topics that this site takes, from now on.
     pub fn handle_accepts(&mut self, message_bytes_max: u64) {
         self.refusals.message_bytes_max = message_bytes_max;

@@ -21,6 +21,7 @@
 //! | a damaged or missing range | a pending hole | `catching-up` while it comes, else `stalled`: the range | at once, 3 s |
 //! | the origin's retention passed the copy | a gap | `stalled`: the gap | at once |
 //! | the copy's bytes are not the origin's | the origin compared the chain value | `stalled`: below which place | at the answer |
+//! | marks were lost farther up, while others come | their numbers | `catching-up`, then `stalled`: who is asked | 4 s after the last |
 //! | nobody wants it here | no want | `not-wanted` | at once |
 //! | a copy that cannot be begun | a mark unreached for three intervals | `stalled`: why | 4 s |
 //!
@@ -172,8 +173,33 @@ impl Replication {
         Some(Standing::new("stalled", format!("{range}: {why}"), since))
     }
 
-    /// How the copy's end stands to what its origin marked.
+    /// How the copy's end stands to what its origin marked, and whether all that it marked is known.
     fn end_stands(&self, now: Duration, log: &LogName, state: &LogState) -> Standing {
+        let standing = self.known_end_stands(now, log, state);
+        if standing.state != "live" {
+            return standing;
+        }
+        self.missed_stands(now, &log.origin).unwrap_or(standing)
+    }
+
+    /// Marks were missed, and nobody has made up for them yet.
+    fn missed_stands(&self, now: Duration, origin: &Site) -> Option<Standing> {
+        let missing = self.marks.missed.of(origin)?;
+        if !missing.blank && now.saturating_sub(missing.due) <= self.young() {
+            return None;
+        }
+        let peer = self.routing.upstream(origin).and_then(|link| self.links.get(&link)).map(|l| &l.peer.node);
+        let peer = peer.map(ToString::to_string).unwrap_or_default();
+        let what = if missing.blank { "is not known yet" } else { "is not known, since marks were missed" };
+        let asked = now.saturating_sub(missing.noticed);
+        let (state, since) = match asked > self.young() {
+            true => ("stalled", format!(", and has not told for {}", lasting(asked))),
+            false => ("catching-up", String::new()),
+        };
+        Some(Standing::new(state, format!("how far {origin} goes {what}; {peer} is asked{since}"), missing.due))
+    }
+
+    fn known_end_stands(&self, now: Duration, log: &LogName, state: &LogState) -> Standing {
         let info = state.submitted.as_ref();
         let recent = &state.marked.recent;
         let missed = recent.iter().find(|p| !reaches(info, p.end));

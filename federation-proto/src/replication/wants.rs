@@ -204,6 +204,7 @@ impl Replication {
             .sent
             .entry(origin.clone())
             .or_insert_with(|| SentWants { link: upstream, patterns: BTreeMap::new() });
+        let first = sent.patterns.is_empty();
         let gone: Vec<Pattern> = sent.patterns.keys().filter(|p| !merged.contains(*p)).cloned().collect();
         let mut messages = Vec::new();
         for pattern in gone {
@@ -224,8 +225,14 @@ impl Replication {
             }));
             sent.patterns.insert(pattern, SentWant { key, complete: false });
         }
+        let wanted = !sent.patterns.is_empty();
         for message in messages {
             self.send(upstream, message);
+        }
+        match (first, wanted) {
+            (true, true) => self.marks_begin(origin),
+            (_, false) => self.marks.missed.forget(origin),
+            (false, true) => {}
         }
     }
 
@@ -245,6 +252,7 @@ impl Replication {
     }
 
     pub(super) fn wants_link_down(&mut self, link: LinkId) {
+        self.marks.missed.link_down(link);
         let mut origins = Vec::new();
         self.wants.peers.retain(|origin, links| {
             if links.remove(&link).is_some() {
@@ -525,7 +533,7 @@ impl Replication {
                 continue;
             }
             let at = self.tombstones.begin(&log).filter(|end| at.offset < end.offset).unwrap_or(at);
-            state.beginning = true;
+            (state.beginning, state.begins) = (true, Some(at));
             changes.push(Change::BeginCopy { log, at, chain: None });
             if changes.len() >= BEGINS_PER_UNIT {
                 self.out.push_back(Output::Store(std::mem::take(&mut changes)));
@@ -534,7 +542,8 @@ impl Replication {
         changes
     }
 
-    /// A log without a copy here that a resolved want covers was announced: it is copied from its begin.
+    /// A log without a copy here that a resolved want covers was announced: it is copied from its begin, also where its origin does
+    /// not hold that any more.
     pub(super) fn begin_if_wanted(&mut self, log: &LogName) {
         if self.is_refused(log) {
             return;
@@ -546,13 +555,12 @@ impl Replication {
         if !wanted || self.stopped.is_some() || state.submitted.is_some() || state.beginning {
             return;
         }
-        let Some((begin, tip)) = state.remote.as_ref().map(|r| (r.begin, r.tip())) else { return };
-        if self.tombstones.is_dead(log, tip) {
+        let Some(remote) = &state.remote else { return };
+        if self.tombstones.is_dead(log, remote.tip()) {
             return;
         }
-        // A neighbour that has not heard of a deletion yet may still hold what came before.
-        let at = self.tombstones.begin(log).filter(|end| begin.offset < end.offset).unwrap_or(begin);
-        state.beginning = true;
+        let at = state.begins.unwrap_or_else(|| self.tombstones.first_owed(log, remote));
+        (state.beginning, state.begins) = (true, Some(at));
         self.out.push_back(Output::Store(vec![Change::BeginCopy { log: log.clone(), at, chain: None }]));
     }
 

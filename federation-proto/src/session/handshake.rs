@@ -1,6 +1,9 @@
 //! Hello: what both sides say of themselves, and whether they can work together.
 
-use super::{FEATURE_CONDITION, Fault, Lane, NodeKind, PeerInfo, SessionConfig, credit::Allowed, credit::Granted};
+use super::{
+    FEATURE_CONDITION, FEATURE_MARKS_TOLD, Fault, Lane, NodeKind, PeerInfo, SessionConfig, credit::Allowed,
+    credit::Granted,
+};
 use crate::{
     ids::NodeName,
     message::BODY_VERSION,
@@ -8,7 +11,7 @@ use crate::{
 };
 
 /// What this build understands beyond its protocol version, by number.
-const FEATURES: [u32; 1] = [FEATURE_CONDITION];
+const FEATURES: [u32; 2] = [FEATURE_CONDITION, FEATURE_MARKS_TOLD];
 /// Most features remembered of a peer.
 const FEATURES_MAX: usize = 256;
 /// Open fetches that a peer which states no bound is taken to allow.

@@ -55,6 +55,8 @@ fn lane_index(lane: Lane) -> usize {
 
 /// What a peer that names it in its hello understands: `Condition`. The number is on the wire.
 pub const FEATURE_CONDITION: u32 = 140;
+/// The same: `MarksAsk`, which it answers with `MarksTold`.
+pub const FEATURE_MARKS_TOLD: u32 = 220;
 
 /// An ordered sequence of bytes that the transport gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -21,6 +21,7 @@ use seaway_federation_proto::{
     copies::AppendRefusal,
     envelope::Batch,
     ids::{LogName, Place, Site},
+    message::BODY_VERSION,
     replication::LinkId,
     session::{
         Channel, CloseReason, Event, FetchEnded, FetchLine, FetchNumber, LANES, Lane, NodeKind, PeerInfo, ReadOutcome,
@@ -545,6 +546,9 @@ impl LinkDriver {
         });
         let Err(rejected) = self.log.submit(unit, done) else {
             self.storing.submitted(now);
+            if batch.header().body_version != BODY_VERSION {
+                self.hub.on_body_version(now, &batch.header().log, batch.header().body_version);
+            }
             return true;
         };
         match rejected.reason {

@@ -87,6 +87,7 @@ impl HubPort for TestHub {
     fn on_refused_batch(&self, _: Duration, _: LinkId, number: FetchNumber, _: AppendRefusal) {
         self.note(Told::Refused(number));
     }
+    fn on_body_version(&self, _: Duration, _: &LogName, _: u8) {}
     fn on_stopped(&self, _: Duration, why: &str) {
         self.note(Told::Stopped(why.to_owned()));
     }

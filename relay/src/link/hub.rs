@@ -18,7 +18,7 @@ use std::{
 use parking_lot::{Mutex, MutexGuard};
 use seaway_federation_proto::{
     control::Control,
-    copies::AppendRefusal,
+    copies::{AppendRefusal, Hole},
     envelope::Batch,
     ids::{LogName, NodeName, Pattern, Place, Queue, Site, Topic},
     replication::{
@@ -435,6 +435,16 @@ impl Hub {
         result
     }
 
+    /// Gives up what a copy waits for; see [`Replication::skip`].
+    ///
+    /// # Errors
+    /// A sentence.
+    pub fn skip(&self, now: Duration, log: &LogName, really: bool) -> Result<Vec<Hole>, String> {
+        let mut result = Ok(Vec::new());
+        self.act(|core| result = core.machine.skip(now, log, really));
+        result
+    }
+
     /// Raises an alarm of the node's own.
     pub fn report(&self, report: Report, wall_us: u64) {
         self.alarms.raise(report, wall_us);
@@ -746,6 +756,10 @@ impl HubPort for Hub {
             Some(log) => self.view(now, &log, end),
             None => self.act(end),
         }
+    }
+
+    fn on_body_version(&self, now: Duration, log: &LogName, version: u8) {
+        self.act(|core| core.machine.handle_body_version(now, log, version));
     }
 
     fn on_refused_batch(&self, now: Duration, link: LinkId, number: FetchNumber, refusal: AppendRefusal) {

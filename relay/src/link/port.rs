@@ -16,7 +16,7 @@ use std::time::Duration;
 use seaway_federation_proto::{
     copies::AppendRefusal,
     envelope::Batch,
-    ids::Place,
+    ids::{LogName, Place},
     replication::LinkId,
     session::{CloseReason, FetchEnded, FetchNumber, FetchOrder, Lane, PeerInfo, vitals::Trouble},
     wire::link,
@@ -53,6 +53,9 @@ pub trait HubPort: Send + Sync {
     /// Our copy refused a batch of a fetch of ours (a gap, a broken chain, an incarnation that does not follow,
     /// an overlap); the driver has stopped the fetch. Repeats are not told: they are dropped.
     fn on_refused_batch(&self, now: Duration, link: LinkId, number: FetchNumber, refusal: AppendRefusal);
+
+    /// A batch in this body version, which this build does not write, was handed to our copy of a log.
+    fn on_body_version(&self, now: Duration, log: &LogName, version: u8);
 
     /// The commit log takes nothing more until this process ends, in words. May come many times, from any link.
     fn on_stopped(&self, now: Duration, why: &str);

@@ -19,6 +19,7 @@ use parking_lot::RwLock;
 use prost::Message as _;
 use seaway_federation_proto::{
     control::Control,
+    copies::Hole,
     envelope::Codec,
     ids::{LogName, Pattern, Place, Queue, Site, Topic},
     limits,
@@ -536,6 +537,14 @@ impl Node {
     /// The place is not in the log, it could not be read, or the node takes nothing.
     pub async fn trim_log(&self, log: &LogName, to: TrimTo) -> Result<Option<Place>, PublishError> {
         self.inner.trim_log(log, to).await
+    }
+
+    /// The ranges that the copy of a log waits for here and nobody who can be reached gives; with `really` they are stated as lost.
+    ///
+    /// # Errors
+    /// [`PublishError::Invalid`]: why what is missing is not given up.
+    pub fn skip_log(&self, log: &LogName, really: bool) -> Result<Vec<Hole>, PublishError> {
+        self.inner.hub.skip(self.inner.clock.now(), log, really).map_err(PublishError::Invalid)
     }
 
     /// The sites that refuse a topic of this origin, and why.

@@ -1,7 +1,9 @@
 use seaway_federation_proto::{
+    control,
     copies::{Hole, HoleKind},
     ids::{Incarnation, Place},
     replication::WantStart,
+    wire::store,
 };
 use seaway_relay::log::contract::Entry;
 use tonic::Code;
@@ -12,6 +14,7 @@ use crate::{
         subscribe_reply::Kind,
         subscribe_request::{Open, Positions, open::From},
     },
+    engine::Engine as _,
     testing::*,
 };
 
@@ -182,6 +185,46 @@ async fn every_hole_is_reported() {
     }
     assert!(matches!(subscriber.next().await.unwrap(), Some(Kind::AtEnd(_))));
     harness.stop().await;
+}
+
+/// Deletes topic `orders` of site `west` as a holder sees it: the entry in the control queue, then the copy is dropped.
+fn delete_orders(engine: &TestEngine, drop: bool) {
+    let log = TestEngine::log_name("orders", "west");
+    let end = engine.info(&log).unwrap().end;
+    let ends = control::stored_ends(&[(log.queue, end)].into_iter().collect());
+    let stated = store::TopicDeleted { life: 0, time_us: 1, ends, ..Default::default() };
+    engine.enter("orders", "west", control::entry(store::control_entry::Kind::Deleted(stated)));
+    engine.submit(vec![if drop { Entry::Drop { log } } else { Entry::Trim { log, to: end } }]);
+}
+
+#[tokio::test]
+async fn what_was_deleted_before_it_was_read_is_a_gap_that_says_so() {
+    for drop in [false, true] {
+        let engine = TestEngine::new();
+        let log = TestEngine::log_name("orders", "west");
+        engine.append(&log, 1, None, &[("orders", "0"), ("orders", "1")]);
+        let harness = Harness::start(&engine).await;
+        let mut all = harness.subscribe(open("orders")).await.unwrap();
+        assert_eq!(payloads(&all.messages(2).await), ["0", "1"]);
+        // This one takes one message at a time, and has not taken the others yet when their topic is deleted.
+        let mut slow = harness.subscribe(Open { credit: Some(credit(1)), ..open("orders") }).await.unwrap();
+        assert_eq!(payloads(&slow.messages(1).await), ["0"]);
+        engine.append(&log, 1, None, &[("orders", "2"), ("orders", "3")]);
+        assert_eq!(payloads(&all.messages(2).await), ["2", "3"]);
+        delete_orders(&engine, drop);
+        all.nothing_more().await;
+        slow.give(10).await;
+        let gap = loop {
+            match slow.next().await.unwrap() {
+                Some(Kind::Gap(gap)) => break gap,
+                Some(Kind::Messages(_)) => {} // what was read already
+                other => panic!("expected a gap, found {other:?}"),
+            }
+        };
+        assert_eq!((gap.why(), gap.to.unwrap().offset), (crate::api::GapReason::Deleted, 4), "{gap:?}");
+        assert!(gap.text.contains("deleted"), "{}", gap.text);
+        harness.stop().await;
+    }
 }
 
 #[tokio::test]

@@ -14,21 +14,21 @@ const TOPIC: &str = "orders";
 
 impl Net {
     /// Creates a topic at an origin, or creates it anew.
-    fn create(&mut self, node: usize, life: u64) {
+    pub(super) fn create(&mut self, topic: &str, node: usize, life: u64) {
         let settings = store::TopicSettings { queues: 2, message_bytes_max: 1000, life, ..Default::default() };
-        self.enter(node, TOPIC, control::entry(store::control_entry::Kind::Settings(settings)));
+        self.enter(node, topic, control::entry(store::control_entry::Kind::Settings(settings)));
     }
 
     /// Deletes a topic at its origin, as the publish path does: the final entry, the tombstone, and empty shells.
-    fn delete(&mut self, node: usize, life: u64) {
+    pub(super) fn delete(&mut self, topic: &str, node: usize, life: u64) {
         let site = self.nodes[node].config.node.site.clone();
-        let queues = [1, 2].map(|queue| log(TOPIC, site.as_str(), queue));
+        let queues = [1, 2].map(|queue| log(topic, site.as_str(), queue));
         let ends: Ends = queues.iter().filter_map(|q| Some((q.queue, self.info(node, q)?.end))).collect();
         let time_us = 1_000_000 + self.now.as_micros() as u64;
         let stated = store::TopicDeleted { life, time_us, ends: control::stored_ends(&ends), ..Default::default() };
-        let entry = self.enter(node, TOPIC, control::entry(store::control_entry::Kind::Deleted(stated)));
+        let entry = self.enter(node, topic, control::entry(store::control_entry::Kind::Deleted(stated)));
         let deletion = Deletion { entry, life, time_us, ends: ends.clone() };
-        let key = (StateTable::Deleted, tombstone_key(&site, &TOPIC.parse().unwrap()));
+        let key = (StateTable::Deleted, tombstone_key(&site, &topic.parse().unwrap()));
         self.nodes[node].disk.states.insert(key, deletion.to_stored().encode_to_vec().into());
         for queue in queues {
             if let Some(end) = ends.get(&queue.queue) {
@@ -87,7 +87,7 @@ fn four(seed: u64) -> Net {
     net.want(2, want("w", "#", WantStart::Earliest));
     net.want(3, want("w", "#", WantStart::Latest));
     net.run(3);
-    net.create(0, 0);
+    net.create(TOPIC, 0, 0);
     for n in 0..12 {
         net.publish(0, TOPIC, 1 + n % 2, 1 + u32::from(n) % 3);
     }
@@ -100,7 +100,7 @@ fn holders_drop_their_copies_and_keep_the_tombstone() {
         let mut net = four(seed);
         net.run(5);
         assert!(net.held(2, 1).is_some_and(|m| m > 0) && net.held(3, 2).is_some_and(|m| m > 0));
-        net.delete(0, 0);
+        net.delete(TOPIC, 0, 0);
         net.run(15);
         for node in 1..4 {
             assert_eq!((net.held(node, 1), net.held(node, 2)), (None, None), "seed {seed}: node {node}");
@@ -138,7 +138,7 @@ fn who_was_away_does_not_bring_it_back() {
             net.some_steps(40);
         }
         net.cut(1, 2);
-        net.delete(0, 0);
+        net.delete(TOPIC, 0, 0);
         net.run(10);
         let disk = net.nodes[0].disk.clone();
         for peer in net.restart(0, disk) {
@@ -163,10 +163,10 @@ fn a_new_life_goes_on_above_the_deleted_one() {
             net.run(if seed % 2 == 0 { 5 } else { 0 });
             net.some_steps(60);
             net.cut(1, 2);
-            net.delete(0, 0);
+            net.delete(TOPIC, 0, 0);
             let floor = net.info(0, &log(TOPIC, "a", 1)).unwrap().end;
             net.run(2);
-            net.create(0, 1);
+            net.create(TOPIC, 0, 1);
             if published_before {
                 net.publish(0, TOPIC, 1, 3);
             }
@@ -195,7 +195,7 @@ fn a_restored_copy_is_dropped_again() {
         let mut net = four(seed);
         net.run(5);
         let old = net.nodes[2].disk.clone();
-        net.delete(0, 0);
+        net.delete(TOPIC, 0, 0);
         net.run(10);
         for peer in net.restart(2, old) {
             net.connect(2, peer);
@@ -214,7 +214,7 @@ fn a_life_after_the_tombstone_s_time_goes_on_above_and_nothing_comes_back() {
         let mut net = four(seed);
         net.run(5);
         let old = net.nodes[3].disk.clone();
-        net.delete(0, 0);
+        net.delete(TOPIC, 0, 0);
         net.run(10);
         let ended = net.end(0);
         assert_eq!(ended.len(), 3);
@@ -236,7 +236,7 @@ fn a_life_after_the_tombstone_s_time_goes_on_above_and_nothing_comes_back() {
             net.nodes[0].disk.copies.begin_copy(log, *at, *chain).unwrap();
             net.tell(0, log);
         }
-        net.create(0, 1);
+        net.create(TOPIC, 0, 1);
         net.run(3);
         net.publish(0, TOPIC, 1, 3);
         net.publish(0, TOPIC, 2, 2);
@@ -259,7 +259,7 @@ fn a_life_after_the_tombstone_s_time_goes_on_above_and_nothing_comes_back() {
 fn tombstones_of_a_removed_origin_go_with_their_time() {
     let mut net = four(2);
     net.run(5);
-    net.delete(0, 0);
+    net.delete(TOPIC, 0, 0);
     net.run(10);
     net.cut(0, 1);
     net.remove(1, "a", 5).unwrap();

@@ -92,6 +92,36 @@ fn what_is_trimmed_lagging_or_cannot_be_asked_is_said_to_be_so() {
 }
 
 #[test]
+fn what_was_deleted_is_said_to_be_so_by_everybody_who_heard_of_it() {
+    let mut net = star();
+    let (name, place) = (log("t", "a", 1), net.info(0, &log("t", "a", 1)).unwrap().begin);
+    net.create("t", 0, 0);
+    net.run(3);
+    net.cut(1, 2);
+    net.delete("t", 0, 0);
+    net.run(15);
+    let (answers, _) = ask(&mut net, 3, &name, place);
+    assert_eq!(states(&answers, "a/edge"), FoundState::Deleted);
+    assert_eq!(states(&answers, "c/edge"), FoundState::Filtered, "it wants nothing of it, and heard nothing of it");
+    // One that was away has it still, until it hears of the deletion.
+    let (answers, _) = ask(&mut net, 2, &name, place);
+    assert_eq!(states(&answers, "b/edge"), FoundState::Here);
+    net.connect(1, 2);
+    net.run(15);
+    let (answers, _) = ask(&mut net, 2, &name, place);
+    assert_eq!(["a/edge", "b/edge"].map(|node| states(&answers, node)), [FoundState::Deleted; 2]);
+    // What was published after it was created anew is another matter.
+    net.create("t", 0, 1);
+    net.publish(0, "t", 1, 3);
+    net.run(60);
+    let end = net.info(0, &name).unwrap().end;
+    let (answers, _) = ask(&mut net, 2, &name, Place { offset: end.offset - 1, ..end });
+    assert_eq!(["a/edge", "b/edge"].map(|node| states(&answers, node)), [FoundState::Here; 2]);
+    let (answers, _) = ask(&mut net, 2, &name, place);
+    assert_eq!(["a/edge", "b/edge"].map(|node| states(&answers, node)), [FoundState::Deleted; 2]);
+}
+
+#[test]
 fn questions_are_bounded() {
     let mut net = star();
     let (name, now) = (log("t", "a", 1), net.now);

@@ -182,6 +182,61 @@ fn after_the_configured_wait_the_copy_goes_on() {
     net.complete_but_for(0, 2, &name(), 5, 12);
 }
 
+/// The command does at once what the wait does at last, and never what somebody who can be reached still holds.
+#[test]
+fn what_is_waited_for_is_given_up_by_command_and_what_others_hold_is_not() {
+    let mut net = Net::new(3);
+    asleep(&mut net);
+    restart_empty(&mut net, 1);
+    let skip = |net: &mut Net, really| {
+        let now = net.now;
+        let skipped = net.nodes[2].machine.skip(now, &name(), really);
+        net.pump(2);
+        skipped.map(|holes| holes.into_iter().map(|hole| (hole.from, hole.to)).collect::<Vec<_>>())
+    };
+    assert_eq!(skip(&mut net, true), Ok(Vec::new()), "it waits for nothing yet");
+    net.connect(1, 2);
+    net.run(60);
+    assert!(!lost(&net, 2));
+    assert_eq!(skip(&mut net, false), Ok(vec![(5, 12)]));
+    net.run(60);
+    assert!(!lost(&net, 2), "it was only asked what would be given up");
+    assert_eq!(skip(&mut net, true), Ok(vec![(5, 12)]));
+    net.run(60);
+    assert!(lost(&net, 2));
+    net.complete_but_for(0, 2, &name(), 5, 12);
+    assert_eq!(skip(&mut net, true), Ok(Vec::new()));
+
+    // What cannot be read any more, and nobody who can be reached holds.
+    let end = net.info(2, &name()).unwrap().end;
+    net.cut(0, 1);
+    net.damage(2, &name(), Place { offset: 13, ..end }, 14);
+    net.run(60);
+    assert!(skip(&mut net, true).is_err(), "its origin may have it");
+    restart_empty(&mut net, 1);
+    net.trim(0, &name(), Place { offset: 14, ..end });
+    net.connect(0, 1);
+    net.run(60);
+    assert_eq!(skip(&mut net, true), Ok(vec![(13, 14)]));
+    net.run(60);
+    let kinds: Vec<_> = net.info(2, &name()).unwrap().holes.iter().map(|h| (h.from, h.kind)).collect();
+    assert_eq!(kinds, [(5, HoleKind::Lost), (13, HoleKind::Lost)]);
+    assert_eq!(skip(&mut net, true), Ok(Vec::new()));
+
+    // c is there: what it holds comes from there, and is not given up.
+    let mut net = Net::new(3);
+    asleep(&mut net);
+    restart_empty(&mut net, 1);
+    net.connect(1, 3);
+    net.connect(1, 2);
+    assert!(net.run_until(60, |net| net.nodes[2].machine.logs.get(&name()).is_some_and(|s| !s.offers.is_empty())));
+    let refused = skip(&mut net, true).unwrap_err();
+    assert!(refused.contains("is held by others, and comes from there"), "{refused}");
+    net.run(60);
+    net.complete(0, 2, &name());
+    assert!(!lost(&net, 2));
+}
+
 /// The origin lost its disk; c has the beginning of its log, b the end, and nobody what lies between.
 #[test]
 fn an_origin_goes_on_above_what_nobody_has_of_its_own_log() {
@@ -226,6 +281,70 @@ fn an_origin_goes_on_above_what_nobody_has_of_its_own_log() {
             assert_eq!(net.info(2, &name()).unwrap().end, net.info(0, &name()).unwrap().end, "seed {seed}, {at_once}");
             net.same_bytes(0, 2);
             assert_eq!(net.refusals.len(), 0, "seed {seed}, {at_once}");
+        }
+    }
+}
+
+/// A site was away while its origin began a log and gave up the log's beginning. `restarted`: in an incarnation before the one that is left.
+fn away_from_the_beginning(seed: u64, restarted: bool) -> Net {
+    let mut net = Net::new(seed);
+    for (name, kind) in [("a/edge", NodeKind::Edge), ("r/relay", NodeKind::Relay), ("b/edge", NodeKind::Edge)] {
+        net.add(name, kind);
+    }
+    net.add("c/edge", NodeKind::Edge);
+    for node in [0, 2, 3] {
+        net.connect(node, 1);
+    }
+    for node in [2, 3] {
+        net.want(node, want("w", "#", WantStart::Earliest));
+    }
+    net.publish(0, "before", 1, 3);
+    net.run(5);
+    net.complete(0, 2, &log("before", "a", 1));
+    net.cut(1, 2);
+    net.publish(0, "t", 1, 12);
+    if restarted {
+        restart(&mut net, 0);
+    }
+    net.publish(0, "t", 1, 6);
+    net.run(5);
+    net
+}
+
+fn trim_to(net: &mut Net, node: usize, offset: u64) {
+    let info = net.info(node, &name()).unwrap();
+    let held = info.incarnations.iter().rfind(|i| i.begin <= offset).unwrap();
+    net.trim(node, &name(), Place { incarnation: held.incarnation, offset });
+}
+
+#[test]
+fn a_log_begun_while_a_site_was_away_begins_there_at_its_first_place() {
+    for seed in SEEDS {
+        for restarted in [false, true] {
+            // Somebody else still has the beginning: it comes from there, and nothing is lost.
+            let mut net = away_from_the_beginning(seed, restarted);
+            trim_to(&mut net, 0, 12);
+            net.run(5);
+            net.connect(1, 2);
+            net.run(120);
+            net.complete(0, 2, &name());
+            let info = net.info(2, &name()).unwrap();
+            assert_eq!((info.messages, info.begin.offset), (18, 0), "seed {seed}, {restarted}: {info:?}");
+            assert!(!lost(&net, 2) && info.holes.is_empty(), "seed {seed}, {restarted}: {info:?}");
+            // Nobody has it any more: the copy says what it lacks, and people are told.
+            let mut net = away_from_the_beginning(seed, restarted);
+            for node in [0, 1, 3] {
+                trim_to(&mut net, node, 12);
+            }
+            net.run(5);
+            net.connect(1, 2);
+            net.run(120);
+            net.complete_but_for(0, 2, &name(), 0, 12);
+            assert!(lost(&net, 2), "seed {seed}, {restarted}");
+            net.publish(0, "t", 1, 2);
+            net.run(10);
+            net.complete_but_for(0, 2, &name(), 0, 12);
+            assert_eq!(net.refusals.len(), 0, "seed {seed}, {restarted}: {:?}", net.refusals);
         }
     }
 }

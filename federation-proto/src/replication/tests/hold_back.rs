@@ -48,3 +48,31 @@ fn nothing_that_a_site_lacks_and_may_take_lies_below_what_it_needs() {
     }
     assert!(lacking > 10_000 && whole > 500 && rests > 5_000, "{lacking} lacking, {whole} whole, {rests} not at rest");
 }
+
+#[test]
+fn of_what_does_not_fit_everything_is_kept_above_where_it_fitted_last() {
+    let (mut kept, mut proven) = (0, 0);
+    for seed in 0..5_000 {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let (own, messages) = origin(&mut rng);
+        let own = own.info();
+        let (copy, _) = site(&mut rng, &messages);
+        let believed = stated(&copy.info());
+        let mut differs = believed.clone();
+        differs.differs = Some(own.end);
+        let key = |p: Place| (p.incarnation, p.offset);
+        let need = needed_from(&own, Some(&differs));
+        let from = believed.from;
+        let counts = |at: Place| at.incarnation > from.incarnation || at.offset >= from.offset;
+        for message in messages.iter().filter(|m| counts(m.begin)) {
+            assert!(key(need) <= key(message.begin), "seed {seed}: {} is given up, {need} {own:#?}", message.begin);
+            kept += 1;
+        }
+        if own.fork_tips.is_empty() && believed.holes.is_empty() {
+            (differs.proven, differs.jumps) = (Some(own.end), Vec::new());
+            assert_eq!(needed_from(&own, Some(&differs)), own.end, "seed {seed}");
+            proven += 1;
+        }
+    }
+    assert!(kept > 10_000 && proven > 50, "{kept} kept, {proven} proven");
+}

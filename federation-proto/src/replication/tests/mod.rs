@@ -7,6 +7,7 @@ mod carried;
 mod deleted;
 mod find;
 mod gaps;
+mod missed;
 mod net;
 mod passing;
 mod refusals;

@@ -7,6 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use prost::Message as _;
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 
 use super::super::*;
@@ -104,10 +105,44 @@ pub(super) struct Net {
     pub(super) closing: Vec<LinkId>,
     /// Most fetches that a node lets a neighbour have open.
     pub(super) fetches_max: usize,
+    /// What does not arrive at a node although its links stand.
+    pub(super) loses: Option<(usize, Loses)>,
+    /// What nodes understand beyond their version, from now on.
+    pub(super) features: Vec<u32>,
     /// By how much the clocks of nodes that start now are ahead.
     pub(super) clock_ahead: Duration,
     /// Of nodes that are added or restarted from now on.
     pub(super) lost_after: Duration,
+}
+
+/// What is lost on the way to a node: batches, so many of the next marks that name logs, and answers to what it asks about marks.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Loses {
+    pub(super) batches: bool,
+    pub(super) marks: usize,
+    pub(super) told: bool,
+}
+
+impl Loses {
+    fn takes(&mut self, item: &Item) -> bool {
+        use link::control::Kind;
+        match item {
+            Item::Batch(..) => self.batches,
+            Item::Control(message) => match &**message {
+                Kind::MarksTold(_) => self.told,
+                Kind::Carried(carried) => {
+                    let body = link::CarriedBody::decode(carried.body.clone()).unwrap();
+                    let names =
+                        matches!(body.kind, Some(link::carried_body::Kind::Mark(mark)) if !mark.logs.is_empty());
+                    let lost = names && self.marks > 0;
+                    self.marks -= usize::from(lost);
+                    lost
+                }
+                _ => false,
+            },
+            _ => false,
+        }
+    }
 }
 
 pub(super) fn log(topic: &str, origin: &str, queue: u16) -> LogName {
@@ -134,6 +169,8 @@ impl Net {
             started: Vec::new(),
             closing: Vec::new(),
             fetches_max: 1000,
+            loses: None,
+            features: vec![crate::session::FEATURE_MARKS_TOLD],
             clock_ahead: Duration::ZERO,
             lost_after: Duration::from_secs(60),
         }
@@ -216,7 +253,7 @@ impl Net {
             batch_bytes_max: 1 << 20,
             body_versions: vec![1],
             fetches_max: self.fetches_max,
-            features: Vec::new(),
+            features: self.features.clone(),
         }
     }
 
@@ -547,6 +584,9 @@ impl Net {
             self.serve_all();
         }
         let item = self.end_mut(id).and_then(|e| e.inbox.pop_front()).unwrap();
+        if self.loses.as_mut().is_some_and(|(at, loses)| *at == node && loses.takes(&item)) {
+            return true;
+        }
         self.receive(node, id, item);
         self.pump(node);
         true

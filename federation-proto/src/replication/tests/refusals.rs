@@ -60,3 +60,39 @@ fn a_refused_topic_is_shown_at_both_ends_and_taken_again_by_itself() {
         assert!([0, 2].iter().all(|node| net.nodes[*node].over.iter().any(|(name, _)| *name == "topic-refused")));
     }
 }
+
+#[test]
+fn messages_that_this_build_does_not_read_are_stored_and_that_is_shown_at_both_ends() {
+    for seed in SEEDS {
+        let mut net = three(seed);
+        net.want(2, want("w", "#", WantStart::Earliest));
+        settings(&mut net, 400);
+        net.publish(0, "orders", 1, 2);
+        net.run(5);
+        let (now, name) = (net.now, log("orders", "a", 1));
+        for _ in 0..3 {
+            net.nodes[2].machine.handle_body_version(now, &name, 9);
+            net.nodes[1].machine.handle_body_version(now, &name, 9);
+            net.nodes[2].machine.handle_body_version(now, &name, 1);
+        }
+        net.pump(2);
+        net.publish(0, "orders", 1, 2);
+        net.run(5);
+        net.complete(0, 2, &name);
+        for node in [0, 2] {
+            let told = told(&net, node);
+            assert_eq!(told.len(), 1, "seed {seed}: {told:?}");
+            assert!(told[0].contains("body version 9") && told[0].contains("stored and passed on"), "{told:?}");
+        }
+        assert!(told(&net, 1).is_empty(), "a relay delivers nothing");
+        let by = net.nodes[0].machine.refused_by(&"orders".parse().unwrap());
+        assert_eq!(by.len(), 1, "seed {seed}: {by:?}");
+        // Another build runs there now.
+        let disk = net.nodes[2].disk.clone();
+        for peer in net.restart(2, disk) {
+            net.connect(2, peer);
+        }
+        net.run(8);
+        assert!(net.nodes[0].machine.refused_by(&"orders".parse().unwrap()).is_empty(), "seed {seed}");
+    }
+}

@@ -266,3 +266,38 @@ fn whether_a_hole_is_filled_is_judged_by_the_hole() {
     assert_eq!(stalled.state, "stalled", "{stalled:?}");
     assert!(stalled.reason.starts_with("1 messages are missing here from "), "{}", stalled.reason);
 }
+
+#[test]
+fn a_site_that_holds_other_bytes_is_kept_for_and_named_also_after_a_restart() {
+    let mut net = Net::new(5);
+    net.add("a/edge", NodeKind::Edge);
+    net.add("b/edge", NodeKind::Edge);
+    net.nodes[0].config.replicate = vec![("#".parse().unwrap(), None)];
+    let config = net.nodes[0].config.replicate.clone();
+    net.nodes[0].machine.handle_replicate(net.now, config);
+    net.connect(0, 1);
+    net.want(1, want("w", "t", WantStart::Earliest));
+    net.publish(0, "t", 1, 5);
+    net.run(5);
+    let name = log("t", "a", 1);
+    let needs = |net: &Net| -> Vec<(String, u64)> {
+        let all = net.nodes[0].machine.still_needed(None, 10);
+        let of_log = all.into_iter().find(|(log, _)| *log == name);
+        of_log.into_iter().flat_map(|(_, needs)| needs).map(|need| (need.site.to_string(), need.from.offset)).collect()
+    };
+    let kept_from = |offset: u64| vec![("b".to_owned(), offset)];
+    assert_eq!(needs(&net), kept_from(5));
+    // From here on what b holds is not what a holds, as far as the chain values tell.
+    net.publish(0, "t", 1, 5);
+    let end = net.info(0, &name).unwrap().end;
+    net.nodes[0].machine.held.boundary(&name, end, Some(crate::envelope::Chain([9; 16])));
+    net.run(5);
+    let differs =
+        |net: &Net| net.nodes[0].reports.iter().any(|r| r.name == "broken-chain" && r.subject.starts_with("b "));
+    assert!(differs(&net), "{:?}", net.nodes[0].reports);
+    assert_eq!(needs(&net), kept_from(5), "its word was taken for what does not fit");
+    let disk = net.nodes[0].disk.clone();
+    net.restart(0, disk);
+    assert_eq!(needs(&net), kept_from(5), "after a restart");
+    assert!(differs(&net), "nobody is told after a restart");
+}
