@@ -195,7 +195,9 @@ impl Overrides {
     pub fn values(&self) -> Dict {
         let mut dict = Dict::new();
         for (key, (_, text)) in &self.entries {
-            let Ok(value) = text.parse::<Value>();
+            // The parser takes an escape apart by characters and cuts by bytes: with others than ASCII before it, it panics (figment 0.10.19).
+            let plain = text.contains('\\') && !text.is_ascii();
+            let Ok(value) = if plain { Ok(Value::from(text.clone())) } else { text.parse::<Value>() };
             insert(&mut dict, key, value);
         }
         dict

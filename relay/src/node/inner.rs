@@ -374,11 +374,6 @@ impl NodeInner {
         self.drained.load().is_some()
     }
 
-    /// Whether there is no room on the disk, as upkeep last saw it.
-    pub(super) fn is_disk_full(&self) -> bool {
-        self.not_taking.load(Ordering::Relaxed) == Unavailable::DiskFull as u8
-    }
-
     /// Whether another process is this site's edge broker, as far as it is known.
     pub(super) fn is_second(&self) -> bool {
         let reason = self.not_taking.load(Ordering::Relaxed);

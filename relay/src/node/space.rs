@@ -174,20 +174,17 @@ impl NodeInner {
         self.space.growth.note(self.clock.now(), files_bytes(stats));
     }
 
-    /// A copy that is behind and takes nothing for lack of room says so.
+    /// A copy that is behind and takes nothing since the share of copies is used up says so.
     pub(super) fn say_without_room(&self, status: CopyStatus) -> CopyStatus {
-        let max = self.config.space.copies_bytes_max.unwrap_or(0);
-        let reason = match (self.is_disk_full(), self.space.copies_full.load(Ordering::Relaxed)) {
-            (true, _) => "the disk of this node is nearly full: make room or lower the retention".to_owned(),
-            (false, true) => format!(
-                "copies have used up their share of this node's disk ({max} bytes, log.copies_size): lower their retention or raise it"
-            ),
-            (false, false) => return status,
-        };
-        match status.state == "own" || status.lag_messages == Some(0) {
-            true => status,
-            false => CopyStatus { state: "stalled", reason, ..status },
+        let up_to_date = status.state == "own" || status.lag_messages == Some(0);
+        if up_to_date || !self.space.copies_full.load(Ordering::Relaxed) {
+            return status;
         }
+        let max = self.config.space.copies_bytes_max.unwrap_or(0);
+        let reason = format!(
+            "copies have used up their share of this node's disk ({max} bytes, log.copies_size): lower their retention or raise it"
+        );
+        CopyStatus { state: "stalled", reason, ..status }
     }
 
     /// See [`super::Node::disk_usage`].
