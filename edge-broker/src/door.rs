@@ -15,6 +15,7 @@ mod tls;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use seaway_federation_proto::ids::{Path, Pattern};
+use seaway_relay::node::limits::{CLIENT_BYTES_BURST, CLIENT_MESSAGES_BURST};
 
 pub use self::server::{Door, DoorHandle};
 
@@ -134,9 +135,9 @@ impl Default for ClientLimits {
     fn default() -> Self {
         Self {
             messages_per_s: None,
-            messages_burst: 10_000,
+            messages_burst: u32::try_from(CLIENT_MESSAGES_BURST).unwrap_or(u32::MAX),
             bytes_per_s: None,
-            bytes_burst: 64 * 1024 * 1024,
+            bytes_burst: u32::try_from(CLIENT_BYTES_BURST).unwrap_or(u32::MAX),
             on_exceed: OnExceed::Delay,
             receipts_max: crate::limits::CLIENT_RECEIPTS_MAX,
         }

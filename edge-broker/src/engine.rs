@@ -15,6 +15,8 @@ use seaway_relay::{
     node::{
         Acknowledgement, Alarm, DiskUsage, HoldBack, LinkStatus, LogEvent, Node, OneWayMessage, PendingRun, Publish,
         PublishError, PublishRun, ReceiptRoom,
+        limits::{LimitBook, LimitSettings, Subject},
+        queues::QueueView,
         topics::{TopicChange, TopicSettingsView, TrimTo},
     },
 };
@@ -81,6 +83,15 @@ pub trait Engine: Clone + Send + Sync + 'static {
     fn trim_log(&self, log: &LogName, to: TrimTo) -> impl Future<Output = Result<Option<Place>, PublishError>> + Send;
     /// See [`Node::skip_log`].
     fn skip_log(&self, log: &LogName, really: bool) -> Result<Vec<Hole>, PublishError>;
+    /// See [`Node::limits`].
+    fn limits(&self) -> &Arc<LimitBook>;
+    /// See [`Node::set_limit`].
+    fn set_limit(
+        &self,
+        subject: &Subject,
+        change: Option<&LimitSettings>,
+        file_of_client: &LimitSettings,
+    ) -> impl Future<Output = Result<(), PublishError>> + Send;
     /// See [`Node::put_want`].
     fn put_want(&self, want: Want) -> impl Future<Output = Result<(), PublishError>> + Send;
     /// See [`Node::remove_want`].
@@ -121,7 +132,7 @@ pub trait Engine: Clone + Send + Sync + 'static {
     /// See [`Node::counters`].
     fn counters(&self) -> Vec<(&'static str, String, u64)>;
     /// See [`Node::queues`].
-    fn queues(&self) -> Vec<(String, u64, u64)>;
+    fn queues(&self) -> Vec<QueueView>;
     /// See [`Node::disk_usage`].
     fn disk_usage(&self) -> DiskUsage;
     /// See [`Node::log_stats`].
@@ -194,6 +205,17 @@ impl Engine for Node {
     async fn trim_log(&self, log: &LogName, to: TrimTo) -> Result<Option<Place>, PublishError> {
         Node::trim_log(self, log, to).await
     }
+    fn limits(&self) -> &Arc<LimitBook> {
+        Node::limits(self)
+    }
+    async fn set_limit(
+        &self,
+        subject: &Subject,
+        change: Option<&LimitSettings>,
+        file_of_client: &LimitSettings,
+    ) -> Result<(), PublishError> {
+        Node::set_limit(self, subject, change, file_of_client).await
+    }
     async fn put_want(&self, want: Want) -> Result<(), PublishError> {
         Node::put_want(self, want).await
     }
@@ -245,7 +267,7 @@ impl Engine for Node {
     fn counters(&self) -> Vec<(&'static str, String, u64)> {
         Node::counters(self)
     }
-    fn queues(&self) -> Vec<(String, u64, u64)> {
+    fn queues(&self) -> Vec<QueueView> {
         Node::queues(self)
     }
     fn disk_usage(&self) -> DiskUsage {

@@ -34,7 +34,7 @@ use crate::{
     engine::Engine,
     grpc::errors,
     limits::GROUPS_MAX,
-    subscriptions::{credit::Credit, filter::Filter, plain::Replies, start::StartAt},
+    subscriptions::{credit::Credit, filter::Filter, replies::Replies, start::StartAt},
 };
 
 /// Longest name of a group, bytes.

@@ -12,6 +12,7 @@ mod groups;
 pub mod grpc;
 pub mod limits;
 pub mod metrics;
+mod rates;
 mod steering;
 mod subscriptions;
 #[cfg(test)]

@@ -1,28 +1,11 @@
-//! Every bound of the doors in one place, and the rates to which each client is held.
+//! Every bound of the doors in one place; the rates to which publishers are held are in `rates`.
 
-use std::{
-    collections::BTreeMap,
-    num::NonZeroU32,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::{Duration, Instant},
-};
+use std::time::Duration;
 
-use arc_swap::ArcSwap;
-use governor::{
-    DefaultDirectRateLimiter, Quota,
-    clock::{Clock, DefaultClock},
-};
 use seaway_federation_proto::limits::MESSAGE_BYTES_CEILING;
-use tokio::sync::Semaphore;
 
-use crate::{
-    api::{Header, publish_batch::Content},
-    door::{ClientLimits, OnExceed},
-    grpc::shared::PERMIT_BYTES,
-};
+use crate::api::{Header, publish_batch::Content};
+pub(crate) use crate::rates::{ClientRate, Limited, Rates, TopicRates};
 
 /// Connections of clients at one time; the next is closed at once and counted.
 pub const CONNECTIONS_MAX: usize = 4096;
@@ -76,6 +59,8 @@ pub const REPLIES_QUEUED_MAX: usize = 1024;
 pub const SUBSCRIBE_REPLY_BYTES: usize = 256 * 1024;
 /// Replies that wait for a subscriber which does not read them (each of [`SUBSCRIBE_REPLY_BYTES`], or one message).
 pub const SUBSCRIBE_REPLIES_MAX: usize = 4;
+/// Bytes of replies of all subscribers together that wait to be read; beyond them each has one at a time.
+pub const SUBSCRIBERS_REPLIES_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 /// Bytes that a subscription reads from a log at a time, about.
 pub const READ_BYTES: usize = 256 * 1024;
 /// Most credit that a subscriber can have: messages.
@@ -104,7 +89,7 @@ pub const ORIGINS_MAX: usize = 256;
 pub const PASSING_WANTS_MAX: usize = 4096;
 /// Access tokens.
 pub const TOKENS_MAX: usize = 10_000;
-/// Clients whose rates are remembered at one time.
+/// Clients, and topics, whose rates are remembered at one time.
 pub const RATED_CLIENTS_MAX: usize = 10_000;
 /// Largest request to the admin service, bytes.
 pub const ADMIN_REQUEST_BYTES_MAX: usize = 64 * 1024;
@@ -120,253 +105,3 @@ pub const AUDIT_PENDING_BYTES_MAX: usize = 1024 * 1024;
 pub const DEADLINE_MAX: Duration = Duration::from_secs(3600);
 /// How long a TLS handshake may take.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a client waits for its rate at most before the limits are looked at again: they may have changed.
-const LIMITS_LOOK: Duration = Duration::from_secs(1);
-/// How long without a rate being used until it may be forgotten.
-const RATE_IDLE: Duration = Duration::from_secs(60);
-
-/// A client is beyond its rate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Limited {
-    /// Which rate, in words.
-    pub(crate) what: &'static str,
-    /// When the same call can succeed.
-    pub(crate) retry_after: Duration,
-}
-
-/// The rates of one client.
-#[derive(Debug)]
-pub(crate) struct ClientRate {
-    buckets: ArcSwap<Buckets>,
-    counters: Arc<RateCounters>,
-    /// Its share of the bytes that are read, in permits of [`PERMIT_BYTES`].
-    pub(crate) decoding: Arc<Semaphore>,
-    /// The same of its subscribers' requests.
-    pub(crate) confirming: Arc<Semaphore>,
-    /// The same of what the requests' parts take.
-    pub(crate) parts: Arc<Semaphore>,
-    /// Its share of the bytes in flight, in permits of [`PERMIT_BYTES`].
-    pub(crate) in_flight: Arc<Semaphore>,
-    /// Its share of calls to the admin service.
-    pub(crate) admin: Arc<Semaphore>,
-    /// Its share of messages that wait for other sites.
-    pub(crate) receipts: Arc<Semaphore>,
-    /// Size of that share.
-    pub(crate) receipts_max: usize,
-}
-
-/// How often clients were held back.
-#[derive(Debug, Default)]
-pub(crate) struct RateCounters {
-    /// Publishes that waited.
-    pub(crate) delayed: AtomicU64,
-    /// Publishes that were refused.
-    pub(crate) refused: AtomicU64,
-}
-
-/// What a client's rate is made of; replaced as a whole when the limits change.
-#[derive(Debug)]
-struct Buckets {
-    messages: Option<Bucket>,
-    bytes: Option<Bucket>,
-    on_exceed: OnExceed,
-}
-
-impl Buckets {
-    fn new(limits: &ClientLimits) -> Self {
-        Self {
-            messages: Bucket::new("messages a second", limits.messages_per_s, limits.messages_burst),
-            bytes: Bucket::new("bytes a second", limits.bytes_per_s, limits.bytes_burst),
-            on_exceed: limits.on_exceed,
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Bucket {
-    what: &'static str,
-    burst: NonZeroU32,
-    limiter: DefaultDirectRateLimiter,
-}
-
-impl Bucket {
-    fn new(what: &'static str, per_s: Option<u32>, burst: u32) -> Option<Self> {
-        let per_s = NonZeroU32::new(per_s?)?;
-        let burst = NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN);
-        let quota = Quota::per_second(per_s).allow_burst(burst);
-        Some(Self { what, burst, limiter: DefaultDirectRateLimiter::direct(quota) })
-    }
-
-    /// Takes `amount` (what is above the burst counts as the burst, so that every message can pass).
-    fn take(&self, amount: usize) -> Result<(), Limited> {
-        let amount = u32::try_from(amount).unwrap_or(u32::MAX).min(self.burst.get());
-        let Some(amount) = NonZeroU32::new(amount) else { return Ok(()) };
-        match self.limiter.check_n(amount) {
-            Ok(Ok(())) | Err(_) => Ok(()), // an amount above the burst cannot come here
-            Ok(Err(until)) => {
-                let wait = until.wait_time_from(DefaultClock::default().now());
-                Err(Limited { what: self.what, retry_after: wait.max(Duration::from_millis(1)) })
-            }
-        }
-    }
-}
-
-impl ClientRate {
-    fn new(limits: &ClientLimits, counters: Arc<RateCounters>) -> Self {
-        Self {
-            buckets: ArcSwap::from_pointee(Buckets::new(limits)),
-            counters,
-            decoding: Arc::new(Semaphore::new(CLIENT_DECODING_BYTES_MAX / PERMIT_BYTES)),
-            confirming: Arc::new(Semaphore::new(CLIENT_CONFIRMING_BYTES_MAX / PERMIT_BYTES)),
-            parts: Arc::new(Semaphore::new(CLIENT_PARTS_BYTES_MAX / PERMIT_BYTES)),
-            in_flight: Arc::new(Semaphore::new(CLIENT_IN_FLIGHT_BYTES_MAX / PERMIT_BYTES)),
-            admin: Arc::new(Semaphore::new(CLIENT_ADMIN_CALLS_MAX)),
-            receipts: Arc::new(Semaphore::new(limits.receipts_max)),
-            receipts_max: limits.receipts_max,
-        }
-    }
-
-    /// Whether there is a rate to keep to.
-    pub(crate) fn is_limited(&self) -> bool {
-        let buckets = self.buckets.load();
-        buckets.messages.is_some() || buckets.bytes.is_some()
-    }
-
-    /// Takes room for one message of so many bytes: waits for it, or refuses, as configured.
-    pub(crate) async fn admit(&self, bytes: usize) -> Result<(), Limited> {
-        self.pass(|buckets| buckets.messages.as_ref(), 1).await?;
-        self.pass(|buckets| buckets.bytes.as_ref(), bytes).await
-    }
-
-    async fn pass(&self, bucket: fn(&Buckets) -> Option<&Bucket>, amount: usize) -> Result<(), Limited> {
-        let mut waited = false;
-        loop {
-            // Those of now: the limits may have changed while it waited.
-            let (taken, on_exceed) = {
-                let buckets = self.buckets.load();
-                (bucket(&buckets).map_or(Ok(()), |bucket| bucket.take(amount)), buckets.on_exceed)
-            };
-            let Err(limited) = taken else { return Ok(()) };
-            if on_exceed == OnExceed::Refuse {
-                self.counters.refused.fetch_add(1, Relaxed);
-                return Err(limited);
-            }
-            if !std::mem::replace(&mut waited, true) {
-                self.counters.delayed.fetch_add(1, Relaxed);
-            }
-            tokio::time::sleep(limited.retry_after.min(LIMITS_LOOK)).await;
-        }
-    }
-}
-
-/// The rates of all clients, by name.
-#[derive(Debug)]
-pub(crate) struct Rates {
-    limits: ArcSwap<ClientLimits>,
-    clients: parking_lot::Mutex<BTreeMap<String, (Arc<ClientRate>, Instant)>>,
-    counters: Arc<RateCounters>,
-}
-
-impl Rates {
-    /// Rates that follow `limits`.
-    pub(crate) fn new(limits: ClientLimits) -> Self {
-        let limits = ArcSwap::from_pointee(limits);
-        Self { limits, clients: parking_lot::Mutex::default(), counters: Arc::default() }
-    }
-
-    /// Other rates, from now on and for every client; each begins with its whole burst.
-    pub(crate) fn replace(&self, limits: ClientLimits) {
-        let clients = self.clients.lock();
-        for (rate, _) in clients.values() {
-            rate.buckets.store(Arc::new(Buckets::new(&limits)));
-        }
-        self.limits.store(Arc::new(limits));
-    }
-
-    /// How often clients were held back.
-    pub(crate) fn counters(&self) -> &RateCounters {
-        &self.counters
-    }
-
-    /// The rate of a client. Where too many are remembered, those idle are forgotten first; if all are in use, the
-    /// client shares one rate with the others that are one too many.
-    pub(crate) fn of(&self, client: &str, now: Instant) -> Arc<ClientRate> {
-        let mut clients = self.clients.lock();
-        if let Some((rate, used)) = clients.get_mut(client) {
-            *used = now;
-            return rate.clone();
-        }
-        if clients.len() >= RATED_CLIENTS_MAX {
-            // Who has something on the way is not idle: what it holds counts.
-            let idle = |rate: &Arc<ClientRate>, used: &Instant| {
-                Arc::strong_count(rate) == 1 && now.saturating_duration_since(*used) >= RATE_IDLE
-            };
-            clients.retain(|_, (rate, used)| !idle(rate, used));
-        }
-        let name = if clients.len() >= RATED_CLIENTS_MAX { "" } else { client };
-        let fresh = || (Arc::new(ClientRate::new(&self.limits.load(), self.counters.clone())), now);
-        clients.entry(name.to_owned()).or_insert_with(fresh).0.clone()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn limits(on_exceed: OnExceed) -> ClientLimits {
-        ClientLimits {
-            messages_per_s: Some(1),
-            messages_burst: 2,
-            bytes_per_s: Some(10),
-            bytes_burst: 100,
-            on_exceed,
-            ..ClientLimits::default()
-        }
-    }
-
-    #[tokio::test]
-    async fn beyond_the_burst_a_client_is_refused_and_told_when_to_come_back() {
-        let rates = Rates::new(limits(OnExceed::Refuse));
-        let rate = rates.of("a", Instant::now());
-        rate.admit(1).await.unwrap();
-        rate.admit(1).await.unwrap();
-        let limited = rate.admit(1).await.unwrap_err();
-        assert_eq!(limited.what, "messages a second");
-        assert!(limited.retry_after <= Duration::from_secs(1) && !limited.retry_after.is_zero());
-        assert_eq!(rates.counters().refused.load(Relaxed), 1);
-        rates.of("b", Instant::now()).admit(1).await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn other_limits_hold_at_once_for_those_who_wait_too() {
-        let rates = Rates::new(ClientLimits { messages_burst: 1, ..limits(OnExceed::Delay) });
-        let rate = rates.of("a", Instant::now());
-        rate.admit(1).await.unwrap();
-        rates.replace(limits(OnExceed::Refuse));
-        rate.admit(1).await.unwrap();
-        rate.admit(1).await.unwrap();
-        assert!(rate.admit(1).await.is_err());
-        rates.replace(ClientLimits::default());
-        assert!(!rate.is_limited() && !rates.of("b", Instant::now()).is_limited());
-        rate.admit(1).await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn bytes_count_too_and_a_message_above_the_burst_still_passes_once() {
-        let rates = Rates::new(ClientLimits { messages_per_s: None, ..limits(OnExceed::Refuse) });
-        let rate = rates.of("a", Instant::now());
-        rate.admit(1_000_000).await.unwrap();
-        assert_eq!(rate.admit(50).await.unwrap_err().what, "bytes a second");
-    }
-
-    #[tokio::test]
-    async fn with_delay_every_message_passes_in_the_end() {
-        let rates =
-            Rates::new(ClientLimits { messages_per_s: Some(100), messages_burst: 1, ..limits(OnExceed::Delay) });
-        let rate = rates.of("a", Instant::now());
-        for _ in 0..3 {
-            rate.admit(1).await.unwrap();
-        }
-        assert!(rates.counters().delayed.load(Relaxed) >= 1);
-    }
-}

@@ -25,5 +25,7 @@ pub const COPIES_MAX: usize = 400;
 pub const PEERS_MAX: usize = 200;
 /// Certificates that are told apart.
 pub const CERTIFICATES_MAX: usize = 250;
+/// Clients that are told apart.
+pub const CLIENTS_MAX: usize = 200;
 /// Groups that are told apart.
 pub const GROUPS_MAX: usize = 200;

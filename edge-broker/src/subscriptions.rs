@@ -10,6 +10,7 @@ pub(crate) mod feed;
 pub(crate) mod filter;
 pub(crate) mod order;
 pub(crate) mod plain;
+pub(crate) mod replies;
 pub(crate) mod standing;
 pub(crate) mod start;
 pub(crate) mod wants;

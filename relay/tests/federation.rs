@@ -103,6 +103,7 @@ impl Member {
             costs: vec![],
             tail_bytes_max: 64 << 20,
             hold_back: seaway_relay::node::HoldBackConfig::default(),
+            limits: seaway_relay::node::limits::LimitsConfig::default(),
         };
         Self { config, node: None }
     }

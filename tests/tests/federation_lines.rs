@@ -83,6 +83,7 @@ impl Federation {
             costs: Vec::new(),
             tail_bytes_max: 64 << 20,
             hold_back: seaway_relay::node::HoldBackConfig::default(),
+            limits: seaway_relay::node::limits::LimitsConfig::default(),
         };
         let log = MemoryLog::open(MemoryDisk::default(), MemoryConfig::default());
         let weak = Arc::downgrade(&log);

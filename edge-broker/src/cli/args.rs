@@ -52,6 +52,14 @@ pub(crate) enum Command {
     /// Short for `site ls`.
     #[command(hide = true)]
     Sites(ListArgs),
+    /// Rates of topics, links and clients.
+    #[command(subcommand)]
+    Limit(super::limits::LimitCommand),
+    /// Short for `limit ls`.
+    #[command(hide = true)]
+    Limits(ListArgs),
+    /// Every queue and buffer of a node: its bound, what it holds, what happens at the bound.
+    Queues(ListArgs),
     /// Ask every site where a message is.
     Find(FindArgs),
     /// Nodes and links of the federation, as a node knows them.

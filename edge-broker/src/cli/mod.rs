@@ -12,6 +12,7 @@ mod config;
 mod exit;
 mod federation;
 mod json;
+mod limits;
 mod log;
 mod memory;
 mod metrics;
@@ -19,6 +20,7 @@ mod node;
 mod operate;
 mod output;
 mod publish;
+mod queues;
 mod service;
 mod show;
 mod sites;
@@ -65,6 +67,10 @@ fn run(command: Command) -> Result<Exit, CliError> {
         Command::Link(args::LinkCommand::Ls(args)) | Command::Links(args) => client::block_on(show::links(args)),
         Command::Link(args::LinkCommand::Pause(args)) => client::block_on(operate::pause_link(args)),
         Command::Link(args::LinkCommand::Resume(args)) => client::block_on(operate::resume_link(args)),
+        Command::Limit(limits::LimitCommand::Ls(args)) | Command::Limits(args) => client::block_on(limits::list(args)),
+        Command::Limit(limits::LimitCommand::Set(args)) => client::block_on(limits::set(args)),
+        Command::Limit(limits::LimitCommand::Rm(args)) => client::block_on(limits::remove(args)),
+        Command::Queues(args) => client::block_on(queues::list(args)),
         Command::Drain(args) => client::block_on(operate::drain(args)),
         Command::Debug(args::DebugCommand::Level(args)) => client::block_on(operate::level(args)),
         Command::Topic(args::TopicCommand::Ls(args)) | Command::Topics(args) => client::block_on(show::topics(args)),

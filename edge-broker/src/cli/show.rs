@@ -159,7 +159,7 @@ fn links_table(links: &[LinkView]) -> Table {
 }
 
 /// All pages of a list; `page` gives the one that follows a token, and the token of the next.
-async fn all<T>(
+pub(super) async fn all<T>(
     mut page: impl AsyncFnMut(String) -> Result<(Vec<T>, String), tonic::Status>,
 ) -> Result<Vec<T>, CliError> {
     let (mut all, mut token) = (Vec::new(), String::new());

@@ -5,6 +5,7 @@
 //! expected, and for a misspelt key the nearest known one. Relative paths in the file count from the file's directory.
 
 pub mod hold_back;
+pub mod limits;
 pub mod resolve;
 pub mod settings;
 pub mod source;

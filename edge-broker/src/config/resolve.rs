@@ -92,6 +92,7 @@ impl Loaded {
             mark_interval: settings.link.mark_interval.0,
             costs,
             hold_back: self.hold_back()?,
+            limits: self.limits_config()?,
             tail_bytes_max: usize::try_from(settings.log.tail_memory.0.0)
                 .map_err(|_| self.mistake(&["log", "tail_memory"], "is more than this machine can address"))?,
         })
@@ -286,8 +287,9 @@ impl Loaded {
             if peer.address.is_none() && self.settings.link.listen.is_none() {
                 return wrong("node", "has no address, and this node does not listen; set its address, or link.listen");
             }
-            if peer.address.is_none() && peer.cost.is_none() {
-                return wrong("node", "has neither address nor cost; set one, or remove the section");
+            let limited = peer.send_rate.is_some() || peer.receive_rate.is_some();
+            if peer.address.is_none() && peer.cost.is_none() && !limited {
+                return wrong("node", "has neither address nor cost nor rate; set one, or remove the section");
             }
             if let Some(address) = &peer.address {
                 dial.push((node.clone(), address.0.0.clone()));

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize, de::IgnoredAny};
 
 use super::{
     hold_back::HoldBackSection,
+    limits::RateSection,
     values::{Given, HostPort, Label, Size},
 };
 
@@ -125,6 +126,12 @@ pub struct LinkSection {
     /// Between two marks of an origin.
     #[serde(default = "default_mark_interval")]
     pub mark_interval: Given<Duration>,
+    /// What is sent to each peer that has no rate of its own, those that dial included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub send_rate: Option<RateSection>,
+    /// What each peer that has no rate of its own is let send.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receive_rate: Option<RateSection>,
     /// Neighbours.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub peer: Vec<PeerSection>,
@@ -142,6 +149,12 @@ pub struct PeerSection {
     /// Cost of the link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost: Option<u32>,
+    /// What is sent to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub send_rate: Option<RateSection>,
+    /// What it is let send.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receive_rate: Option<RateSection>,
 }
 
 /// `[log]`
@@ -362,6 +375,9 @@ pub struct TopicSection {
     /// Which sites count as registered; without it, all that ask.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replicate: Option<Vec<Given<Site>>>,
+    /// Rates of what is published here to each of these topics.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<RateSection>,
 }
 
 /// `[[want]]`

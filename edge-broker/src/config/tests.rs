@@ -1,6 +1,7 @@
 use std::path::Path;
 
 use proptest::prelude::*;
+use seaway_relay::node::limits::{LimitBook, OnExceed};
 
 use super::*;
 
@@ -181,6 +182,63 @@ fn hold_back_has_bounds_that_make_sense_and_refuses_for_named_sites_only() {
         (&right.replace("1 GiB", "5 GiB"), "hold_back.rule[1].size_max is more than hold_back.size"),
     ] {
         let found = with(text).map(drop).expect_err(text);
+        assert!(found.contains(says), "{found}\n{says}");
+    }
+}
+
+#[test]
+fn rates_reach_the_node_and_make_sense() {
+    let with = |link: &str, peer: &str, topic: &str| {
+        let text = EDGE.replacen("ca_file", &format!("{link}\nca_file"), 1);
+        let text = text.replacen("cost = 3", &format!("cost = 3\n{peer}"), 1);
+        load(&text.replacen("queues = 4", &format!("queues = 4\n{topic}"), 1), &[], &[])
+    };
+    let topic = "limits = { messages_per_s = 10, bytes_per_s = \"1 MiB\", on_exceed = \"refuse\" }";
+    let loaded =
+        with("send_rate = { bytes_per_s = \"4 MiB\" }", "receive_rate = { messages_per_s = 7 }", topic).unwrap();
+    let book = LimitBook::new(loaded.node_config().unwrap().limits);
+    let (hub, other) = (book.link(&"hub/relay".parse().unwrap()), book.link(&"x/y".parse().unwrap()));
+    assert_eq!(hub.send.bytes.map(|rate| (rate.per_s.get(), rate.burst.get())), Some((4 << 20, 4 << 20)));
+    assert_eq!((other.send, other.receive.messages), (hub.send, None));
+    assert_eq!(hub.receive.messages.map(|rate| rate.per_s.get()), Some(7));
+    let orders = book.topic(&"orders".parse().unwrap(), 1 << 20);
+    assert_eq!((orders.messages.unwrap().per_s.get(), orders.on_exceed), (10, OnExceed::Refuse));
+    assert!(!book.topic(&"bills".parse().unwrap(), 1 << 20).is_limited());
+    for (wrong, says) in [
+        ("{ bytes_per_s = 0 }", "topic[1].limits.bytes_per_s is 0, but at least \"1 B\""),
+        ("{ bytes_per_s = -1 }", "topic[1].limits.bytes_per_s is -1, but a size"),
+        ("{ bytes_per_s = \"99999999999999999999 B\" }", "topic[1].limits.bytes_per_s is \"99999999999999999999 B\""),
+        ("{ messages_per_s = 0 }", "topic[1].limits.messages_per_s is 0, but a whole number of at least 1"),
+        ("{ messages_per_s = -5 }", "topic[1].limits.messages_per_s is -5, but a whole number of at least 1"),
+        ("{ messages_per_s = 99999999999999999999 }", "conf/edge.toml:28: this is not TOML: integer number overflowed"),
+        ("{ messages_per_s = \"18446744073709551616\" }", "topic[1].limits.messages_per_s is \"18446744073709551616\""),
+        ("{ messages_per_s = 1, messages_burst = 0 }", "topic[1].limits.messages_burst is 0"),
+        ("{ messages_burst = 5 }", "topic[1].limits.messages_burst has no effect without a rate"),
+        (
+            "{ bytes_per_s = 5, bytes_burst = \"1 KiB\" }",
+            "topic[1].limits.bytes_burst is 1024 bytes, less than the largest message",
+        ),
+        ("{ bytes_per_s = 1, bytes_burst = \"1 TiB\" }", "more than a hundred years"),
+        ("{ bits_per_s = 1 }", "unknown key \"bits_per_s\" in [topic[1].limits]"),
+        ("{ on_exceed = \"drop\" }", "topic[1].limits.on_exceed is \"drop\""),
+    ] {
+        let found = with("", "", &format!("limits = {wrong}")).map(drop).expect_err(wrong);
+        assert!(found.contains(says) && found.starts_with("conf/edge.toml:2"), "{found}\n{says}");
+    }
+    for (wrong, says) in [
+        ("send_rate = { bytes_per_s = 0 }", "conf/edge.toml:20: link.peer[1].send_rate.bytes_per_s is 0"),
+        (
+            "send_rate = { bytes_per_s = 5, bytes_burst = \"1 MiB\" }",
+            "bytes_burst is 1048576 bytes, less than what a link needs",
+        ),
+        ("receive_rate = { bytes_per_s = 5, bytes_burst = \"2 MiB\" }", "the credit of one largest message"),
+        (
+            "send_rate = { bytes_per_s = 5, on_exceed = \"refuse\" }",
+            "send_rate.on_exceed is \"refuse\", but a link only delays",
+        ),
+        ("send_rate = { messages_per_s = 99999999999999999999 }", "conf/edge.toml:20: this is not TOML"),
+    ] {
+        let found = with("", wrong, "").map(drop).expect_err(wrong);
         assert!(found.contains(says), "{found}\n{says}");
     }
 }

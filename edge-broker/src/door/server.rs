@@ -26,6 +26,7 @@ use crate::{
         admin::AdminService,
         audit::{self, Audited},
         messages::MessagesService,
+        queues,
         shared::{DoorCounters, Shared},
         status,
     },
@@ -245,6 +246,8 @@ fn add_services<E: Engine>(mut server: Server, shared: &Arc<Shared<E>>) -> Resul
 /// Keeps the health service saying whether the node takes publishes.
 async fn report_health<E: Engine>(shared: Arc<Shared<E>>, reporter: HealthReporter) {
     loop {
+        // So often the queues are looked at, for the most that they held.
+        drop(queues::all(&shared));
         let serving = !shared.drain.is_cancelled() && shared.engine.readiness().is_ok();
         let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
         for name in HEALTH_NAMES {

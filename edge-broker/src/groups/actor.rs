@@ -34,7 +34,8 @@ use crate::{
         credit::Credit,
         feed::Filled,
         order::Held,
-        plain::{Replies, next_event},
+        plain::next_event,
+        replies::{Permit, Replies},
         standing::STANDS_AFTER,
         start::from_begin,
     },
@@ -45,7 +46,8 @@ const SEARCH_TICKS: u32 = 30;
 /// How often positions that nobody waits for are stored, and timeouts looked at.
 const TICK: Duration = Duration::from_secs(1);
 
-type Permit = mpsc::OwnedPermit<Result<SubscribeReply, Status>>;
+/// Room for the answer to a confirmation.
+type AnswerPermit = mpsc::OwnedPermit<Result<SubscribeReply, Status>>;
 
 /// What a group is told.
 #[derive(Debug)]
@@ -70,7 +72,7 @@ pub(crate) enum Command {
         /// What.
         confirm: Confirm,
         /// Room for the answer.
-        answer: Permit,
+        answer: AnswerPermit,
     },
     /// Says how the group stands.
     Describe(oneshot::Sender<api::Group>),
@@ -87,7 +89,7 @@ struct Link {
 struct Waiting {
     number: u64,
     refused: String,
-    answer: Permit,
+    answer: AnswerPermit,
 }
 
 struct Saving {
@@ -230,7 +232,7 @@ impl<E: Engine> Actor<E> {
     fn reserve(&mut self, member: MemberId) {
         if let Some(link) = self.links.get(&member) {
             let replies = link.replies.clone();
-            self.reserving.push(Box::pin(async move { (member, replies.reserve_owned().await.ok()) }));
+            self.reserving.push(Box::pin(async move { (member, replies.reserve().await) }));
         }
     }
 
@@ -282,7 +284,7 @@ impl<E: Engine> Actor<E> {
         }
     }
 
-    fn confirm(&mut self, member: MemberId, confirm: Confirm, answer: Permit) {
+    fn confirm(&mut self, member: MemberId, confirm: Confirm, answer: AnswerPermit) {
         let mut refused = String::new();
         let mut confirmed_of = BTreeSet::new();
         if confirm.ids.len() > CONFIRM_IDS_MAX {
@@ -467,8 +469,8 @@ impl<E: Engine> Actor<E> {
     fn end_members(&mut self, status: &Status) {
         for link in std::mem::take(&mut self.links).into_values() {
             match link.permit {
-                Some(permit) => drop(permit.send(Err(status.clone()))),
-                None => drop(link.replies.try_send(Err(status.clone()))), // one that does not read just sees the end
+                Some(permit) => permit.send(Err(status.clone())),
+                None => link.replies.try_send(Err(status.clone())), // one that does not read just sees the end
             }
         }
     }

@@ -6,8 +6,9 @@ use seaway_federation_proto::ids::Pattern;
 use tonic::{Request, Response, Status};
 
 use super::{
-    audit, errors, federation,
+    audit, errors, federation, limits,
     pages::{page, split},
+    queues,
     shared::Shared,
     sites, status,
     told::Told,
@@ -244,6 +245,43 @@ impl<E: Engine> Admin for AdminService<E> {
         self.check_steer(&request)?;
         let api::RemoveTopicRequest { topic, force } = request.into_inner();
         Ok(Response::new(topics::remove(&self.shared, &topic, force).await?))
+    }
+
+    async fn list_limits(
+        &self,
+        request: Request<api::ListLimitsRequest>,
+    ) -> Result<Response<api::ListLimitsReply>, Status> {
+        self.check_see(&request)?;
+        let (shared, request) = (self.shared.clone(), request.into_inner());
+        let listed = move || page(limits::list(&shared).into_iter(), &request.page_token, request.page_size);
+        let (limits, next_page_token) = aside(listed).await?;
+        Ok(Response::new(api::ListLimitsReply { limits, next_page_token }))
+    }
+
+    async fn list_queues(
+        &self,
+        request: Request<api::ListQueuesRequest>,
+    ) -> Result<Response<api::ListQueuesReply>, Status> {
+        self.check_see(&request)?;
+        let (shared, request) = (self.shared.clone(), request.into_inner());
+        let listed = move || page(queues::list(&shared).into_iter(), &request.page_token, request.page_size);
+        let (queues, next_page_token) = aside(listed).await?;
+        Ok(Response::new(api::ListQueuesReply { queues, next_page_token }))
+    }
+
+    async fn set_limit(&self, request: Request<api::SetLimitRequest>) -> Result<Response<api::SetLimitReply>, Status> {
+        self.check_steer(&request)?;
+        limits::set(&self.shared, request.into_inner()).await?;
+        Ok(Response::new(api::SetLimitReply {}))
+    }
+
+    async fn remove_limit(
+        &self,
+        request: Request<api::RemoveLimitRequest>,
+    ) -> Result<Response<api::RemoveLimitReply>, Status> {
+        self.check_steer(&request)?;
+        limits::remove(&self.shared, request.into_inner().subject).await?;
+        Ok(Response::new(api::RemoveLimitReply {}))
     }
 
     async fn revoke_token(

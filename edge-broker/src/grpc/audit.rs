@@ -56,7 +56,7 @@ const OUTCOME_BYTES_MAX: usize = 1024;
 /// Calls that change nothing.
 pub(crate) const LOOKING: [&str; 6] = ["Status", "List", "Get", "Find", "Topology", "ExplainRoute"];
 /// All calls of the service; a record's path has no other name in it.
-pub(crate) const CALLS: [&str; 24] = [
+pub(crate) const CALLS: [&str; 28] = [
     "Status",
     "ListLinks",
     "ListTopics",
@@ -81,6 +81,10 @@ pub(crate) const CALLS: [&str; 24] = [
     "TrimTopic",
     "RemoveTopic",
     "SkipTopic",
+    "ListLimits",
+    "SetLimit",
+    "RemoveLimit",
+    "ListQueues",
 ];
 /// In place of a call that there is not.
 const UNKNOWN_CALL: &str = "Unknown";

@@ -92,12 +92,12 @@ pub(crate) fn failure(error: &PublishError) -> PublishFailure {
     PublishFailure { code: code.into(), text: error.to_string(), id, retry_after_ms: 0 }
 }
 
-/// A publish beyond the client's rate.
-pub(crate) fn limited(limited: Limited) -> PublishFailure {
+/// A publish beyond a rate.
+pub(crate) fn limited(limited: &Limited) -> PublishFailure {
     let ms = u64::try_from(limited.retry_after.as_millis()).unwrap_or(u64::MAX).max(1);
     PublishFailure {
         code: publish_failure::Code::Limited.into(),
-        text: format!("the limit of {} for this client is reached; try again in {ms} ms", limited.what),
+        text: format!("the limit of {} for {} is reached; try again in {ms} ms", limited.what, limited.whose),
         id: None,
         retry_after_ms: ms,
     }

@@ -22,6 +22,7 @@ use crate::{
         BATCH_MESSAGES_MAX, ClientRate, IN_FLIGHT_OVERHEAD_BYTES, REPLIES_QUEUED_MAX, STREAM_IN_FLIGHT_BYTES_MAX,
     },
     metrics::traffic::{Traffic, topic_of},
+    rates::Passage,
 };
 
 /// Who publishes, and what holds for it.
@@ -254,13 +255,20 @@ impl<E: Engine> Publisher<E> {
         onward: &Onward,
         left: &mut u32,
     ) -> Result<(), Cut> {
-        let is_limited = self.rate.is_limited();
+        // Of topics' rates most messages do not feel anything, and go on together.
+        let is_limited = self.rate.gate.is_limited();
+        let any_limit = is_limited || self.shared.topic_rates.any(&self.shared.engine);
         let mut run = Vec::with_capacity(if is_limited { 1 } else { contents.len() });
         for (index, content) in contents.into_iter().enumerate() {
-            if is_limited && index > 0 {
+            if any_limit && index > 0 {
                 patience.until = Instant::now() + terms.deadline();
             }
-            match self.check(content, patience).await? {
+            let mut checked = self.check(content);
+            if any_limit && let Ok(message) = &checked {
+                let passed = self.pass_rates(message, terms, &mut run, patience, onward, left).await?;
+                checked = passed.and(checked);
+            }
+            match checked {
                 Ok(message) => {
                     // Room for receipts is a topic's.
                     if terms.waits_for_others() && run.last().is_some_and(|last| !of_one_topic(last, &message)) {
@@ -270,7 +278,7 @@ impl<E: Engine> Publisher<E> {
                 }
                 Err(failure) => {
                     self.hand_over(terms, std::mem::take(&mut run), patience, onward, left).await?;
-                    onward.hand(Ok(Taken::Now(1, Box::new(Err(failure)))));
+                    onward.hand(Ok(Taken::Now(1, Box::new(Err(*failure)))));
                     *left = left.saturating_sub(1);
                 }
             }
@@ -282,25 +290,41 @@ impl<E: Engine> Publisher<E> {
         self.hand_over(terms, run, patience, onward, left).await
     }
 
-    /// Whether a message may be published, as far as the door can tell.
-    async fn check(
-        &self,
-        message: Result<OwnMessage, PublishError>,
-        patience: &mut Patience,
-    ) -> Result<Result<OwnMessage, PublishFailure>, Cut> {
-        let message = match message {
-            Ok(message) => message,
-            Err(error) => return Ok(Err(errors::failure(&error))),
-        };
+    /// Whether a message may be published, as far as rights can tell.
+    fn check(&self, message: Result<OwnMessage, PublishError>) -> Result<OwnMessage, Box<PublishFailure>> {
+        let message = message.map_err(|error| Box::new(errors::failure(&error)))?;
         if let Err(missing) = self.caller.check_publish(&message.path) {
             DoorCounters::count(&self.shared.counters.not_allowed);
-            return Ok(Err(errors::publish_not_allowed(missing)));
+            return Err(Box::new(errors::publish_not_allowed(missing)));
         }
-        if !self.rate.is_limited() {
-            return Ok(Ok(message));
+        Ok(message)
+    }
+
+    /// Takes room in the rates that hold for a message, its client's and its topic's: waits, or is refused. What a rate delays must
+    /// not keep what came before it, so that goes on first.
+    async fn pass_rates(
+        &self,
+        message: &OwnMessage,
+        terms: &Terms,
+        run: &mut Vec<OwnMessage>,
+        patience: &mut Patience,
+        onward: &Onward,
+        left: &mut u32,
+    ) -> Result<Result<(), Box<PublishFailure>>, Cut> {
+        let shared = &self.shared;
+        let topic = shared.topic_rates.of(&shared.engine, topic_of(message.path.as_str()), std::time::Instant::now());
+        let bytes = message.content_bytes();
+        for gate in std::iter::once(&self.rate.gate).chain(topic.as_deref()) {
+            let mut passage = Passage::default();
+            if gate.try_pass(&mut passage, bytes).is_ok() {
+                continue;
+            }
+            self.hand_over(terms, std::mem::take(run), patience, onward, left).await?;
+            if let Err(limited) = self.wait(patience, gate.pass(&mut passage, bytes)).await? {
+                return Ok(Err(Box::new(errors::limited(&limited))));
+            }
         }
-        let admitted = self.wait(patience, self.rate.admit(message.content_bytes())).await?;
-        Ok(admitted.map(|()| message).map_err(errors::limited))
+        Ok(Ok(()))
     }
 
     /// Hands messages that follow one another to the engine, and what comes of it onward.

@@ -1,6 +1,7 @@
 //! What all services of one door share.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -9,7 +10,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use seaway_relay::transport::expiry::CertificateEnd;
+use seaway_relay::{node::queues::Gauge, transport::expiry::CertificateEnd};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -19,7 +20,9 @@ use crate::{
     door::{DoorConfig, DoorError},
     engine::Engine,
     groups::Groups,
-    limits::{CONNECTIONS_MAX, DECODING_BYTES_MAX, IN_FLIGHT_BYTES_MAX, PARTS_BYTES_MAX, Rates, SUBSCRIPTIONS_MAX},
+    limits::{
+        CONNECTIONS_MAX, DECODING_BYTES_MAX, IN_FLIGHT_BYTES_MAX, PARTS_BYTES_MAX, Rates, SUBSCRIPTIONS_MAX, TopicRates,
+    },
     metrics::traffic::Traffic,
     steering::Steer,
     subscriptions::{standing::Standings, wants::PassingWants},
@@ -68,6 +71,8 @@ pub(crate) struct Shared<E: Engine> {
     pub(crate) config: DoorConfig,
     /// Clients' rates.
     pub(crate) rates: Rates,
+    /// Topics' rates.
+    pub(crate) topic_rates: TopicRates,
     /// Rights as configured.
     pub(crate) grants: Arc<ArcSwap<Grants>>,
     /// What steers the process, once it is up.
@@ -86,6 +91,10 @@ pub(crate) struct Shared<E: Engine> {
     pub(crate) decoding: Arc<Semaphore>,
     /// The same of what the requests' parts take.
     pub(crate) parts: Arc<Semaphore>,
+    /// Bytes of replies that wait for subscribers to read them.
+    pub(crate) replies: Arc<Gauge>,
+    /// The most that each queue was seen to hold, by name and whose.
+    pub(crate) peaks: parking_lot::Mutex<BTreeMap<(&'static str, String), u64>>,
     /// Which plain subscribers keep something waiting.
     pub(crate) standings: Arc<Standings>,
     /// Subscriptions that may still be opened.
@@ -113,7 +122,8 @@ impl<E: Engine> Shared<E> {
         let wants = PassingWants::open(engine.clone(), config.passing_want);
         Ok(Arc::new(Self {
             wants,
-            rates: Rates::new(config.limits.clone()),
+            rates: Rates::new(config.limits.clone(), engine.limits().clone()),
+            topic_rates: TopicRates::default(),
             grants: Arc::new(ArcSwap::from_pointee(Grants::new(&config.auth))),
             steering: OnceLock::new(),
             ends: ArcSwap::default(),
@@ -122,6 +132,8 @@ impl<E: Engine> Shared<E> {
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX / PERMIT_BYTES)),
             decoding: Arc::new(Semaphore::new(DECODING_BYTES_MAX / PERMIT_BYTES)),
             parts: Arc::new(Semaphore::new(PARTS_BYTES_MAX / PERMIT_BYTES)),
+            replies: Arc::default(),
+            peaks: parking_lot::Mutex::default(),
             standings: Arc::default(),
             subscriptions: Arc::new(Semaphore::new(SUBSCRIPTIONS_MAX)),
             connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),

@@ -14,17 +14,12 @@ use seaway_federation_proto::{
 };
 use seaway_relay::{log::contract::LogStats, node::LinkStatus};
 
-use super::{
-    convert::place,
-    pages::page,
-    shared::{PERMIT_BYTES, Shared},
-    sites, topics,
-};
+use super::{convert::place, pages::page, queues, shared::Shared, sites, topics};
 use crate::{
     api::{self, TopicState},
     auth::tokens::Token,
     engine::Engine,
-    limits::{CONNECTIONS_MAX, IN_FLIGHT_BYTES_MAX, SUBSCRIPTIONS_MAX},
+    limits::{CONNECTIONS_MAX, SUBSCRIPTIONS_MAX},
 };
 
 /// States of copies, worst first: a topic shows the worst of its queues.
@@ -133,18 +128,9 @@ fn certificates<E: Engine>(shared: &Shared<E>) -> Vec<api::CertificateStatus> {
     shown.map(status).collect()
 }
 
-/// Every queue of node and door.
-pub(crate) fn queues<E: Engine>(shared: &Shared<E>) -> Vec<api::QueueStatus> {
-    let engine = shared.engine.queues().into_iter();
-    let mut queues: Vec<_> =
-        engine.map(|(name, bytes, bytes_max)| api::QueueStatus { name, bytes, bytes_max }).collect();
-    let free = shared.in_flight.available_permits().saturating_mul(PERMIT_BYTES);
-    queues.push(api::QueueStatus {
-        name: "door-in-flight".into(),
-        bytes: to_u64(IN_FLIGHT_BYTES_MAX.saturating_sub(free)),
-        bytes_max: to_u64(IN_FLIGHT_BYTES_MAX),
-    });
-    queues
+/// What status shows of queues: those that the node has once. `ListQueues` has those of links, too.
+fn queues<E: Engine>(shared: &Shared<E>) -> Vec<api::QueueStatus> {
+    queues::all(shared).into_iter().filter(|row| row.of.is_empty() && row.used.is_some()).map(queues::status).collect()
 }
 
 fn milliseconds(time: Duration) -> u64 {
@@ -191,6 +177,9 @@ fn link(link: LinkStatus) -> api::LinkStatus {
         one_way_dropped: link.one_way_dropped,
         credit_live_bytes: link.credit.map(|[live, _]| live),
         credit_backlog_bytes: link.credit.map(|[_, backlog]| backlog),
+        send_limited: link.send_limited,
+        receive_limited: link.receive_limited,
+        one_way_limited: link.one_way_limited,
     }
 }
 

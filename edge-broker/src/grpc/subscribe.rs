@@ -27,12 +27,13 @@ use crate::{
     auth::Caller,
     engine::Engine,
     groups::{Joining, Member, actor::Command},
-    limits::{CONFIRMS_UNANSWERED_MAX, ORIGINS_MAX, SUBSCRIBE_REPLIES_MAX, SUBSCRIPTIONS_MAX},
+    limits::{CONFIRMS_UNANSWERED_MAX, ORIGINS_MAX, SUBSCRIPTIONS_MAX},
     metrics::traffic::topic_of,
     subscriptions::{
         credit::Credit,
         filter::Filter,
-        plain::{Plain, PlainOpen, Replies},
+        plain::{Plain, PlainOpen},
+        replies::{Replies, replies},
         standing::Standing,
         start::StartAt,
     },
@@ -66,8 +67,7 @@ pub(crate) async fn subscribe<E: Engine>(
     let slot = shared.subscriptions.clone().try_acquire_owned().map_err(|_| {
         errors::too_many(format!("there are {SUBSCRIPTIONS_MAX} subscriptions already; close some or try again later"))
     })?;
-    let (replies, receiver) = mpsc::channel(SUBSCRIBE_REPLIES_MAX);
-    let stream = ReceiverStream::new(receiver);
+    let (replies, stream) = replies(&shared.replies);
     if open.group.is_empty() {
         let standing = shared.standings.add(&caller.name, filter.pattern.as_str());
         let notes = open_plain(&shared, filter, open, requests, replies, (slot, standing)).await?;
@@ -197,7 +197,7 @@ async fn serve_member(
     member: &Member,
     mut requests: Streaming<SubscribeRequest>,
     replies: &Replies,
-    answers: &Replies,
+    answers: &mpsc::Sender<Result<SubscribeReply, Status>>,
 ) {
     let mut requests_open = true;
     loop {

@@ -34,6 +34,36 @@ fn change(change: Option<&api::TopicChange>) -> String {
     if parts.is_empty() { "as configured".to_owned() } else { parts.join(" ") }
 }
 
+/// What is limited, and what a change of it says.
+fn limit(subject: Option<&api::LimitSubject>, change: Option<&api::LimitValues>) -> String {
+    let subject = subject.cloned().unwrap_or_default();
+    let mut text = format!("{} {} {}", subject.kind, subject.of, subject.direction).trim_end().to_owned();
+    let Some(change) = change else { return text };
+    let numbers = [
+        ("messages-per-s", change.messages_per_s),
+        ("messages-burst", change.messages_burst),
+        ("bytes-per-s", change.bytes_per_s),
+        ("bytes-burst", change.bytes_burst),
+    ];
+    for (name, number) in numbers.into_iter().filter_map(|(name, number)| Some((name, number?))) {
+        text.push_str(&format!(" {name}={}", if number == 0 { "none".to_owned() } else { number.to_string() }));
+    }
+    change.on_exceed.iter().for_each(|on_exceed| text.push_str(&format!(" on-exceed={on_exceed}")));
+    text
+}
+
+impl Told for api::SetLimitRequest {
+    fn told(&self) -> String {
+        format!("limit of {}", limit(self.subject.as_ref(), self.change.as_ref()))
+    }
+}
+
+impl Told for api::RemoveLimitRequest {
+    fn told(&self) -> String {
+        format!("limit of {}", limit(self.subject.as_ref(), None))
+    }
+}
+
 impl Told for api::RemoveSiteRequest {
     fn told(&self) -> String {
         format!("site {}{}", self.site, if self.yes { "" } else { ", asked only what would be lost" })
@@ -193,6 +223,8 @@ mod tests {
             api::ResumeLinkRequest::default().told(),
             api::ReloadConfigRequest::default().told(),
             api::SetLogLevelRequest::default().told(),
+            api::SetLimitRequest::default().told(),
+            api::RemoveLimitRequest::default().told(),
         ];
         assert!(told.iter().all(|text| !text.is_empty()), "{told:?}");
     }

@@ -8,13 +8,16 @@ use std::{
 use parking_lot::Mutex;
 use seaway_relay::{
     log::{contract::LogStats, sync_times::SYNC_BOUNDS_US},
-    node::Node,
+    node::{
+        Node,
+        queues::{QueueView, Unit},
+    },
     transport::expiry::CertificateEnd,
 };
 use tokio::sync::Semaphore;
 
 use super::{
-    CERTIFICATES_MAX, COPIES_MAX, GROUPS_MAX, OTHER, PEERS_MAX,
+    CERTIFICATES_MAX, CLIENTS_MAX, COPIES_MAX, GROUPS_MAX, OTHER, PEERS_MAX, TOPICS_MAX,
     exposition::{Apart, Page, number},
     process, table as t,
 };
@@ -24,7 +27,7 @@ use crate::{
     door::DoorHandle,
     engine::Engine,
     groups::Described,
-    grpc::{shared::Shared, status},
+    grpc::{queues, shared::Shared, status},
 };
 
 /// Makes pages, one at a time: a scrape takes the hub's lock for each log.
@@ -46,6 +49,8 @@ struct Told {
     peers: Apart,
     groups: Apart,
     certificates: Apart,
+    limited_topics: Apart,
+    limited_clients: Apart,
 }
 
 impl Collector {
@@ -88,10 +93,11 @@ impl Collector {
             add_certificates(&mut page, &mut apart.certificates, &ends);
             add_groups(&mut page, &mut apart.groups, &groups);
             match shared {
-                Some(shared) => add_door(&mut page, &shared),
-                None => {
-                    node.queues().into_iter().for_each(|(name, used, bound)| add_queue(&mut page, &name, used, bound))
+                Some(shared) => {
+                    add_door(&mut page, &shared);
+                    add_limits(&mut page, &mut apart, &shared);
                 }
+                None => node.queues().iter().for_each(|row| add_queue(&mut page, row)),
             }
             page.text()
         };
@@ -193,6 +199,9 @@ fn add_links(page: &mut Page, apart: &mut Apart, links: &[api::LinkStatus]) {
         }
         page.count(&t::LINK_RECEIVED, &labels, link.bytes_in);
         page.count(&t::LINK_SENT, &labels, link.bytes_out);
+        page.count(&t::LINK_SEND_LIMITED, &labels, link.send_limited);
+        page.count(&t::LINK_RECEIVE_LIMITED, &labels, link.receive_limited);
+        page.count(&t::LINK_ONE_WAY_LIMITED, &labels, link.one_way_limited);
         page.count(&t::LINK_BATCHES_IN, &labels, link.batches_in);
         page.count(&t::LINK_BATCHES_OUT, &labels, link.batches_out);
     }
@@ -227,16 +236,13 @@ fn add_log(page: &mut Page, stats: &LogStats) {
     page.histogram(&t::LOG_SYNC_SECONDS, buckets, times.beyond, number(times.total_us) / 1e6);
 }
 
-/// Of a queue's name in status: `receipts (number)` counts pieces.
-const IN_PIECES: &str = " (number)";
-
-fn add_queue(page: &mut Page, name: &str, used: u64, bound: u64) {
-    let (metrics, name) = match name.strip_suffix(IN_PIECES) {
-        Some(name) => ([&t::QUEUE_ITEMS, &t::QUEUE_ITEMS_MAX], name),
-        None => ([&t::QUEUE_BYTES, &t::QUEUE_BYTES_MAX], name),
+fn add_queue(page: &mut Page, row: &QueueView) {
+    let metrics = match row.unit {
+        Unit::Pieces => [&t::QUEUE_ITEMS, &t::QUEUE_ITEMS_MAX],
+        Unit::Bytes => [&t::QUEUE_BYTES, &t::QUEUE_BYTES_MAX],
     };
-    for (metric, value) in metrics.into_iter().zip([used, bound]) {
-        page.count(metric, &[name], value);
+    for (metric, value) in metrics.into_iter().zip([row.used, Some(row.bound)]) {
+        value.into_iter().for_each(|value| page.count(metric, &[row.name], value));
     }
 }
 
@@ -270,10 +276,24 @@ fn add_groups(page: &mut Page, apart: &mut Apart, groups: &[Described]) {
     }
 }
 
-fn add_door<E: Engine>(page: &mut Page, shared: &Shared<E>) {
-    for queue in status::queues(shared) {
-        add_queue(page, &queue.name, queue.bytes, queue.bytes_max);
+/// Whom rate limits held back.
+fn add_limits<E: Engine>(page: &mut Page, apart: &mut Told, shared: &Shared<E>) {
+    let of = [
+        (&mut apart.limited_topics, TOPICS_MAX, shared.topic_rates.held_back(), [&t::TOPIC_DELAYED, &t::TOPIC_REFUSED]),
+        (&mut apart.limited_clients, CLIENTS_MAX, shared.rates.held_back(), [&t::CLIENT_DELAYED, &t::CLIENT_REFUSED]),
+    ];
+    for (apart, max, held, [delayed_metric, refused_metric]) in of {
+        apart.keep(held.iter().map(|(name, ..)| vec![name.as_str()]), max);
+        for (name, delayed, refused) in &held {
+            let labels = apart.labels(&[name]);
+            page.count(delayed_metric, &labels, *delayed);
+            page.count(refused_metric, &labels, *refused);
+        }
     }
+}
+
+fn add_door<E: Engine>(page: &mut Page, shared: &Shared<E>) {
+    queues::all(shared).iter().for_each(|row| add_queue(page, row));
     for (topic, flows) in shared.traffic.all() {
         let flows = [
             (&t::PUBLISHED_MESSAGES, &flows.published.messages),

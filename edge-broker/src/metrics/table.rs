@@ -62,6 +62,8 @@ metrics! {
     PUBLISHED_BYTES Counter "seaway_topic_published_bytes_total" ["topic"] "Their bytes: payload, key and headers."
     DELIVERED_MESSAGES Counter "seaway_topic_delivered_messages_total" ["topic"] "Messages handed to subscribers here, each subscriber counted."
     DELIVERED_BYTES Counter "seaway_topic_delivered_bytes_total" ["topic"] "Their payloads' bytes."
+    TOPIC_DELAYED Counter "seaway_topic_publishes_delayed_total" ["topic"] "Publishes that waited for their topic's rate limit."
+    TOPIC_REFUSED Counter "seaway_topic_publishes_refused_total" ["topic"] "Publishes that their topic's rate limit refused."
     STORED_MESSAGES Gauge "seaway_topic_stored_messages" ["topic" "origin"] "Messages retained here; of own logs and of copies."
     STORED_BYTES Gauge "seaway_topic_stored_bytes" ["topic" "origin"] "Bytes of the batches retained here."
 
@@ -83,6 +85,9 @@ metrics! {
     LINK_BATCHES_OUT Counter "seaway_link_sent_batches_total" ["peer" "direction"] "Batches sent on the present connection."
     LINK_CREDIT Gauge "seaway_link_credit_bytes" ["peer" "direction" "lane"] "Bytes that the peer has granted and that are not used, of what is live and of the backlog, while the link is up."
     LINK_RECONNECTS Counter "seaway_link_reconnects_total" ["peer" "direction"] "Times that the link was made anew."
+    LINK_SEND_LIMITED Counter "seaway_link_send_limited_total" ["peer" "direction"] "Times that a rate limit held back what is sent, on the present connection."
+    LINK_RECEIVE_LIMITED Counter "seaway_link_receive_limited_total" ["peer" "direction"] "Times that a rate limit held back what the peer is let send, on the present connection."
+    LINK_ONE_WAY_LIMITED Counter "seaway_link_one_way_limited_total" ["peer" "direction"] "One-way messages dropped above a rate limit, on the present connection."
     LINK_DROPPED Counter "seaway_link_one_way_dropped_total" ["peer" "direction"] "One-way messages dropped for lack of room on the link."
 
     LOG_GROUPS Counter "seaway_log_groups_total" [] "Group writes of the commit log."
@@ -105,7 +110,7 @@ metrics! {
     COPIES_FULL Gauge "seaway_disk_copies_full" [] "1 while copies take nothing more since their share is used up, else 0."
     DISK_FULL Gauge "seaway_disk_full" [] "1 while publishes are refused for lack of room, else 0."
 
-    QUEUE_BYTES Gauge "seaway_queue_bytes" ["queue"] "What a queue of the node holds."
+    QUEUE_BYTES Gauge "seaway_queue_bytes" ["queue"] "What a queue of the node holds; of all links together. `seaway queues` tells them apart, and says what happens at the bound."
     QUEUE_BYTES_MAX Gauge "seaway_queue_max_bytes" ["queue"] "What it may hold."
     QUEUE_ITEMS Gauge "seaway_queue_items" ["queue"] "What a queue that is counted in pieces holds; receipts: messages that wait for other sites."
     QUEUE_ITEMS_MAX Gauge "seaway_queue_max_items" ["queue"] "What it may hold."
@@ -116,6 +121,9 @@ metrics! {
     DOOR_DELIVERED Counter "seaway_door_delivered_total" [] "Messages handed to subscribers."
     DOOR_REFUSED Counter "seaway_door_refused_total" ["reason"] "What the door refused: not-allowed, connections, rate."
     DOOR_DELAYED Counter "seaway_door_delayed_total" [] "Publishes that waited for their client's rate."
+
+    CLIENT_DELAYED Counter "seaway_client_publishes_delayed_total" ["client"] "Publishes of a client that waited for its rate limit."
+    CLIENT_REFUSED Counter "seaway_client_publishes_refused_total" ["client"] "Publishes of a client that its rate limit refused."
 
     AUDIT_FAILURES Counter "seaway_audit_failures_total" [] "Admin calls whose record could not be stored in _audit; the node's log has them."
 

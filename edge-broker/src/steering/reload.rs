@@ -12,6 +12,7 @@
 //! | `door.limits` | at once, clients that wait included |
 //! | `logging.level` | at once |
 //! | retention in `[[topic]]` | with the next look, within 10 s |
+//! | `limits` in `[[topic]]`, `send_rate` and `receive_rate` in `[link]` and `[[link.peer]]` | at once, where no command set them |
 //! | a `[[want]]` that was added or taken out | at once |
 //!
 //! Every other key that differs from what is in use is answered as one that needs a restart.
@@ -64,7 +65,9 @@ const LIVE: [&str; 19] = [
 ];
 const LEVEL: &str = "logging.level";
 /// Keys of a topic's section that change while the node runs.
-const RETENTION: [&str; 2] = ["retention_age", "retention_size"];
+const RETENTION: [&str; 3] = ["retention_age", "retention_size", "limits"];
+/// Keys of a link's or peer's section that do.
+const RATES: [&str; 2] = ["send_rate", "receive_rate"];
 
 /// What came of a reload.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -208,6 +211,7 @@ impl Reload {
         if let (Some((door, read)), Some(config)) = (door, &door_config) {
             door.use_from_now(config, read);
         }
+        node.limits().replace_file(changed.limits);
         node.set_retention(changed.topics);
         node.set_wants(changed.wants);
         *in_use = plan.in_use;
@@ -249,6 +253,15 @@ fn plan(in_use: &Value, fresh: &Value) -> Plan {
                 (Some(old), Some(new)) => without(old, &RETENTION) == without(new, &RETENTION),
                 _ => false,
             }),
+            // A section that says nothing but rates, or none, is like no section.
+            "link.peer" => plan_list(&mut plan, &key, old, new, "node", |old, new| {
+                let rest = |section: Option<&Value>| {
+                    section
+                        .map(|section| without(section, &RATES))
+                        .filter(|s| s.as_object().is_none_or(|s| s.len() > 1))
+                };
+                rest(old) == rest(new)
+            }),
             "want" => plan_list(&mut plan, &key, old, new, "name", |old, new| old.is_none() || new.is_none()),
             live if is_live(live, old, new, in_use, fresh) => {
                 put(&mut plan.in_use, &key, new.cloned());
@@ -266,6 +279,12 @@ fn is_live(key: &str, old: Option<&Value>, new: Option<&Value>, in_use: &Value, 
     let same = |key: &str| at(in_use, key).is_some() == at(fresh, key).is_some();
     match key {
         LEVEL => true,
+        _ if RATES
+            .iter()
+            .any(|rate| key.strip_prefix("link.").is_some_and(|key| key.split('.').next() == Some(rate))) =>
+        {
+            true
+        }
         "door.cert_file" | "door.key_file" => old.is_some() && new.is_some(),
         _ if key.starts_with("door.") => LIVE.contains(&key) && same("door") && same("door.cert_file"),
         _ => LIVE.contains(&key),
@@ -474,6 +493,19 @@ pattern = "#"
             used.iter().map(|(p, t)| (p.as_str(), t.queues, t.retention_age, t.retention_bytes)).collect();
         let day = Duration::from_secs(86_400);
         assert_eq!(kept, [("orders", 4, Some(day), None), ("logs", 1, None, Some(3 << 30))]);
+    }
+
+    #[test]
+    fn rates_of_links_and_topics_are_taken_into_use() {
+        let (applied, restart, in_use) = changed(|s| {
+            s["link"]["send_rate"] = json!({"bytes_per_s": "1 MiB"});
+            s["link"]["peer"] =
+                json!([{"node": "a/b", "receive_rate": {"messages_per_s": 5}}, {"node": "c/d", "address": "x:1"}]);
+            s["topic"][0]["limits"] = json!({"messages_per_s": 5});
+        });
+        assert_eq!(applied, ["link.peer[a/b]", "link.send_rate.bytes_per_s", "topic[orders]"]);
+        assert_eq!(restart, ["link.peer[c/d]"]);
+        assert_eq!(in_use["link"]["peer"], json!([{"node": "a/b", "receive_rate": {"messages_per_s": 5}}]));
     }
 
     #[test]

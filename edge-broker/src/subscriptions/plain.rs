@@ -17,6 +17,7 @@ use super::{
     feed::{Feed, Filled, Item, Reason},
     filter::Filter,
     order::Held,
+    replies::{NoRoom, Replies},
     standing::{Standing, Waits},
     start::{StartAt, from_begin},
 };
@@ -37,9 +38,6 @@ const NOTES_MAX: usize = 16;
 const LOGS_LOOKED_AT_MAX: usize = 16;
 /// How often logs that are held back are looked at, whatever happens.
 const HELD_TICK: Duration = Duration::from_secs(1);
-
-/// Where replies go.
-pub(crate) type Replies = mpsc::Sender<Result<SubscribeReply, Status>>;
 
 /// What a subscriber says after opening.
 pub(crate) type Requests = mpsc::Receiver<Result<subscribe_request::Kind, Status>>;
@@ -180,7 +178,7 @@ impl<E: Engine> Plain<E> {
             }
         };
         if let Some(status) = end {
-            let _ = replies.send(Err(status)).await; // whoever left does not mind
+            replies.send(Err(status)).await;
         }
     }
 
@@ -229,7 +227,7 @@ impl<E: Engine> Plain<E> {
     }
 
     async fn reply(&self, kind: Kind) {
-        let _ = self.replies.send(Ok(SubscribeReply { kind: Some(kind) })).await;
+        self.replies.send(Ok(SubscribeReply { kind: Some(kind) })).await;
     }
 
     async fn send_one_way(&mut self, message: Option<OneWayMessage>) {
@@ -260,12 +258,12 @@ impl<E: Engine> Plain<E> {
 
     /// Sends one reply from the log whose turn it is.
     async fn send_some(&mut self) -> Result<(), Status> {
-        let permit = match self.replies.clone().try_reserve_owned() {
+        let permit = match self.replies.try_reserve() {
             Ok(permit) => permit,
-            Err(mpsc::error::TrySendError::Closed(_)) => return Ok(()),
-            Err(mpsc::error::TrySendError::Full(replies)) => {
+            Err(NoRoom::Closed) => return Ok(()),
+            Err(NoRoom::Full) => {
                 self.standing.set(Some(Waits::Reading));
-                let Ok(permit) = replies.reserve_owned().await else { return Ok(()) };
+                let Some(permit) = self.replies.clone().reserve().await else { return Ok(()) };
                 permit
             }
         };

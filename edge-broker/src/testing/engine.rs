@@ -28,6 +28,8 @@ use seaway_relay::{
     node::{
         Acknowledgement, Alarm, HoldBack, LinkStatus, LogEvent, OneWayMessage, Outcome, OwnMessage, PendingReceipt,
         PendingRun, Publish, PublishError, PublishRun, Receipt, ReceiptRoom, TopicConfig,
+        limits::{LimitBook, LimitSettings, Subject},
+        queues::QueueView,
         topics::{Source, TopicChange, TopicSettingsView, TrimTo},
     },
 };
@@ -53,6 +55,7 @@ struct Inner {
     receipts: tokio::sync::Semaphore,
     receipts_asked: AtomicU64,
     stopped_waiting: AtomicBool,
+    limits: Arc<LimitBook>,
 }
 
 impl TestEngine {
@@ -81,6 +84,8 @@ impl TestEngine {
             }
         }));
         let (wants, one_way) = (Mutex::default(), Mutex::default());
+        let limits = Arc::new(LimitBook::default());
+        limits.restore(log.scan(Table::Node, b"limit\0"));
         let (clock, submitting) = (AtomicU64::new(1_000_000), Mutex::default());
         Self(Arc::new(Inner {
             log,
@@ -96,6 +101,7 @@ impl TestEngine {
             receipts: tokio::sync::Semaphore::new(1),
             receipts_asked: AtomicU64::new(0),
             stopped_waiting: AtomicBool::new(false),
+            limits,
         }))
     }
 
@@ -397,6 +403,28 @@ impl Engine for TestEngine {
         Ok(pending)
     }
 
+    fn limits(&self) -> &Arc<LimitBook> {
+        &self.0.limits
+    }
+
+    async fn set_limit(
+        &self,
+        subject: &Subject,
+        change: Option<&LimitSettings>,
+        file_of_client: &LimitSettings,
+    ) -> Result<(), PublishError> {
+        let planned = self.0.limits.plan(subject, change, file_of_client, 1 << 20);
+        let (settings, entry) = planned.map_err(PublishError::Invalid)?;
+        let change = match entry {
+            Entry::Put { table, key, value } => (table, key, Some(value)),
+            Entry::Delete { table, key } => (table, key, None),
+            _ => return Err(PublishError::Invalid("not a row".to_owned())),
+        };
+        self.put_state(vec![change]).await?;
+        self.0.limits.apply(subject, settings);
+        Ok(())
+    }
+
     async fn put_want(&self, want: Want) -> Result<(), PublishError> {
         self.0.wants.lock().insert(want.id.clone(), want);
         Ok(())
@@ -490,7 +518,7 @@ impl Engine for TestEngine {
         Vec::new()
     }
 
-    fn queues(&self) -> Vec<(String, u64, u64)> {
+    fn queues(&self) -> Vec<QueueView> {
         Vec::new()
     }
 

@@ -47,12 +47,22 @@ pub(super) struct Link {
     pub(super) open_fetches: usize,
     /// Why what comes over it does not arrive.
     pub(super) trouble: Option<Trouble>,
+    /// Which rate limit holds back what comes, in words.
+    pub(super) limited: Option<String>,
 }
 
 impl Link {
     fn new(peer: PeerInfo) -> Self {
         let announcing = Announcing::default();
-        Self { peer, next_fetch: 0, announced: BTreeMap::new(), announcing, open_fetches: 0, trouble: None }
+        Self {
+            peer,
+            next_fetch: 0,
+            announced: BTreeMap::new(),
+            announcing,
+            open_fetches: 0,
+            trouble: None,
+            limited: None,
+        }
     }
 }
 

@@ -23,6 +23,7 @@
 //! | the copy's bytes are not the origin's | the origin compared the chain value | `stalled`: below which place | at the answer |
 //! | marks were lost farther up, while others come | their numbers | `catching-up`, then `stalled`: who is asked | 4 s after the last |
 //! | nobody wants it here | no want | `not-wanted` | at once |
+//! | a rate limit on the link holds it back, here or at the neighbour | the link's driver says it | `catching-up`: the limit | 1 s |
 //! | a copy that cannot be begun | a mark unreached for three intervals | `stalled`: why | 4 s |
 //!
 //! A copy of an idle topic hears marks that name nothing new, and stays live with lag 0.
@@ -66,6 +67,14 @@ impl Replication {
         self.now = self.now.max(now);
         if let Some(link) = self.links.get_mut(&link) {
             link.trouble = trouble;
+        }
+    }
+
+    /// Which rate limit holds back what comes over a link, as its driver finds; `None`: none does.
+    pub fn handle_link_limited(&mut self, now: Duration, link: LinkId, limited: Option<String>) {
+        self.now = self.now.max(now);
+        if let Some(link) = self.links.get_mut(&link) {
+            link.limited = limited;
         }
     }
 
@@ -242,6 +251,9 @@ impl Replication {
             let why = trouble.unwrap_or_else(|| "nothing of it was announced that joins this copy".to_owned());
             return Standing::new("stalled", format!("it is not being fetched from {way}: {why}"), since);
         };
+        if let Some(limited) = self.limited_towards(&log.origin).filter(|_| trouble.is_none()) {
+            return Standing::new("catching-up", format!("it comes from {from}, {limited} (limited)"), since);
+        }
         if late {
             let silent = lasting(now.saturating_sub(since.max(state.moved_at)));
             let why = trouble.map(|why| format!(" ({why})")).unwrap_or_default();
@@ -259,6 +271,11 @@ impl Replication {
         let link = self.links.get(&self.routing.upstream(origin)?)?;
         let trouble = link.trouble.as_ref()?;
         Some(format!("on the link to {}, {}", link.peer.node, trouble.words(now)))
+    }
+
+    /// Which rate limit holds back what comes over the link towards an origin.
+    fn limited_towards(&self, origin: &Site) -> Option<&str> {
+        self.links.get(&self.routing.upstream(origin)?)?.limited.as_deref()
     }
 
     /// How old the newest mark of a live copy may be.

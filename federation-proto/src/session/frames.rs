@@ -129,6 +129,11 @@ impl TransmitBuilder {
         self.bytes >= TRANSMIT_BYTES
     }
 
+    /// Bytes gathered so far.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes as u64
+    }
+
     /// Adds a frame that is encoded already.
     pub(super) fn push_frame(&mut self, frame: Bytes) {
         self.bytes += frame.len();

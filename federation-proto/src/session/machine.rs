@@ -6,15 +6,16 @@ use bytes::Bytes;
 use prost::Message as _;
 
 use super::{
-    Channel, CloseReason, Congested, Event, FEATURE_CONDITION, Fault, FetchEnded, FetchNumber, FetchOrder, LANES, Lane,
-    PeerInfo, ReadOutcome, ServedAt, SessionConfig, Transmit,
+    Buffered, Channel, CloseReason, Congested, Event, FEATURE_CONDITION, Fault, FetchEnded, FetchNumber, FetchOrder,
+    LANES, Lane, PeerInfo, ReadOutcome, ServedAt, SessionConfig, Transmit,
     credit::Granted,
     fetches::{Asking, Taken},
     frames::{self, Frame, FrameDecoder, TransmitBuilder},
     handshake, lane_index,
+    pace::{DirectionRates, LinkRates, Pace, receive_window},
     probes::Probes,
-    serving::{Look, Serving},
-    vitals::{Trouble, Vitals},
+    serving::{Look, READ_AHEAD_BYTES, Serving},
+    vitals::{Limits, Trouble, Vitals},
 };
 use crate::{
     envelope::Batch,
@@ -57,7 +58,15 @@ pub struct Session {
     one_way_dropped: u64,
     /// Why the peer stores nothing, as it says; and what it was told of this side.
     there: Option<Trouble>,
-    condition: String,
+    limits_there: Limits,
+    condition: link::Condition,
+    /// What is sent, and what the peer is let send.
+    pace_out: Pace,
+    pace_in: Pace,
+    rates_in: DirectionRates,
+    /// When what a rate holds back can go on.
+    resume_at: Option<Duration>,
+    one_way_limited: u64,
 }
 
 impl Session {
@@ -86,7 +95,13 @@ impl Session {
             skipped: 0,
             one_way_dropped: 0,
             there: None,
-            condition: String::new(),
+            limits_there: Limits::default(),
+            condition: link::Condition::default(),
+            pace_out: Pace::default(),
+            pace_in: Pace::default(),
+            rates_in: DirectionRates::default(),
+            resume_at: None,
+            one_way_limited: 0,
             config,
         }
     }
@@ -126,6 +141,10 @@ impl Session {
         }
         self.probes.heard(now);
         let fits = bytes.len() <= self.config.batch_bytes_max && matches!(self.state, State::Up);
+        if fits && !self.pace_in.admit(now, bytes.len() as u64) {
+            self.one_way_limited = self.one_way_limited.saturating_add(1);
+            return;
+        }
         match fits.then(|| link::OneWay::decode(bytes)) {
             Some(Ok(message)) => self.events.push_back(Event::OneWay(Box::new(message))),
             _ => self.one_way_dropped = self.one_way_dropped.saturating_add(1),
@@ -141,6 +160,8 @@ impl Session {
             }
             _ => {}
         }
+        // The caller polls everything again; what still has to wait says so anew.
+        self.resume_at = self.resume_at.filter(|at| now < *at);
         if let Some(silence) = self.probes.silence(now) {
             return self.finish(CloseReason::Dead(silence), None);
         }
@@ -288,9 +309,10 @@ impl Session {
     pub fn poll_transmit(&mut self, now: Duration, channel: Channel) -> Option<Transmit> {
         let mut out = TransmitBuilder::default();
         match channel {
-            Channel::Control => self.transmit_control(&mut out),
+            Channel::Control => self.transmit_control(now, &mut out),
             Channel::Lane(lane) if matches!(self.state, State::Up) => {
-                self.serving.transmit(now, lane, &mut out);
+                let wait = self.serving.transmit(now, lane, &mut self.pace_out, &mut out);
+                self.resume_in(now, wait);
                 self.serving.issue_reads(&mut self.events);
             }
             Channel::Lane(_) => {}
@@ -298,17 +320,34 @@ impl Session {
         out.finish()
     }
 
-    fn transmit_control(&mut self, out: &mut TransmitBuilder) {
-        if let Some(hello) = self.hello.take() {
-            out.push_frame(hello);
-        }
-        if matches!(self.state, State::Up) {
-            for (lane, granted) in &mut self.granted {
-                if let Some(granted_total) = granted.poll() {
-                    let credit = link::Credit { lane: (*lane).into(), granted_total };
+    fn resume_in(&mut self, now: Duration, wait: Option<Duration>) {
+        let at = wait.map(|wait| now.saturating_add(wait));
+        self.resume_at = [self.resume_at, at].into_iter().flatten().min();
+    }
+
+    /// Grants what has come free, as far as the rate allows.
+    fn grant(&mut self, now: Duration, out: &mut TransmitBuilder) {
+        let mut resume = None;
+        for (lane, granted) in &mut self.granted {
+            let Some(fresh) = granted.due() else { continue };
+            match self.pace_in.take_some(now, *lane, fresh) {
+                Ok(more) => {
+                    let credit = link::Credit { lane: (*lane).into(), granted_total: granted.grant(more) };
                     out.push_frame(frames::control_frame(Kind::Credit(credit)));
                 }
+                Err(wait) => resume = [resume, Some(wait)].into_iter().flatten().min(),
             }
+        }
+        self.resume_in(now, resume);
+    }
+
+    fn transmit_control(&mut self, now: Duration, out: &mut TransmitBuilder) {
+        if let Some(hello) = self.hello.take() {
+            out.push_frame(hello);
+            self.granted.iter_mut().for_each(|(_, granted)| granted.said());
+        }
+        if matches!(self.state, State::Up) {
+            self.grant(now, out);
         }
         if !matches!(self.state, State::Hello { .. }) {
             while !out.is_full()
@@ -323,6 +362,8 @@ impl Session {
         {
             out.push_frame(last);
         }
+        // It goes at once, and batches wait the longer.
+        self.pace_out.take(Lane::Live, out.bytes(), 0);
     }
 
     /// The next event.
@@ -342,7 +383,10 @@ impl Session {
         match self.state {
             State::Closed => None,
             State::Hello { until } => Some(until.min(self.probes.dead_at())),
-            State::Up => Some(self.probes.due().min(self.probes.dead_at())),
+            State::Up => {
+                let probes = self.probes.due().min(self.probes.dead_at());
+                Some(self.resume_at.map_or(probes, |at| at.min(probes)))
+            }
         }
     }
 
@@ -360,16 +404,72 @@ impl Session {
             credit,
             here: None,
             there: self.there.clone(),
+            limited: self.limits_here(now),
+            limited_there: self.limits_there.clone(),
         }
     }
 
-    /// Tells the peer, if it understands that, why this node stores nothing of what it sends, or (empty) that it does again.
-    pub fn say_condition(&mut self, stalled: &str) {
+    /// Tells the peer, if it understands that, why this node stores nothing of what it sends, or (empty) that it does again; and
+    /// which rates hold back what goes between them.
+    pub fn say_condition(&mut self, now: Duration, stalled: &str) {
         let understands = self.peer.as_ref().is_some_and(|peer| peer.features.contains(&FEATURE_CONDITION));
-        if understands && self.condition != stalled {
-            stalled.clone_into(&mut self.condition);
+        let Limits { sends, takes, .. } = self.limits_here(now);
+        let condition = link::Condition { stalled: stalled.to_owned(), sends_at_most: sends, takes_at_most: takes };
+        if understands && self.condition != condition {
+            self.condition = condition.clone();
             // Congestion ends the session by itself.
-            let _ = self.send(Kind::Condition(link::Condition { stalled: stalled.to_owned() }));
+            let _ = self.send(Kind::Condition(condition));
+        }
+    }
+
+    /// Other rates from now on. What was granted before still comes.
+    pub fn set_rates(&mut self, now: Duration, rates: LinkRates) {
+        if rates.send != self.pace_out.rates() {
+            self.pace_out.set(rates.send, now);
+        }
+        if rates.receive == self.rates_in {
+            return;
+        }
+        self.rates_in = rates.receive;
+        let (window, paced) = receive_window(rates.receive);
+        self.pace_in.set(paced, now);
+        self.granted.iter_mut().for_each(|(_, granted)| granted.narrow(window));
+        if self.hello.is_some() {
+            self.hello = Some(frames::control_frame(Kind::Hello(handshake::hello(&self.config, &self.granted))));
+        }
+        // To look at once.
+        self.resume_in(now, Some(Duration::ZERO));
+    }
+
+    fn limits_here(&self, now: Duration) -> Limits {
+        let words = |pace: &Pace| pace.limited(now).unwrap_or_default();
+        let since = self.pace_out.limited_since().max(self.pace_in.limited_since());
+        Limits { sends: words(&self.pace_out), takes: words(&self.pace_in), since }
+    }
+
+    /// Whether the rate lets a one-way message of so many bytes go, which then counts.
+    pub fn admit_one_way(&mut self, now: Duration, bytes: usize) -> bool {
+        self.pace_out.admit(now, bytes as u64)
+    }
+
+    /// How often a rate held back what is sent; and what the peer is let send; and one-way messages that came above it and were
+    /// dropped.
+    pub fn times_limited(&self) -> [u64; 3] {
+        [self.pace_out.times(), self.pace_in.times(), self.one_way_limited]
+    }
+
+    /// What it holds.
+    pub fn buffered(&self) -> Buffered {
+        let (sum, lanes) =
+            (|of: &dyn Fn(&Granted) -> u64| self.granted.iter().map(|(_, g)| of(g)).sum(), LANES.len() as u64);
+        let (reads, passing) = self.serving.buffered();
+        let largest = self.config.batch_bytes_max as u64;
+        let credit: u64 = sum(&|granted| granted.held().1);
+        Buffered {
+            control: (self.control_out_bytes as u64, self.config.control_queue_bytes_max as u64),
+            received: (sum(&|granted| granted.held().0), credit),
+            reads: (reads, lanes * (READ_AHEAD_BYTES + largest)),
+            passing,
         }
     }
 
@@ -458,6 +558,13 @@ impl Session {
                 let what: String = plain(&condition.stalled).chars().take(CONDITION_CHARS_MAX).collect();
                 let since = self.there.as_ref().map_or(now, |there| there.since);
                 self.there = (!what.is_empty()).then_some(Trouble::storing(since, what));
+                let words = |text: &str| plain(text).chars().take(CONDITION_CHARS_MAX).collect();
+                let (sends, takes): (String, String) =
+                    (words(&condition.sends_at_most), words(&condition.takes_at_most));
+                let before = &self.limits_there;
+                let goes_on = !(before.sends.is_empty() && before.takes.is_empty());
+                let since = if goes_on { before.since } else { now };
+                self.limits_there = Limits { sends, takes, since };
             }
             Kind::ProbeReply(reply) => {
                 if let Some(took) = self.probes.answered(reply.number, now) {
@@ -486,6 +593,7 @@ impl Session {
         if let Some((_, granted)) = self.granted.get_mut(lane_index(lane)) {
             granted.take(credit)?;
         }
+        self.pace_in.take(lane, 0, u64::from(batch.header().count));
         match self.asking.take(lane, number, &batch)? {
             Taken::Next { passing } => self.events.push_back(Event::Batch { number, lane, credit, passing, batch }),
             Taken::Dropped => self.release(lane, credit),

@@ -12,6 +12,7 @@ mod fetches;
 mod frames;
 mod handshake;
 mod machine;
+pub mod pace;
 mod probes;
 mod serving;
 #[cfg(test)]
@@ -290,6 +291,19 @@ pub enum CloseReason {
     /// Nothing heard for too long.
     #[error("nothing was heard from the peer for {:.1} s; check that it runs, and the line between", .0.as_secs_f64())]
     Dead(Duration),
+}
+
+/// What a session holds, in bytes; each with its bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Buffered {
+    /// Control messages that wait to be sent.
+    pub control: (u64, u64),
+    /// Batches that came and whose credit was not given back: the bound is the credit.
+    pub received: (u64, u64),
+    /// Batches read from the own copies that wait to be sent, reads under way included.
+    pub reads: (u64, u64),
+    /// Batches read through that wait to be sent; the bound is the core's.
+    pub passing: u64,
 }
 
 /// Bytes for one channel, in order; the chunks together are whole frames.

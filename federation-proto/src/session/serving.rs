@@ -21,6 +21,7 @@ use super::{
     fetches::{contains, follows},
     frames::TransmitBuilder,
     lane_index,
+    pace::Pace,
     vitals::Wait,
 };
 use crate::{
@@ -38,6 +39,8 @@ const QUANTUM_BYTES: u64 = 64 * 1024;
 /// The core is told how a fed fetch goes on whenever this many bytes were sent on, or when it had less room than this
 /// and has more now.
 const FED_REPORT_BYTES: u64 = 256 * 1024;
+/// How much later than said a rate may let something go before it is the line's fault.
+const LIMIT_SLACK: Duration = Duration::from_millis(500);
 /// Looks remembered, to tell when the oldest of what waits came.
 const LOOKS_MAX: usize = 64;
 
@@ -137,6 +140,8 @@ struct LaneOut {
     idle: Option<(Duration, u64)>,
     /// How much had come at each look, as long as some of it is due.
     came: VecDeque<(Duration, u64)>,
+    /// Until when a rate holds back what is due.
+    limited: Option<Duration>,
 }
 
 /// What waits for the peer, over all lanes.
@@ -520,6 +525,10 @@ impl Serving {
         let batch = first.and_then(|number| self.fetches.get(&number)?.queue.front()).map(|q| q.batch.len() as u64);
         let wait = match batch {
             Some(len) if len > room => Some(Wait::Credit),
+            // Past its time it is the line that does not take it.
+            Some(_) if self.lane(lane).limited.is_some_and(|until| now <= until.saturating_add(LIMIT_SLACK)) => {
+                Some(Wait::Limit)
+            }
             Some(_) => Some(Wait::Line),
             None => (first.is_none() && reads).then_some(Wait::Disk),
         };
@@ -559,9 +568,19 @@ impl Serving {
             yields |= line && since < moved.0;
             waits.push((if line { since.max(moved.0) } else { since }, wait));
         }
-        let waits = waits.into_iter().min_by_key(|(since, _)| *since);
+        let waits = waits.into_iter().min_by_key(|(since, wait)| (*wait == Wait::Limit, *since));
         let credit = LANES.map(|lane| self.lane(lane).credit.room());
         Look { credit, waits, oldest: looks.iter().filter_map(|(_, oldest)| *oldest).min(), yields }
+    }
+
+    /// Bytes that wait to be sent: of the own copies, reads under way included, and read through.
+    pub(super) fn buffered(&self) -> (u64, u64) {
+        let own = self
+            .lanes
+            .iter()
+            .map(|lane| lane.queued.saturating_sub(lane.queued_fed).saturating_add(lane.reading))
+            .sum();
+        (own, self.lanes.iter().map(|lane| lane.queued_fed).sum())
     }
 
     /// Begins the reads that there is room for.
@@ -591,8 +610,15 @@ impl Serving {
         }
     }
 
-    /// Gathers what goes next on a lane.
-    pub(super) fn transmit(&mut self, now: Duration, lane: Lane, out: &mut TransmitBuilder) {
+    /// Gathers what goes next on a lane, as far as its rate allows; how long to wait where that is what ends it.
+    pub(super) fn transmit(
+        &mut self,
+        now: Duration,
+        lane: Lane,
+        pace: &mut Pace,
+        out: &mut TransmitBuilder,
+    ) -> Option<Duration> {
+        self.lane(lane).limited = None;
         while !out.is_full() {
             let this = self.lane(lane);
             if let Some(end) = this.ends.pop_front() {
@@ -600,17 +626,24 @@ impl Serving {
                 continue;
             }
             let room = this.credit.room();
-            let Some(number) = this.ready.front().copied() else { break };
+            let number = this.ready.front().copied()?;
             let Some(fetch) = self.fetches.get_mut(&number) else {
                 self.lane(lane).ready.pop_front();
                 continue;
             };
-            match turn(fetch, room) {
+            match turn(fetch, room, |bytes, messages| pace.wait(now, lane, bytes, messages)) {
                 Turn::NoCredit => {
                     let this = self.lane(lane);
                     let gone = this.gone;
                     this.idle.get_or_insert((now, gone));
-                    break;
+                    return None;
+                }
+                Turn::Limited(wait) => {
+                    let this = self.lane(lane);
+                    let gone = this.gone;
+                    this.idle.get_or_insert((now, gone));
+                    this.limited = Some(now.saturating_add(wait));
+                    return Some(wait);
                 }
                 Turn::Over => {
                     if let Some(end) = self.remove(number).and_then(|f| f.ended) {
@@ -627,11 +660,13 @@ impl Serving {
                     self.lane(lane).ready.rotate_left(1);
                 }
                 Turn::Send(Queued { batch, fed }) => {
+                    pace.take(lane, batch.len() as u64, u64::from(batch.header().count));
                     out.push_batch(number, &batch);
                     self.sent(number, lane, batch.len() as u64, fed);
                 }
             }
         }
+        None
     }
 
     fn sent(&mut self, number: FetchNumber, lane: Lane, len: u64, fed: bool) {
@@ -657,6 +692,8 @@ impl Serving {
 enum Turn {
     /// The lane's credit does not hold its next batch; a smaller one of another fetch must not slip past.
     NoCredit,
+    /// The link's rate does not let it go yet.
+    Limited(Duration),
     /// Everything was sent and it has ended.
     Over,
     /// It has nothing to send, or may not.
@@ -668,11 +705,11 @@ enum Turn {
 }
 
 /// What the fetch at the head of the round does with a lane's room.
-fn turn(fetch: &mut Served, room: u64) -> Turn {
+fn turn(fetch: &mut Served, room: u64, limited: impl FnOnce(u64, u64) -> Option<Duration>) -> Turn {
     let Some(next) = fetch.queue.front() else {
         return if fetch.ended.is_some() { Turn::Over } else { Turn::Nothing };
     };
-    let len = next.batch.len() as u64;
+    let (len, messages) = (next.batch.len() as u64, u64::from(next.batch.header().count));
     if fetch.sent >= fetch.allowance {
         return Turn::Nothing;
     }
@@ -681,6 +718,9 @@ fn turn(fetch: &mut Served, room: u64) -> Turn {
     }
     if fetch.deficit < len {
         return Turn::Next;
+    }
+    if let Some(wait) = limited(len, messages) {
+        return Turn::Limited(wait);
     }
     let Some(next) = fetch.queue.pop_front() else { return Turn::Nothing };
     fetch.deficit -= len;

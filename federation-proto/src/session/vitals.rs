@@ -17,6 +17,9 @@
 //! | the peer cannot store what it is sent | it says so (`Condition`), be the credit used up or not | that and half a round trip |
 //! | this node itself does not run | the session has not looked for a second | a second |
 //!
+//! What a rate limit holds back (here, or credit at the peer, which says so by `Condition`) is none of these: the link is `catching-up`,
+//! with `limited` in its reason, while something waits for longer than patience.
+//!
 //! Beyond `dead_after` (2 s unless configured otherwise) without a sign of the peer the session ends: the link is `down`.
 
 use std::time::Duration;
@@ -33,6 +36,8 @@ pub enum Wait {
     Line,
     /// This node's own disk.
     Disk,
+    /// This node's own rate limit.
+    Limit,
 }
 
 /// Something that lasts: since when, and what, in words that stay the same while it does.
@@ -96,6 +101,21 @@ pub struct Vitals {
     pub here: Option<Trouble>,
     /// The same of the peer, as it says.
     pub there: Option<Trouble>,
+    /// Rates by which this node holds back what it sends, or lets the peer send; in words, while they do.
+    pub limited: Limits,
+    /// The same of the peer, as it says.
+    pub limited_there: Limits,
+}
+
+/// Rates that hold something back at one end of a link, in words; empty for none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// What it sends at most.
+    pub sends: String,
+    /// What it takes at most.
+    pub takes: String,
+    /// Since when they do.
+    pub since: Duration,
 }
 
 /// How a link stands that is up.
@@ -131,6 +151,11 @@ impl Vitals {
         };
         if let Some(trouble) = self.incoming(now).or_else(|| self.outgoing(now)) {
             return found(Standing::Stalled, &trouble);
+        }
+        // What a limit holds back is read no further ahead, and so does not grow old here.
+        if let Some((limit, since)) = self.limit_out().filter(|_| self.waits.is_some()) {
+            let what = format!("limited: {limit}: more waits for it");
+            return found(Standing::CatchingUp, &Trouble::storing(since, what));
         }
         match self.oldest.filter(|at| self.is_late(now, *at)) {
             Some(since) => {
@@ -168,10 +193,27 @@ impl Vitals {
         Some(Trouble::storing(there.since, format!("the peer stores nothing that comes: {}", there.what)))
     }
 
+    /// Which rate limit holds back what is due to the peer, and since when.
+    fn limit_out(&self) -> Option<(String, Duration)> {
+        let of = |limit: &str, who, since| (!limit.is_empty()).then(|| (format!("{who} at most {limit}"), since));
+        let here = of(&self.limited.sends, "this node sends it", self.limited.since);
+        here.or_else(|| of(&self.limited_there.takes, "the peer takes", self.limited_there.since))
+    }
+
+    /// Which rate limit holds back what comes, in words.
+    #[must_use]
+    pub fn limit_in(&self) -> Option<String> {
+        let of = |limit: &str, who| (!limit.is_empty()).then(|| format!("{who} at most {limit}"));
+        let there = of(&self.limited_there.sends, "which sends");
+        there.or_else(|| of(&self.limited.takes, "of which this node takes"))
+    }
+
     /// Why what is due to the peer does not go.
     fn outgoing(&self, now: Duration) -> Option<Trouble> {
         let (since, wait) = self.waits.filter(|(since, _)| self.is_late(now, *since))?;
         let what = match wait {
+            Wait::Limit => return None,
+            Wait::Credit if !self.limited_there.takes.is_empty() => return None,
             Wait::Credit => "the peer has granted no room; its disk may be full or slow",
             Wait::Line => "the line takes no batches, though probes pass",
             Wait::Disk => "this node's disk has not given what the peer asked for",
@@ -236,6 +278,26 @@ mod tests {
         // What does not go at all is worse.
         let vitals = Vitals { waits: Some((8_000 * MS, Wait::Line)), ..vitals };
         assert_eq!(at(&vitals, 10_400).0, Standing::Stalled);
+    }
+
+    #[test]
+    fn what_a_rate_holds_back_is_not_stalled_and_says_so() {
+        let limits =
+            |sends: &str, takes: &str| Limits { sends: sends.to_owned(), takes: takes.to_owned(), since: 10_000 * MS };
+        let waits = |wait| Vitals { waits: Some((8_000 * MS, wait)), oldest: Some(8_000 * MS), ..calm(10_400 * MS) };
+        let here = Vitals { limited: limits("5 bytes a second", ""), ..waits(Wait::Limit) };
+        let (standing, reason) = at(&here, 10_400);
+        assert_eq!(standing, Standing::CatchingUp);
+        assert_eq!(reason, "limited: this node sends it at most 5 bytes a second: more waits for it, for 400 ms");
+        let idle = Vitals { waits: None, oldest: None, ..here.clone() };
+        assert_eq!(at(&idle, 10_400).0, Standing::Live, "nothing is held back any more");
+        let there = Vitals { limited_there: limits("", "7 bytes a second"), ..waits(Wait::Credit) };
+        assert!(at(&there, 10_400).1.starts_with("limited: the peer takes at most 7 bytes a second"));
+        assert_eq!(there.limit_in(), None);
+        let line = Vitals { limited: limits("5 bytes a second", ""), ..waits(Wait::Line) };
+        assert_eq!(at(&line, 10_400).0, Standing::Stalled, "a limit excuses nothing else");
+        let unsaid = Vitals { limited: limits("5 bytes a second", ""), ..waits(Wait::Credit) };
+        assert_eq!(at(&unsaid, 10_400).0, Standing::Stalled);
     }
 
     #[test]

@@ -22,10 +22,11 @@ use seaway_federation_proto::{
     envelope::Batch,
     ids::{LogName, Place, Site},
     message::BODY_VERSION,
-    replication::LinkId,
+    replication::{LinkId, PASS_POOL_BYTES},
     session::{
-        Channel, CloseReason, Event, FetchEnded, FetchLine, FetchNumber, LANES, Lane, NodeKind, PeerInfo, ReadOutcome,
-        Session, SessionConfig, Transmit,
+        Buffered, Channel, CloseReason, Event, FetchEnded, FetchLine, FetchNumber, LANES, Lane, NodeKind, PeerInfo,
+        ReadOutcome, Session, SessionConfig, Transmit,
+        pace::LinkRates,
         vitals::{Judgement, Trouble, Vitals},
     },
     wire::{link, link::FetchEnd},
@@ -37,7 +38,10 @@ use super::{
     port::HubPort,
     storing::Storing,
 };
-use crate::log::contract::{CommitLog, Entry, Line, Read, ReadError, RejectReason, Role, Unit};
+use crate::{
+    log::contract::{CommitLog, Entry, Line, Read, ReadError, RejectReason, Role, Unit},
+    node::queues::{Gauge, QueueView},
+};
 
 /// One-way messages that wait for the transport, in bytes; past it they are dropped and counted.
 const ONE_WAY_QUEUE_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -89,10 +93,19 @@ pub struct LinkCounters {
     pub one_way_out: AtomicU64,
     /// One-way messages dropped here: the queue was full, or they could not be read.
     pub one_way_dropped: AtomicU64,
+    /// Times that a rate limit held back what is sent.
+    pub send_limited: AtomicU64,
+    /// Times that a rate limit held back what the peer is let send.
+    pub receive_limited: AtomicU64,
+    /// One-way messages dropped here, in either direction, since they were above a rate limit.
+    pub one_way_limited: AtomicU64,
     /// Newest round trip of a probe through the whole session, microseconds; 0 before the first.
     pub round_trip_us: AtomicU64,
     /// Of the driver's last look, which comes with each probe.
     vitals: Mutex<Option<Vitals>>,
+    /// What is held, as of the same.
+    buffered: Mutex<Buffered>,
+    one_way_queued: Gauge,
 }
 
 impl LinkCounters {
@@ -106,11 +119,30 @@ impl LinkCounters {
         self.vitals.lock().as_ref().map(|vitals| vitals.credit)
     }
 
+    /// What the link's parts hold, as of the driver's last look.
+    pub fn queues(&self) -> Vec<QueueView> {
+        let Buffered { control, received, reads, passing } = *self.buffered.lock();
+        let passing_max = LANES.len() as u64 * (PASS_POOL_BYTES + received.1 / 2);
+        let rows = [
+            ("link-control", control, "the link is closed: its peer does not read"),
+            ("link-received", received, "the peer gets no more credit until something is durable"),
+            ("link-reads", reads, "nothing more is read for the peer until it takes some"),
+            ("link-passing", (passing, passing_max), "what comes keeps the credit of the link on which it came"),
+        ];
+        let rows =
+            rows.into_iter().map(|(name, (used, bound), at_bound)| QueueView::bytes(name, used, bound, at_bound));
+        let one_way = self.one_way_queued.row("link-one-way", ONE_WAY_QUEUE_BYTES_MAX as u64, "dropped and counted");
+        rows.chain([one_way]).collect()
+    }
+
     /// For how long nothing has been heard of the peer, as of the driver's last look.
     pub fn silence(&self, now: Duration) -> Option<Duration> {
         self.vitals.lock().as_ref().map(|vitals| now.saturating_sub(vitals.heard))
     }
 }
+
+/// Gives a link's rates, if they have changed since it was called last; the first call gives what holds.
+pub type RatesFeed = Box<dyn FnMut() -> Option<LinkRates> + Send>;
 
 fn count(counter: &AtomicU64, by: u64) {
     counter.fetch_add(by, Ordering::Relaxed);
@@ -164,9 +196,14 @@ pub struct LinkDriver {
     one_way_bytes: usize,
     /// What the session had dropped when it was last asked.
     session_dropped: u64,
+    session_limited: u64,
     /// Whether what is in the counters tells of trouble, or the hub was told.
     troubled: Option<Trouble>,
     storing: Storing,
+    /// Where its rates come from; without it, it has none.
+    rates: Option<RatesFeed>,
+    /// Which limit holds back what comes, as the hub was told.
+    limited: Option<String>,
     closed: Option<CloseReason>,
 }
 
@@ -204,10 +241,33 @@ impl LinkDriver {
             one_way: VecDeque::new(),
             one_way_bytes: 0,
             session_dropped: 0,
+            session_limited: 0,
             troubled: None,
             storing: Storing::default(),
+            rates: None,
+            limited: None,
             closed: None,
         }
+    }
+
+    /// Keeps to these rates, as they are at each look.
+    #[must_use]
+    pub fn with_rates(mut self, now: Duration, rates: RatesFeed) -> Self {
+        self.rates = Some(rates);
+        self.look_at_rates(now);
+        self
+    }
+
+    fn look_at_rates(&mut self, now: Duration) {
+        if let Some(rates) = self.rates.as_mut().and_then(|rates| rates()) {
+            self.session.set_rates(now, rates);
+        }
+        let [send, receive, one_way] = self.session.times_limited();
+        self.counters.send_limited.store(send, Ordering::Relaxed);
+        self.counters.receive_limited.store(receive, Ordering::Relaxed);
+        let before = self.session_limited;
+        self.session_limited = one_way;
+        count(&self.counters.one_way_limited, one_way.saturating_sub(before));
     }
 
     // ---- input ------------------------------------------------------------------------------
@@ -267,7 +327,7 @@ impl LinkDriver {
                 self.hub.on_stopped(now, &poisoned.to_string());
             }
             LinkCommand::Retry => self.submit_held(now),
-            LinkCommand::OneWay(message) => self.queue_one_way(&message),
+            LinkCommand::OneWay(message) => self.queue_one_way(now, &message),
             LinkCommand::Close(reason) => self.session.close(reason),
             LinkCommand::Send(_)
             | LinkCommand::StartFetch(_)
@@ -288,6 +348,7 @@ impl LinkDriver {
             self.retry_at = None;
             self.submit_held(now);
         }
+        self.look_at_rates(now);
         self.session.handle_timeout(now);
         self.pump(now);
         self.look_for_trouble(now);
@@ -299,12 +360,17 @@ impl LinkDriver {
         }
         let mut vitals = self.session.vitals(now);
         vitals.here = self.storing.trouble(now, vitals.patience, self.hub.is_stopped());
-        self.session.say_condition(vitals.here.as_ref().map_or("", |here| here.what.as_str()));
-        let trouble = vitals.incoming(now);
+        self.session.say_condition(now, vitals.here.as_ref().map_or("", |here| here.what.as_str()));
+        let (trouble, limited) = (vitals.incoming(now), vitals.limit_in());
         *self.counters.vitals.lock() = Some(vitals);
+        *self.counters.buffered.lock() = self.session.buffered();
         if self.troubled != trouble {
             self.hub.on_condition(now, self.link, trouble.clone());
             self.troubled = trouble;
+        }
+        if self.limited != limited {
+            self.hub.on_limited(now, self.link, limited.clone());
+            self.limited = limited;
         }
     }
 
@@ -335,6 +401,7 @@ impl LinkDriver {
     pub fn poll_one_way(&mut self) -> Option<Bytes> {
         let bytes = self.one_way.pop_front()?;
         self.one_way_bytes = self.one_way_bytes.saturating_sub(bytes.len());
+        self.counters.one_way_queued.set(self.one_way_bytes as u64);
         count(&self.counters.one_way_out, 1);
         count(&self.counters.bytes_out, bytes.len() as u64);
         Some(bytes)
@@ -622,14 +689,18 @@ impl LinkDriver {
 
     // ---- one-way messages -------------------------------------------------------------------------
 
-    fn queue_one_way(&mut self, message: &link::OneWay) {
+    fn queue_one_way(&mut self, now: Duration, message: &link::OneWay) {
         let len = message.encoded_len();
         let fits = self.one_way.is_empty() || self.one_way_bytes.saturating_add(len) <= ONE_WAY_QUEUE_BYTES_MAX;
         let taken = self.session.peer().is_some_and(|peer| len <= peer.batch_bytes_max);
         if !fits || !taken {
             return count(&self.counters.one_way_dropped, 1);
         }
+        if !self.session.admit_one_way(now, len) {
+            return count(&self.counters.one_way_limited, 1);
+        }
         self.one_way_bytes += len;
+        self.counters.one_way_queued.set(self.one_way_bytes as u64);
         self.one_way.push_back(message.encode_to_vec().into());
     }
 }

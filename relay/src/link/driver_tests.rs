@@ -61,6 +61,7 @@ impl TestHub {
 }
 
 impl HubPort for TestHub {
+    fn on_limited(&self, _: Duration, _: LinkId, _: Option<String>) {}
     fn on_condition(&self, _: Duration, _: LinkId, _: Option<seaway_federation_proto::session::vitals::Trouble>) {}
     fn on_up(&self, _: Duration, _: LinkId, _: PeerInfo) {
         self.note(Told::Up);

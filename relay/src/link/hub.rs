@@ -794,6 +794,10 @@ impl HubPort for Hub {
         self.act(|core| core.machine.handle_link_condition(now, link, trouble));
     }
 
+    fn on_limited(&self, now: Duration, link: LinkId, limited: Option<String>) {
+        self.act(|core| core.machine.handle_link_limited(now, link, limited));
+    }
+
     fn on_one_way(&self, now: Duration, link: LinkId, message: Box<link::OneWay>) {
         self.act(|core| core.machine.handle_one_way(now, link, *message));
     }

@@ -72,6 +72,9 @@ pub trait HubPort: Send + Sync {
     /// Whether what comes over the link arrives changed: why it does not, or `None`. After [`HubPort::on_up`] only.
     fn on_condition(&self, now: Duration, link: LinkId, trouble: Option<Trouble>);
 
+    /// Which rate limit holds back what comes over the link changed; `None`: none does. After [`HubPort::on_up`] only.
+    fn on_limited(&self, now: Duration, link: LinkId, limited: Option<String>);
+
     /// A one-way message came.
     fn on_one_way(&self, now: Duration, link: LinkId, message: Box<link::OneWay>);
 

@@ -25,6 +25,7 @@ use super::{
     clock::{Clock, SystemClock},
     hold_back::Keeper,
     life::{self, Progress},
+    limits::LimitBook,
     one_way::OneWaySubscribers,
     origin::Origin,
     publish::Registered,
@@ -140,6 +141,7 @@ pub(super) struct NodeInner {
     pub(super) hub: Arc<Hub>,
     pub(super) hub_wake: Arc<Wake>,
     pub(super) topics: Arc<TopicBook>,
+    pub(super) limits: Arc<LimitBook>,
     /// One command at a time changes what is set of topics.
     pub(super) changing_topics: tokio::sync::Mutex<()>,
     pub(super) receipts: Arc<Receipts>,
@@ -668,7 +670,8 @@ impl LinkOpener for Opener {
         };
         let mailbox = Arc::new(mailbox);
         let link = node.hub.attach(mailbox.clone());
-        let driver = LinkDriver::new(link, session, node.log.clone(), node.hub.clone(), mailbox, now);
+        let driver = LinkDriver::new(link, session, node.log.clone(), node.hub.clone(), mailbox, now)
+            .with_rates(now, node.limits.feed(peer.clone()));
         Ok(Box::new(LoggedDriver::new(driver, node.log.clone())))
     }
 

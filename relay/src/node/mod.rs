@@ -16,9 +16,11 @@ mod find;
 mod hold_back;
 mod inner;
 pub mod life;
+pub mod limits;
 mod one_way;
 pub mod origin;
 mod publish;
+pub mod queues;
 pub mod receipts;
 mod retention;
 mod room;
@@ -43,9 +45,12 @@ use seaway_federation_proto::{
 };
 use tokio::sync::{broadcast, mpsc};
 
-use self::{clock::Clock, inner::NodeInner};
+use self::{clock::Clock, inner::NodeInner, queues::QueueView};
 use crate::{
-    log::contract::{CommitLog, Entry, Line, LogStats, Read, ReadError, Table},
+    log::{
+        contract::{CommitLog, Entry, Line, LogStats, Read, ReadError, Table},
+        disk::INDEX_MEMORY_BYTES,
+    },
     transport::{expiry::CertificateEnd, service::FreshTls},
 };
 
@@ -299,6 +304,24 @@ impl Node {
         self.inner.topics.set_retention(&topics);
     }
 
+    /// The rates that hold here, and what was set of them.
+    pub fn limits(&self) -> &Arc<limits::LimitBook> {
+        &self.inner.limits
+    }
+
+    /// Sets a limit, durably; `None` forgets what commands set of it. `file_of_client`: what the door's configuration says of clients.
+    ///
+    /// # Errors
+    /// It contradicts what holds beside it, or the commit log takes nothing; nothing is changed then.
+    pub async fn set_limit(
+        &self,
+        subject: &limits::Subject,
+        change: Option<&limits::LimitSettings>,
+        file_of_client: &limits::LimitSettings,
+    ) -> Result<(), PublishError> {
+        self.inner.set_limit(subject, change, file_of_client).await
+    }
+
     /// The configured wants from now on: those whose ids are new begin, those that are gone end; one that stays does so as it
     /// was.
     pub fn set_wants(&self, wants: Vec<Want>) {
@@ -379,20 +402,34 @@ impl Node {
         hub.chain(one_way).map(|(name, value)| (name, String::new(), value)).chain(links).collect()
     }
 
-    /// Every queue of the node: name, what it holds now, its bound; bytes unless the name says otherwise.
-    pub fn queues(&self) -> Vec<(String, u64, u64)> {
+    /// Every queue and buffer of the node, those of links included.
+    pub fn queues(&self) -> Vec<QueueView> {
         let inner = &self.inner;
         let [bytes, receipts] = inner.room.taken();
         let stats = inner.log.stats();
-        let one_way = inner.one_way.waiting();
-        let changes = inner.hub.waiting();
-        vec![
-            ("publish".to_owned(), bytes.0, bytes.1),
-            ("receipts (number)".to_owned(), receipts.0, receipts.1),
-            ("append".to_owned(), stats.queued_bytes, stats.queued_bytes_max),
-            ("one-way subscribers".to_owned(), one_way.0, one_way.1),
-            ("changes".to_owned(), changes.0, changes.1),
-        ]
+        let (one_way, changes) = (inner.one_way.waiting(), inner.hub.waiting());
+        let tail = u64::try_from(inner.config.tail_bytes_max).unwrap_or(u64::MAX);
+        let links = inner.transport.get().map(|transport| transport.queues()).unwrap_or_default();
+        let rows = [
+            QueueView::bytes("publish", bytes.0, bytes.1, "publishes wait for room, until their deadline"),
+            QueueView::pieces(
+                "receipts",
+                receipts.0,
+                receipts.1,
+                "publishes that ask for other sites wait, until their deadline",
+            ),
+            QueueView::bytes(
+                "append",
+                stats.queued_bytes,
+                stats.queued_bytes_max,
+                "publishes wait, links get no credit",
+            ),
+            QueueView::bytes("one-way subscribers", one_way.0, one_way.1, "dropped and counted"),
+            QueueView::bytes("changes", changes.0, changes.1, "what others say is given back, and said again"),
+            QueueView::unseen("tail", tail, "the oldest go; readers behind them use the disk"),
+            QueueView::unseen("index", INDEX_MEMORY_BYTES, "blocks are dropped, tables are flushed"),
+        ];
+        rows.into_iter().chain(links).collect()
     }
 
     /// Figures of the commit log.

@@ -359,6 +359,7 @@ pub(super) mod tests {
             costs: vec![],
             tail_bytes_max: 1 << 20,
             hold_back: crate::node::HoldBackConfig::default(),
+            limits: crate::node::limits::LimitsConfig::default(),
         }
     }
 

@@ -23,6 +23,7 @@ use super::{
     clock::{Clock, SystemClock},
     hold_back::Keeper,
     inner::{Ears, NodeInner, Opener, READS_MAX, RETENTION_THREAD},
+    limits::{LIMIT_KEYS, LimitBook},
     one_way::OneWaySubscribers,
     origin::{Origin, OriginConfig},
     publish::Registered,
@@ -142,6 +143,13 @@ fn receipts_over(hub: Arc<OnceLock<Weak<Hub>>>) -> Arc<Receipts> {
     Arc::new(Receipts::new(Arc::new(move |site: &Site, log, place| {
         hub.get().and_then(Weak::upgrade).is_some_and(|hub| hub.site_holds(site, log, place))
     })))
+}
+
+/// The rates that hold, with what commands set of them; the names of those that cannot be read are added to `unreadable`.
+fn limits_of(config: &NodeConfig, log: &dyn CommitLog, unreadable: &mut Vec<String>) -> Arc<LimitBook> {
+    let book = Arc::new(LimitBook::new(config.limits.clone()));
+    unreadable.extend(book.restore(log.scan(Table::Node, LIMIT_KEYS)));
+    book
 }
 
 /// Who keeps for registered sites what they have not got; a relay has no logs of its own.
@@ -271,7 +279,8 @@ impl NodeInner {
             one_way: one_way.clone(),
             events: events.clone(),
         };
-        let (wake, (topics, unreadable)) = (hub_wake.clone(), TopicBook::open(&config, &*log));
+        let (wake, (topics, mut unreadable)) = (hub_wake.clone(), TopicBook::open(&config, &*log));
+        let limits = limits_of(&config, &*log, &mut unreadable);
         let hub = Hub::open(
             replication_config(&config, &topics, start),
             log.clone(),
@@ -296,6 +305,7 @@ impl NodeInner {
             hub,
             hub_wake: hub_wake.clone(),
             topics,
+            limits,
             changing_topics: tokio::sync::Mutex::default(),
             receipts,
             registered,

@@ -326,6 +326,7 @@ impl NodeInner {
         let mut set = before.unwrap_or_default();
         change.apply(&mut set);
         let config = self.topics.check(topic, &set)?;
+        self.check_burst(topic, &set)?;
         let count = self.topics.set.read().len();
         if !known && count >= OVERRIDES_MAX {
             let text = format!("commands set something of {count} topics already, the most that may be; use the file");

@@ -12,7 +12,7 @@ use seaway_federation_proto::{
     session::NodeKind,
 };
 
-use super::{hold_back::HoldBackConfig, one_way::Charge, origin::OwnMessage, space::SpaceConfig};
+use super::{hold_back::HoldBackConfig, limits::LimitsConfig, one_way::Charge, origin::OwnMessage, space::SpaceConfig};
 
 /// Settings of a node; the configuration file is parsed elsewhere.
 #[derive(Debug, Clone)]
@@ -64,6 +64,8 @@ pub struct NodeConfig {
     pub tail_bytes_max: usize,
     /// What is kept beyond retention for registered sites, and for how much and how long.
     pub hold_back: HoldBackConfig,
+    /// Rates of topics and links.
+    pub limits: LimitsConfig,
 }
 
 /// PEM files of a node's link identity.
@@ -398,6 +400,12 @@ pub struct LinkStatus {
     pub reconnects: u64,
     /// One-way messages dropped here for lack of room.
     pub one_way_dropped: u64,
+    /// Times that a rate limit held back what is sent, on the present connection.
+    pub send_limited: u64,
+    /// The same of what the peer is let send.
+    pub receive_limited: u64,
+    /// One-way messages dropped here, in either direction, since they were above a rate limit.
+    pub one_way_limited: u64,
 }
 
 /// An alarm: a report with its count and first time.

@@ -373,7 +373,8 @@ impl LinkTask {
         while self.sampler.poll_tick(cx).is_ready() {
             self.one_way.look();
             self.datagrams.look();
-            self.board.sample(self.number, self.one_way.dropped().saturating_add(self.datagrams.dropped()));
+            let dropped = self.one_way.dropped().saturating_add(self.datagrams.dropped());
+            self.board.sample(self.number, dropped, self.writers.buffered());
         }
         let due = self.drive.poll_timeout();
         let now = self.now();

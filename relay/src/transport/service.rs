@@ -29,7 +29,7 @@ use super::{
     status::{LinkBoard, PAUSED},
     tls::Credentials,
 };
-use crate::node::{LinkStatus, LinkTls, StartError};
+use crate::node::{LinkStatus, LinkTls, StartError, queues::QueueView};
 
 /// Peers that dialled this node and are remembered for status; those that are down go first.
 const ACCEPTED_MAX: usize = 1024;
@@ -246,6 +246,12 @@ impl Transport {
             status
         };
         boards.map(status).collect()
+    }
+
+    /// What the links that are up hold.
+    pub fn queues(&self) -> Vec<QueueView> {
+        let accepted: Vec<_> = self.shared.accepted.lock().values().cloned().collect();
+        self.dialled.iter().map(|target| &target.board).chain(&accepted).flat_map(|board| board.queues()).collect()
     }
 
     /// Closes the link with a peer and keeps it closed, until [`Transport::resume`] or the end of the process; `by` says who wants

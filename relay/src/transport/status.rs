@@ -10,11 +10,22 @@ use std::{
 use parking_lot::Mutex;
 use seaway_federation_proto::{
     ids::NodeName,
+    limits::MESSAGE_BYTES_CEILING,
     session::{NodeKind, vitals::Standing},
 };
 
-use super::mailbox::LinkMailbox;
-use crate::{link::driver::LinkCounters, node::LinkStatus};
+use super::{
+    bounds::{
+        CHANNEL_UNACKED_BYTES_MAX, CONNECTION_WINDOW_BYTES, DATAGRAM_RECEIVE_BYTES_MAX, DATAGRAM_SEND_BYTES_MAX,
+        MAILBOX_BYTES_MAX, ONE_WAY_STREAM_BYTES_MAX, STREAM_BYTES_MAX,
+    },
+    channels::CHANNELS,
+    mailbox::LinkMailbox,
+};
+use crate::{
+    link::driver::LinkCounters,
+    node::{LinkStatus, queues::QueueView},
+};
 
 /// Rates and loss are taken over about so long.
 const WINDOW: Duration = Duration::from_secs(10);
@@ -44,6 +55,8 @@ struct Active {
     kind: Option<NodeKind>,
     samples: VecDeque<Sample>,
     one_way_dropped: u64,
+    /// Bytes written and not yet acknowledged by the peer's QUIC, as of the last sample.
+    unacknowledged: u64,
 }
 
 #[derive(Debug)]
@@ -127,6 +140,7 @@ impl LinkBoard {
             kind: None,
             samples: VecDeque::new(),
             one_way_dropped: 0,
+            unacknowledged: 0,
         });
         state.connections
     }
@@ -166,18 +180,47 @@ impl LinkBoard {
     }
 
     /// Once a second, from the link's task; `one_way_dropped`: by the transport, on this connection.
-    pub fn sample(&self, number: u64, one_way_dropped: u64) {
+    pub fn sample(&self, number: u64, one_way_dropped: u64, unacknowledged: u64) {
         let mut state = self.state.lock();
         if state.connections != number {
             return;
         }
         let Some(active) = state.active.as_mut() else { return };
         active.one_way_dropped = one_way_dropped;
+        active.unacknowledged = unacknowledged;
         let now = sample(active);
         active.samples.push_back(now);
         while active.samples.front().is_some_and(|first| now.at.duration_since(first.at) > WINDOW) {
             active.samples.pop_front();
         }
+    }
+
+    /// What the link holds while it is up.
+    pub fn queues(&self) -> Vec<QueueView> {
+        let state = self.state.lock();
+        let Some(active) = &state.active else { return Vec::new() };
+        let of = state.peer.as_ref().map_or_else(|| state.address.clone(), ToString::to_string);
+        let mailbox = QueueView::bytes(
+            "link-mailbox",
+            active.mailbox.bytes(),
+            MAILBOX_BYTES_MAX,
+            "one-way messages are dropped from its half on; the link is closed",
+        );
+        // A stream counts until all of it is acknowledged.
+        let unacknowledged_max =
+            CHANNELS.len() as u64 * (CHANNEL_UNACKED_BYTES_MAX + STREAM_BYTES_MAX) + MESSAGE_BYTES_CEILING as u64;
+        let rows = [
+            mailbox,
+            QueueView::bytes("link-sent", active.unacknowledged, unacknowledged_max, "nothing more is given to QUIC"),
+            QueueView::unseen("link-quic-received", CONNECTION_WINDOW_BYTES.into(), "QUIC lets the peer send no more"),
+            QueueView::unseen(
+                "link-datagrams",
+                (DATAGRAM_SEND_BYTES_MAX + DATAGRAM_RECEIVE_BYTES_MAX) as u64,
+                "one-way messages are dropped",
+            ),
+            QueueView::unseen("link-one-way-streams", 2 * ONE_WAY_STREAM_BYTES_MAX as u64, "dropped and counted"),
+        ];
+        rows.into_iter().chain(active.counters.queues()).map(|row| row.of(&of)).collect()
     }
 
     /// For people and machines.
@@ -204,6 +247,9 @@ impl LinkBoard {
             up_since_us: None,
             reconnects: state.connections.saturating_sub(1),
             one_way_dropped: state.one_way_dropped,
+            send_limited: 0,
+            receive_limited: 0,
+            one_way_limited: 0,
         };
         if let Some(active) = &state.active {
             fill(&mut status, active);
@@ -254,6 +300,9 @@ fn fill(status: &mut LinkStatus, active: &Active) {
     status.bytes_out = counters.bytes_out.load(Ordering::Relaxed);
     status.batches_in = counters.batches_in.load(Ordering::Relaxed);
     status.batches_out = counters.batches_out.load(Ordering::Relaxed);
+    status.send_limited = counters.send_limited.load(Ordering::Relaxed);
+    status.receive_limited = counters.receive_limited.load(Ordering::Relaxed);
+    status.one_way_limited = counters.one_way_limited.load(Ordering::Relaxed);
     status.one_way_dropped += dropped(active);
     let (Some(first), now) = (active.samples.front(), sample(active)) else { return };
     let seconds = now.at.duration_since(first.at).as_secs_f64().max(0.001);

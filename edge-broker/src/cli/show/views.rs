@@ -66,6 +66,9 @@ pub(crate) struct LinkView {
     pub(crate) up_since: Option<String>,
     pub(crate) reconnects: u64,
     pub(crate) one_way_dropped: u64,
+    pub(crate) send_limited: u64,
+    pub(crate) receive_limited: u64,
+    pub(crate) one_way_limited: u64,
 }
 
 impl From<api::LinkStatus> for LinkView {
@@ -90,6 +93,9 @@ impl From<api::LinkStatus> for LinkView {
             up_since: time(from.up_since_us),
             reconnects: from.reconnects,
             one_way_dropped: from.one_way_dropped,
+            send_limited: from.send_limited,
+            receive_limited: from.receive_limited,
+            one_way_limited: from.one_way_limited,
         }
     }
 }

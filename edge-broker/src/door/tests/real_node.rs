@@ -48,6 +48,7 @@ fn config(dir: &std::path::Path) -> NodeConfig {
         costs: vec![],
         tail_bytes_max: 64 << 20,
         hold_back: seaway_relay::node::HoldBackConfig::default(),
+        limits: seaway_relay::node::limits::LimitsConfig::default(),
     }
 }
 

@@ -441,7 +441,18 @@ async fn what_steers_is_never_done_for_unknown_callers() {
     let mut steering = 0;
     for call in super::audit::calls() {
         // Of the state all may be shown; the tokens and levels only to those who may change them.
-        let seen = ["Status", "ListLinks", "ListTopics", "ListGroups", "ListSites", "Topology", "ExplainRoute", "Find"];
+        let seen = [
+            "Status",
+            "ListLinks",
+            "ListTopics",
+            "ListGroups",
+            "ListSites",
+            "ListLimits",
+            "ListQueues",
+            "Topology",
+            "ExplainRoute",
+            "Find",
+        ];
         let answer = super::audit::call(&harness, &call, None).await;
         if !seen.contains(&call.as_str()) {
             assert_eq!(answer.unwrap_err().code(), Code::Unauthenticated, "{call}");

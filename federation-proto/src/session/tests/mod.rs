@@ -1,6 +1,7 @@
 //! Sessions joined back to back in memory, honest and not.
 
 mod faults;
+mod paced;
 mod pair;
 mod turns;
 

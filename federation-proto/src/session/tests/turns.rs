@@ -220,12 +220,12 @@ fn a_link_tells_why_it_is_not_live() {
     let (standing, blocked) = judged(&mut b, now + 10 * second).unwrap();
     assert!(standing == vitals::Standing::Stalled && blocked.contains("granted no room"), "{blocked}");
     // The peer says itself why, once and only while it lasts.
-    a.say_condition("its disk is nearly full");
-    a.say_condition("its disk is nearly full");
+    a.say_condition(NOW, "its disk is nearly full");
+    a.say_condition(NOW, "its disk is nearly full");
     exchange(&mut a, &mut b, now);
     let (_, told) = judged(&mut b, now + second).unwrap();
     assert!(told.starts_with("the peer stores nothing that comes: its disk is nearly full"), "{told}");
-    a.say_condition("");
+    a.say_condition(NOW, "");
     exchange(&mut a, &mut b, now);
     assert_eq!(judged(&mut b, now + second), None);
 }

@@ -37,6 +37,8 @@ use super::codec::{Fields, Position, PutFields};
 const BLOCK_CACHE_BYTES: usize = 64 << 20;
 /// Memory for what is not flushed yet, all column families together, in bytes.
 const WRITE_BUFFER_BYTES: usize = 64 << 20;
+/// What the index holds in memory at most, but for what RocksDB keeps for each file and iterator.
+pub const INDEX_MEMORY_BYTES: u64 = (BLOCK_CACHE_BYTES + WRITE_BUFFER_BYTES) as u64;
 /// Files that the index keeps open.
 const OPEN_FILES_MAX: i32 = 512;
 /// Format of the keys and values here; another one is thrown away and rebuilt.

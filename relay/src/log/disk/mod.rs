@@ -134,3 +134,4 @@ pub use self::{
     verify::{DumpFilter, DumpLine, Inspected, VerifyReport, dump, inspect_segment, verify},
     writer::GROUP_BYTES_MAX,
 };
+pub use index::INDEX_MEMORY_BYTES;
