@@ -485,8 +485,8 @@ async fn a_full_share_of_copies_stands_still_until_there_is_room_and_publishers_
     east.config.topics = vec![("#".parse().unwrap(), kept)];
     east.start_again().await;
     west.wait_registered(&east.site()).await;
-    let text = "x".repeat(100_000);
-    for _ in 0..20 {
+    let text = "x".repeat(4_000);
+    for _ in 0..500 {
         west.publish(&text, Acknowledgement::Local).await.unwrap();
     }
     let deadline = Instant::now() + LONG * 3;

@@ -114,6 +114,29 @@ fn settings_of(config: &TopicConfig) -> Settings {
     }
 }
 
+/// Who asked for a change, until it is durable and this origin goes by it: either may come first.
+struct Told {
+    tell: Option<TellTopic>,
+    result: Option<Result<(), PublishError>>,
+    written: bool,
+}
+
+impl Told {
+    /// Notes what came to be, and tells once there is nothing more to come.
+    fn pass(told: &Mutex<Self>, note: impl FnOnce(&mut Self)) {
+        let mut told = told.lock();
+        note(&mut told);
+        if !told.written || told.result.is_none() {
+            return;
+        }
+        let (tell, result) = (told.tell.take(), told.result.take());
+        drop(told);
+        if let (Some(tell), Some(result)) = (tell, result) {
+            tell(result);
+        }
+    }
+}
+
 impl Origin {
     /// Creates a topic by name, also one that was deleted.
     pub fn create_topic(self: &Arc<Self>, topic: &Topic, with: With, tell: TellTopic) {
@@ -218,23 +241,26 @@ impl Origin {
         change: Changing,
     ) -> Option<(TellTopic, PublishError)> {
         let Changing { topic, what, with, tell, .. } = change;
-        let told = Arc::new(Mutex::new(Some(tell)));
+        let told = Arc::new(Mutex::new(Told { tell: Some(tell), result: None, written: false }));
         let done = {
             let told = told.clone();
-            let tell = move |result: Result<(), Poisoned>| {
-                let tell = told.lock().take();
-                if let Some(tell) = tell {
-                    tell(result.map_err(|poisoned| PublishError::InDoubt(poisoned.to_string())));
-                }
-            };
-            Box::new(tell)
+            Box::new(move |result: Result<(), Poisoned>| {
+                let result = result.map_err(|poisoned| PublishError::InDoubt(poisoned.to_string()));
+                Told::pass(&told, |told| told.result = Some(result));
+            })
         };
         let stored = self.stored.lock().get(topic.as_str()).cloned();
         let written = match what {
             What::Settings => self.open_as(topics, &topic, stored, &with, Some(done)).map(drop),
             What::Delete => self.write_deletion(&topic, stored, &with, done),
         };
-        let tell = written.as_ref().err().and_then(|_| told.lock().take());
+        let tell = match &written {
+            Ok(()) => {
+                Told::pass(&told, |told| told.written = true);
+                None
+            }
+            Err(_) => told.lock().tell.take(),
+        };
         match (written, tell) {
             (Err(Refusal::Error(error)), Some(tell)) => Some((tell, error)),
             (Err(Refusal::Full), Some(tell)) => {
