@@ -156,11 +156,11 @@ fn a_node_that_replays_its_log_stops_when_it_is_told_to() {
     operated.federation.run("eu/edge", &["pub", "orders", "x"]).ok();
     let member = operated.federation.cluster.member_mut("eu/edge").unwrap();
     assert_eq!(member.stop(), Some(0));
-    let segments = std::fs::read_dir(member.data_dir().join("segments")).unwrap();
-    let newest = segments.map(|entry| entry.unwrap().path()).max().unwrap();
+    // Opening reads the identity first of all, and waits for whoever writes into a pipe.
+    let identity = member.data_dir().join("identity");
     let aside = member.data_dir().join("aside");
-    std::fs::rename(&newest, &aside).unwrap();
-    assert!(std::process::Command::new("mkfifo").arg(&newest).status().unwrap().success());
+    std::fs::rename(&identity, &aside).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&identity).status().unwrap().success());
     let logged = member.logged().len();
     operated.federation.cluster.start("eu/edge").unwrap();
     operated.federation.wait_logged("eu/edge", logged, "probes and metrics are answered");
@@ -168,7 +168,7 @@ fn a_node_that_replays_its_log_stops_when_it_is_told_to() {
     let member = operated.federation.cluster.member_mut("eu/edge").unwrap();
     assert_eq!(member.stop(), Some(0), "{}", member.logged().split_off(logged));
     // And nothing came of it.
-    std::fs::rename(&aside, &newest).unwrap();
+    std::fs::rename(&aside, &identity).unwrap();
     operated.federation.cluster.start("eu/edge").unwrap();
     operated.federation.wait_up("eu/edge");
     let args = ["sub", "orders", "--from", "earliest", "--until-end", "--timeout", "120s"];
