@@ -196,6 +196,8 @@ fn a_file_system_that_is_filled_to_the_last_byte_stops_nothing_for_good() {
     let mut batches = load.end();
     check(&log, &name, &batches);
 
+    // How much came meanwhile is the machine's matter: the reserve needs room of its own.
+    trim(&log, &batches[batches.len() - 20]);
     until("the reserve to be kept again", || {
         log.reclaim().unwrap();
         mount.path().join("data/reserve").exists()
