@@ -148,34 +148,6 @@ fn a_drained_node_takes_nothing_says_so_and_comes_back() {
 
 /// A segment that never ends, in place of one that takes long to read.
 #[test]
-fn a_node_that_replays_its_log_stops_when_it_is_told_to() {
-    let mut operated = Operated { federation: Federation::empty(), admin: Vec::new() };
-    operated.add("eu/edge", Kind::Edge, &[]);
-    operated.federation.cluster.start("eu/edge").unwrap();
-    operated.federation.wait_up("eu/edge");
-    operated.federation.run("eu/edge", &["pub", "orders", "x"]).ok();
-    let member = operated.federation.cluster.member_mut("eu/edge").unwrap();
-    assert_eq!(member.stop(), Some(0));
-    // Opening reads the identity first of all, and waits for whoever writes into a pipe.
-    let identity = member.data_dir().join("identity");
-    let aside = member.data_dir().join("aside");
-    std::fs::rename(&identity, &aside).unwrap();
-    assert!(std::process::Command::new("mkfifo").arg(&identity).status().unwrap().success());
-    let logged = member.logged().len();
-    operated.federation.cluster.start("eu/edge").unwrap();
-    operated.federation.wait_logged("eu/edge", logged, "probes and metrics are answered");
-    wait_for("it does not come up", || operated.get("eu/edge", "/startupz").0 == 503);
-    let member = operated.federation.cluster.member_mut("eu/edge").unwrap();
-    assert_eq!(member.stop(), Some(0), "{}", member.logged().split_off(logged));
-    // And nothing came of it.
-    std::fs::rename(&aside, &identity).unwrap();
-    operated.federation.cluster.start("eu/edge").unwrap();
-    operated.federation.wait_up("eu/edge");
-    let args = ["sub", "orders", "--from", "earliest", "--until-end", "--timeout", "120s"];
-    assert_eq!(operated.federation.run("eu/edge", &args).ok().out, "x\n");
-}
-
-#[test]
 fn a_paused_link_waits_at_both_ends_and_loses_nothing() {
     let operated = Operated::start();
     let federation = &operated.federation;

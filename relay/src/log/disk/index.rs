@@ -37,6 +37,8 @@ use super::codec::{Fields, Position, PutFields};
 const BLOCK_CACHE_BYTES: usize = 64 << 20;
 /// Memory for what is not flushed yet, all column families together, in bytes.
 const WRITE_BUFFER_BYTES: usize = 64 << 20;
+/// And at least, whatever the reserve.
+const WRITE_BUFFER_BYTES_MIN: usize = 1 << 20;
 /// What the index holds in memory at most, but for what RocksDB keeps for each file and iterator.
 pub const INDEX_MEMORY_BYTES: u64 = (BLOCK_CACHE_BYTES + WRITE_BUFFER_BYTES) as u64;
 /// Files that the index keeps open.
@@ -202,7 +204,11 @@ impl std::fmt::Debug for Index {
 
 impl Index {
     /// Opens the index, empty if there is none; see [`super::DiskConfig::stepped`].
-    pub(crate) fn open(dir: &Path, stepped: bool) -> Result<Self, IndexError> {
+    ///
+    /// `reserve` is what is kept in a file for a disk that others fill, bytes: RocksDB goes on after it found no room only where as much is
+    /// free as it gathers before it writes, so it gathers less than that.
+    pub(crate) fn open(dir: &Path, stepped: bool, reserve: u64) -> Result<Self, IndexError> {
+        let (buffer, cached) = memory(reserve);
         std::fs::create_dir_all(dir).map_err(|e| IndexError(format!("making {} failed: {e}", dir.display())))?;
         if let Ok(why) = std::fs::read_to_string(dir.join(UNREADABLE)) {
             return Err(IndexError(format!("it could not be read before ({why})")));
@@ -211,7 +217,7 @@ impl Index {
         options.create_if_missing(true);
         options.create_missing_column_families(true);
         options.set_atomic_flush(true);
-        options.set_db_write_buffer_size(WRITE_BUFFER_BYTES);
+        options.set_db_write_buffer_size(buffer);
         options.set_max_background_jobs(2);
         options.set_max_open_files(OPEN_FILES_MAX);
         options.set_keep_log_file_num(2);
@@ -219,8 +225,10 @@ impl Index {
         options.set_paranoid_checks(true);
         options.enable_statistics();
         options.set_statistics_level(StatsLevel::ExceptHistogramOrTimers); // counters alone, which cost next to nothing
-        let cache = Cache::new_lru_cache(BLOCK_CACHE_BYTES);
-        let families = Family::ALL.map(|family| ColumnFamilyDescriptor::new(family.name(), family_options(&cache)));
+        let cache = Cache::new_lru_cache(cached);
+        // The one that RocksDB always has, too, though nothing is in it: the largest buffer of all counts.
+        let names = Family::ALL.iter().map(|family| family.name()).chain([rocksdb::DEFAULT_COLUMN_FAMILY_NAME]);
+        let families = names.map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache, buffer)));
         let db = DB::open_cf_descriptors(&options, dir, families)?;
         let mut no_wal = WriteOptions::default();
         no_wal.disable_wal(true);
@@ -562,14 +570,24 @@ impl Changes<'_> {
     }
 }
 
-fn family_options(cache: &Cache) -> Options {
+/// What is gathered before it is written, and what is kept of what was read, bytes, where so much of the reserve is kept in a file (0: none).
+fn memory(reserve: u64) -> (usize, usize) {
+    if reserve == 0 {
+        return (WRITE_BUFFER_BYTES, BLOCK_CACHE_BYTES);
+    }
+    let part = usize::try_from(reserve / 4).unwrap_or(usize::MAX);
+    let buffer = part.clamp(WRITE_BUFFER_BYTES_MIN, WRITE_BUFFER_BYTES);
+    (buffer, buffer.saturating_mul(2).min(BLOCK_CACHE_BYTES))
+}
+
+fn family_options(cache: &Cache, buffer: usize) -> Options {
     let mut blocks = BlockBasedOptions::default();
     blocks.set_block_cache(cache);
     blocks.set_cache_index_and_filter_blocks(true);
     let mut options = Options::default();
     options.set_block_based_table_factory(&blocks);
     options.set_compression_type(rocksdb::DBCompressionType::Lz4);
-    options.set_write_buffer_size(WRITE_BUFFER_BYTES);
+    options.set_write_buffer_size(buffer);
     options
 }
 

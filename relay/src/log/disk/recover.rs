@@ -172,7 +172,7 @@ fn open_index(
     numbers: &[u64],
 ) -> Result<(Index, Option<Applied>, Option<Misfit>), OpenError> {
     let dir = config.index_dir();
-    let misfit = match Index::open(&dir, config.stepped) {
+    let misfit = match Index::open(&dir, config.stepped, config.ballast_bytes) {
         // On a full disk it may be as good as ever.
         Err(e) if config.files.free_bytes(&config.dir).is_ok_and(|free| free < OPEN_ROOM_BYTES) => {
             return Err(OpenError::Index { dir: dir.display().to_string(), why: e.to_string() });
@@ -192,7 +192,7 @@ fn new_index(config: &DiskConfig, identity: &Identity) -> Result<Index, OpenErro
     let dir = config.index_dir();
     let failed = |why: String| OpenError::Index { dir: dir.display().to_string(), why };
     Index::destroy(&dir).map_err(|e| failed(format!("it cannot be removed: {e}")))?;
-    let index = Index::open(&dir, config.stepped).map_err(|e| failed(e.0))?;
+    let index = Index::open(&dir, config.stepped, config.ballast_bytes).map_err(|e| failed(e.0))?;
     index.claim(&identity.directory).map_err(|e| failed(e.0))?;
     Ok(index)
 }
