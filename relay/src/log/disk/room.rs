@@ -142,7 +142,7 @@ impl Shared {
         let (has_room, needed) = match needs {
             Needs::Reserve => (self.has_disk_for(bytes), self.reserve()),
             Needs::HalfReserve => {
-                let needed = self.config.reserve_bytes.div_ceil(2).min(self.reserve());
+                let needed = self.reserve().div_ceil(2);
                 (!self.figures.disk_full.load(Ordering::Relaxed) || free >= needed, needed)
             }
             Needs::Nothing => (true, 0),
