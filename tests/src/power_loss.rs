@@ -163,8 +163,8 @@ pub fn run_on(seed: u64, disk: FaultDisk) -> Tally {
 
 /// What an opening says of a segment that had been given back, where it should say nothing.
 const FALSE_DAMAGE: &str = "bytes that were durable are gone";
-/// In so many runs of each thread, at most.
-const FALSE_DAMAGE_MAX: u64 = 2;
+/// The one run of the tests' that meets it, each time.
+const FALSE_DAMAGE_SEED: u64 = 1316;
 
 /// Runs `count` seeds from `first` on, on so many threads; the sum of what they met. A seed that fails is
 /// printed, and its panic goes on.
@@ -177,9 +177,9 @@ pub fn run_seeds(first: u64, count: u64, threads: u64) -> Tally {
                 Ok(found) => tally.add(found),
                 Err(panic) => {
                     print_seed(seed);
-                    // Known, and rare: see ARCHITECTURE, "What does not hold yet". The run is not gone on with.
+                    // Known, of this run alone: see ARCHITECTURE, "What does not hold yet". The run is not gone on with.
                     let text = panic.downcast_ref::<String>().map_or("", String::as_str);
-                    if text.contains(FALSE_DAMAGE) && tally.false_damage < FALSE_DAMAGE_MAX {
+                    if seed == FALSE_DAMAGE_SEED && text.contains(FALSE_DAMAGE) {
                         tally.false_damage += 1;
                         continue;
                     }
